@@ -1,0 +1,134 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the models are asked, how history is put before the question, how answers are read.
+
+One place for edge, cloud and training, so that all three always see the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+import unicodedata
+
+from .facts import Context, Fact, NS, Query
+
+Message = dict[str, Any]
+AGE_STEP_S = 0.5  # ages are rounded to this: the prompt's prefix must not change each frame
+MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
+# Every chat template in use marks its special tokens with one of these.
+_BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}': ')', '|': '/'})
+
+
+def neutralise(text: str, limit: int = MAX_TEXT) -> str:
+    """Return untrusted text as one printable line that can hold no template or special token."""
+    text = unicodedata.normalize('NFKC', text[:4 * limit])
+    text = ''.join(c if c.isprintable() else ' ' for c in text)
+    return ' '.join(text.translate(_BRACKETS).split())[:limit]
+
+
+def question(query: Query) -> str:
+    """Return the question for the edge model."""
+    if query.format == 'facts':
+        lines = [f'{key}: {"|".join(query.choices[key])}' for key in query.keys]
+        return '\n'.join([query.prompt, 'One line per key:', *lines])
+    if query.format == 'choice':
+        return f'{query.prompt}\nOne of: {"|".join(query.choices[query.id])}'
+    return query.prompt
+
+
+def cloud_question(query: Query) -> str:
+    """Return the question for the cloud model, which also says where it saw what it tells."""
+    if query.format != 'facts':
+        return question(query)
+    return (question(query) + '\nReply as a JSON list with one object per key: '
+            '{"label": key, "bbox_2d": [x1, y1, x2, y2], "value": value}. '
+            'Leave bbox_2d out when nothing is there.')
+
+
+def age_s(now_ns: int, stamp_ns: int) -> float:
+    """Age in seconds, rounded to AGE_STEP_S, never negative."""
+    return max(0.0, round((now_ns - stamp_ns) / NS / AGE_STEP_S) * AGE_STEP_S)
+
+
+def answer_text(query: Query, facts: Sequence[Fact], now_ns: int | None = None) -> str:
+    """Return facts as the model would write them; with ``now_ns``, each with its age."""
+    by_key = {f.key: f for f in facts}
+    lines = []
+    for key in query.keys:
+        fact = by_key.get(key)
+        if fact is None:
+            continue
+        old = '' if now_ns is None else f' ({age_s(now_ns, fact.stamp_ns):.1f} s ago)'
+        lines.append(f'{fact.value}{old}' if query.format == 'choice'
+                     else f'{key}: {fact.value}{old}')
+    return '\n'.join(lines)
+
+
+def history_text(query: Query, context: Context, now_ns: int) -> str:
+    """Return the replaced answer as the assistant's own earlier turn; '' without context."""
+    if query.format == 'text':
+        if not context.text:
+            return ''
+        return f'{neutralise(context.text)} ({age_s(now_ns, context.text_stamp_ns):.1f} s ago)'
+    return answer_text(query, context.facts, now_ns)
+
+
+def messages(query: Query, context: Context | None, now_ns: int, n_images: int) -> list[Message]:
+    """
+    Return the chat for the edge model: history first, the present images and question last.
+
+    Images are placeholders; the processor is given the pixels.
+    """
+    images: list[Message] = [{'type': 'image'}] * n_images
+    history = history_text(query, context, now_ns) if context is not None else ''
+    asked = {'type': 'text', 'text': question(query)}
+    if not history:
+        return [{'role': 'user', 'content': [*images, asked]}]
+    return [
+        {'role': 'user', 'content': [asked]},
+        {'role': 'assistant', 'content': [{'type': 'text', 'text': history}]},
+        {'role': 'user', 'content': [*images, {'type': 'text', 'text': f'Now: {query.prompt}'}]},
+    ]
+
+
+def parse_answer(query: Query, text: str, stamp_ns: int) -> tuple[tuple[Fact, ...], list[str]]:
+    """
+    Read a model's plain-text answer.
+
+    Return the facts and a list of what was rejected, each entry naming the key or line and why.
+    A text query has no facts and rejects nothing but emptiness.
+    """
+    rejected: list[str] = []
+    if query.format == 'text':
+        return (), [] if text.strip() else ['empty answer']
+    if query.format == 'choice':
+        value = match_choice(text.strip().splitlines()[0] if text.strip() else '',
+                             query.choices[query.id])
+        if value is None:
+            return (), [f'{query.id}: {neutralise(text, 40)!r} is none of the choices']
+        return (Fact(query.id, value, stamp_ns),), []
+    facts: dict[str, Fact] = {}
+    for line in text.strip().splitlines():
+        key, colon, raw = line.partition(':')
+        key = key.strip()
+        if not colon or key not in query.choices:
+            rejected.append(f'{neutralise(line, 40)!r}: no such key')
+        elif key in facts:
+            rejected.append(f'{key}: answered twice')
+        else:
+            value = match_choice(raw, query.choices[key])
+            if value is None:
+                rejected.append(f'{key}: {neutralise(raw, 40)!r} is none of the choices')
+            else:
+                facts[key] = Fact(key, value, stamp_ns)
+    rejected += [f'{key}: missing' for key in query.keys
+                 if key not in facts and not any(r.startswith(f'{key}:') for r in rejected)]
+    return tuple(facts[k] for k in query.keys if k in facts), rejected
+
+
+def match_choice(raw: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that raw text names, forgiving case, quotes and a full stop."""
+    value = raw.strip().strip('\'"`.').strip().casefold()
+    return next((c for c in choices if c.casefold() == value), None)

@@ -1,0 +1,56 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Circuit breaker: stop asking a server that fails, try again soon."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+import random
+
+
+class State(IntEnum):
+    """The numbers are those of spotvlm_msgs/CloudStatus."""
+
+    CLOSED = 0
+    OPEN = 1
+    HALF_OPEN = 2
+
+
+class Breaker:
+    """
+    Opens after ``threshold`` failures in a row, then lets one trial through per backoff.
+
+    The backoff doubles from ``first_s`` to ``longest_s``, which is short so that context comes
+    back soon after the server does. Times are steady-clock seconds, given by the caller.
+    """
+
+    def __init__(self, threshold: int = 3, first_s: float = 0.25, longest_s: float = 2.0,
+                 seed: int | None = None) -> None:
+        """Start closed."""
+        self.threshold, self.first_s, self.longest_s = threshold, first_s, longest_s
+        self.state = State.CLOSED
+        self.retry_at = 0.0
+        self._failures = 0
+        self._random = random.Random(seed)
+
+    def allow(self, now: float) -> bool:
+        """Return whether a request may go; when open and due, it becomes the trial."""
+        if self.state is State.OPEN and now >= self.retry_at:
+            self.state = State.HALF_OPEN
+            return True
+        return self.state is State.CLOSED
+
+    def success(self) -> None:
+        """Note a reply."""
+        self.state = State.CLOSED
+        self._failures = 0
+
+    def failure(self, now: float) -> None:
+        """Note a request without a reply."""
+        self._failures += 1
+        if self.state is State.CLOSED and self._failures < self.threshold:
+            return
+        self.state = State.OPEN
+        doublings = min(16, self._failures - self.threshold)
+        backoff = min(self.longest_s, self.first_s * 2.0 ** max(0, doublings))
+        self.retry_at = now + backoff * self._random.uniform(0.7, 1.0)

@@ -1,0 +1,70 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes that never outlive their parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import ctypes
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """
+    A process in a group of its own, so that Ctrl-C reaches the parent only and it decides.
+
+    ``stop`` ends the whole group: SIGTERM, which unlike SIGINT gives no traceback in a Python that
+    has only begun to start, then SIGKILL. Should the parent be killed, Linux ends the child too.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None,
+                 log: Path | None = None) -> None:
+        """Start the process; its output goes to ``log``, or where ours goes."""
+        self.log = log
+        out = log.open('ab') if log is not None else None
+        try:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_parent)
+        finally:
+            if out is not None:
+                out.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
+
+    def ask_to_end(self) -> None:
+        """Tell the group to end, do not wait; ``stop`` does that."""
+        self._signal(signal.SIGTERM)
+
+    def stop(self, patience_s: float = 8.0) -> int:
+        """End the group and return the exit code."""
+        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+            if not self._signal(number):
+                break
+            try:
+                self.process.wait(wait_s)
+            except subprocess.TimeoutExpired:
+                continue
+        self._signal(signal.SIGKILL)  # members of the group that the leader left behind
+        return self.process.wait()
+
+    def _signal(self, number: int) -> bool:
+        try:
+            os.killpg(self.process.pid, number)
+            return True
+        except (ProcessLookupError, PermissionError):
+            return False
+
+
+def _die_with_parent() -> None:
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

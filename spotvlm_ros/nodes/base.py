@@ -1,0 +1,308 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""What all four nodes share: parameters, lifecycle, diagnostics, clock jumps, QoS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import time
+import traceback
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
+    SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from .params import Param, ParamError, read_queries, TABLES, TTL
+from ..method.facts import Query
+
+JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted
+SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
+                    durability=qos_profile_sensor_data.durability)
+RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def latched(depth: int) -> QoSProfile:
+    """Return the profile for state that late joiners must get."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE,
+                      durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class SpotNode(LifecycleNode):
+    """
+    A lifecycle node whose parameters come from a table.
+
+    Subclasses give ``setup`` (configure), ``start`` (activate), ``stop`` (deactivate) and
+    ``release`` (cleanup). Each may raise: ParamError fails the transition, anything else is an
+    error; nothing ever reaches the executor. All four, and all callbacks, run on its thread.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        """Declare parameters and start diagnostics."""
+        super().__init__(name, **kwargs)
+        self._table = {p.name: p for p in TABLES[name]}
+        self._values: dict[str, Any] = {}
+        self._param_error = ''
+        self.last_failure = ''  # why the last transition failed
+        self._active = False
+        self._owned: list[Callable[[], Any]] = []  # undo what start() made
+        self.counts: dict[str, int] = {}           # what went wrong, for diagnostics
+        self.problem = ''                          # newest error, with its remedy
+        self._problem_at = 0.0
+        for param in TABLES[name]:
+            self._declare(param, param.name)
+        self.add_on_set_parameters_callback(self._on_set)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        rate = self._values.get('diagnostics_hz', 1.0)
+        self._diagnostics_timer = self.create_timer(1.0 / rate, self._diagnose,
+                                                    clock=self._steady)
+        self._jumps = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=Duration(seconds=JUMP_FORWARD_S),
+                          min_backward=Duration(nanoseconds=-1), on_clock_change=True),
+            post_callback=self._on_jump)
+
+    # For subclasses
+
+    def setup(self) -> None:
+        """Read parameters, create publishers, load models."""
+
+    def start(self) -> None:
+        """Subscribe and begin work; what ``own`` is told is undone before ``stop``."""
+
+    def stop(self) -> None:
+        """End work; called more than once."""
+
+    def release(self) -> None:
+        """Free memory and publishers; called more than once."""
+
+    def clock_jumped(self) -> None:
+        """ROS time jumped: forget everything that depends on it."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what /diagnostics shows."""
+        return {}
+
+    # For subclasses to use
+
+    def param(self, name: str) -> Any:
+        """Return a parameter's present, checked value."""
+        return self._values[name]
+
+    def queries(self) -> tuple[Query, ...]:
+        """Declare and read the parameters of the queries."""
+        return read_queries(lambda param, name: self._values[name]
+                            if name in self._values else self._declare(param, name))
+
+    def own(self, undo: Callable[[], Any]) -> None:
+        """Call ``undo`` on deactivate."""
+        self._owned.append(undo)
+
+    def advertise(self, kind: type, topic: str, qos: QoSProfile) -> Any:
+        """Create a publisher that is silent while the node is inactive."""
+        return self.create_lifecycle_publisher(
+            kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+
+    def subscribe(self, kind: type, topic: str, qos: QoSProfile,
+                  call: Callable[[Any], None]) -> None:
+        """Subscribe until deactivate; a callback that raises is a counted problem."""
+        def incompatible(event: Any) -> None:
+            self.count('qos_mismatch', f'a publisher on {subscription.topic_name} offers QoS that '
+                       f'does not fit (policy {event.last_policy_kind}); set '
+                       f'qos_overrides.{subscription.topic_name}.subscription.* to match it')
+        subscription = self.create_subscription(
+            kind, topic, self.guarded(call), qos,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self.own(lambda: self.destroy_subscription(subscription))
+
+    def every(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call until deactivate, by the steady clock."""
+        timer = self.create_timer(seconds, self.guarded(call), clock=self._steady)
+        self.own(lambda: self.destroy_timer(timer))
+
+    def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
+        """Return ``call`` so that it never raises."""
+        def safe(*args: Any) -> None:
+            try:
+                call(*args)
+            except Exception as error:
+                self.count('callback_errors', f'{type(error).__name__}: {error}')
+                self.get_logger().debug(traceback.format_exc())
+        return safe
+
+    def count(self, what: str, problem: str = '') -> None:
+        """Count something that went wrong; tell about it, at most every five seconds."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if not problem:
+            return
+        now = time.monotonic()
+        if problem != self.problem or now - self._problem_at > 5.0:
+            self.get_logger().warning(problem, throttle_duration_sec=1.0)
+        self.problem, self._problem_at = problem, now
+
+    def now_ns(self) -> int:
+        """Return ROS time; 0 until the first /clock where sim time is used."""
+        return int(self.get_clock().now().nanoseconds)
+
+    @property
+    def active(self) -> bool:
+        """Whether the node is activated."""
+        return self._active
+
+    # Lifecycle
+
+    def autostart(self) -> bool:
+        """Configure and activate, if the parameter says so; return whether that worked."""
+        if not self._values.get('autostart', True) and not self._param_error:
+            return True
+        good = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == good and self.trigger_activate() == good
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load what the node needs."""
+        if self._param_error:
+            self.last_failure = self._param_error
+            self.get_logger().error(self._param_error)
+            return TransitionCallbackReturn.FAILURE
+        return self._transition('configure', self.setup, self.release,
+                                lambda: super(SpotNode, self).on_configure(state))
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin work."""
+        def begin() -> None:
+            super(SpotNode, self).on_activate(state)
+            self._active = True
+            self.start()
+        return self._transition('activate', begin, self._end)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End work, keep models."""
+        return self._transition('deactivate', self._end,
+                                after=lambda: super(SpotNode, self).on_deactivate(state))
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free memory."""
+        return self._transition('cleanup', self.release,
+                                after=lambda: super(SpotNode, self).on_cleanup(state))
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End work and free memory."""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Go back to unconfigured, so that another configure can be tried."""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """End work and free memory, whatever the state; safe to call again."""
+        for step in (self._end, self.release):
+            self.guarded(step)()
+
+    def _transition(self, name: str, step: Callable[[], None],
+                    undo: Callable[[], None] | None = None,
+                    after: Callable[[], Any] | None = None) -> TransitionCallbackReturn:
+        try:
+            step()
+            if after is not None:
+                after()
+            self.last_failure = ''
+            return TransitionCallbackReturn.SUCCESS
+        except Exception as error:
+            kind = '' if isinstance(error, (OSError, ValueError)) else f'{type(error).__name__}: '
+            self.last_failure = f'{name}: {kind}{error}'
+            self.get_logger().error(self.last_failure)
+            self.get_logger().debug(traceback.format_exc())
+        if undo is not None:
+            self.guarded(undo)()
+        return TransitionCallbackReturn.FAILURE
+
+    def _end(self) -> None:
+        self._active = False
+        while self._owned:
+            self.guarded(self._owned.pop())()
+        self.stop()
+
+    # Parameters
+
+    def _declare(self, param: Param, name: str) -> Any:
+        """Declare one parameter; return its checked value, or raise ParamError."""
+        descriptor = ParameterDescriptor(
+            description=param.description + (f'; {param.allowed}' if param.choices else ''),
+            read_only=param.when == 'start', dynamic_typing=True)
+        if type(param.default) is int and param.high is not None:
+            descriptor.integer_range = [IntegerRange(from_value=int(param.low or 0),
+                                                     to_value=int(param.high), step=0)]
+        elif type(param.default) is float and param.high is not None:
+            descriptor.floating_point_range = [FloatingPointRange(
+                from_value=float(param.low or 0.0), to_value=float(param.high), step=0.0)]
+        # Typed by our own check: rclpy's own errors name neither range nor remedy. An empty list
+        # has no type in ROS, so a parameter that holds one is declared without a value.
+        given = self._parameter_overrides.get(name)
+        given = None if given is None else given.value
+        try:
+            value = param.default if given is None else param.check(given, name)
+        except ParamError as error:
+            self._param_error = self._param_error or str(error)
+            self._values[name] = param.default
+            raise_later = name not in self._table
+            if raise_later:
+                raise
+            return param.default
+        if param is TTL and given is None:
+            return None
+        typed = Parameter(name, Parameter.Type.STRING_ARRAY, value) \
+            if type(param.default) is list else Parameter(name, value=value)
+        if not self.has_parameter(name):
+            self.declare_parameter(name, typed.value, descriptor, ignore_override=True)
+        self._values[name] = value
+        self._table.setdefault(name, param)
+        return value
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        checked = {}
+        for parameter in parameters:
+            param = self._table.get(parameter.name)
+            if param is None:
+                continue
+            try:
+                checked[parameter.name] = param.check(parameter.value, parameter.name)
+            except ParamError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+            if param.when == 'configure' and self._state_machine.current_state[1] not in (
+                    'unconfigured', 'configuring'):
+                return SetParametersResult(successful=False, reason=f'{parameter.name} is read '
+                                           'at configure; deactivate and clean up the node first')
+        self._values.update(checked)
+        return SetParametersResult(successful=True)
+
+    # Clock and diagnostics
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        self.counts['clock_jumps'] = self.counts.get('clock_jumps', 0) + 1
+        self.guarded(self.clock_jumped)()
+
+    def _diagnose(self) -> None:
+        values = {'state': self._state_machine.current_state[1], **self.report(), **self.counts}
+        fresh = bool(self.problem) and time.monotonic() - self._problem_at < 10.0
+        level = DiagnosticStatus.WARN if fresh else DiagnosticStatus.OK
+        if self._param_error:
+            level = DiagnosticStatus.ERROR
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.status = [DiagnosticStatus(
+            level=level, name=self.get_fully_qualified_name().lstrip('/'),
+            message=self._param_error or (self.problem if fresh else 'ok'),
+            hardware_id='spotvlm',
+            values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
+                    for k, v in values.items()])]
+        self._diagnostics.publish(message)

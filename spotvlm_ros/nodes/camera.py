@@ -1,0 +1,167 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Camera node: frames from a topic, a camera, a recording or the miniature world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import threading
+import time
+from typing import Any
+
+from sensor_msgs.msg import CompressedImage, Image
+from spotvlm_msgs.msg import Answer
+
+from .base import RELIABLE, SpotNode
+from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
+from .frames import encode_jpeg, Frame, FrameHub
+from .input import FrameInput
+from .sources import bag, images, mini, Pace, Shot, SourceError, usb, video
+
+
+class CameraNode(SpotNode):
+    """Stamps frames when they are acquired and hands them to the hub and to subscribers."""
+
+    def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
+        """Create the node; ``hub`` is shared with the other nodes of this process."""
+        super().__init__('camera', **kwargs)
+        self.hub = hub or FrameHub()
+        self._shared = hub is not None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pace = Pace()
+        self._input: FrameInput | None = None
+        self._image: Any = None
+        self._compressed: Any = None
+        self._truth: Any = None
+        self._shots: Iterator[Shot] | None = None
+        self._sent = 0
+        self.finished = self.hub.finished
+        self.failure = ''  # why the source ended early; empty when it did not
+
+    def setup(self) -> None:
+        """Open the source, so that a wrong path fails here."""
+        if self.param('source') == 'topic':
+            return
+        self._shots = self._open()
+        self._image = self.advertise(Image, 'image', RELIABLE)
+        self._compressed = self.advertise(CompressedImage, 'image/compressed', RELIABLE)
+        if self.param('source') == 'mini':
+            self._truth = self.advertise(Answer, 'truth', RELIABLE)
+
+    def start(self) -> None:
+        """Let frames flow."""
+        self.finished.clear()
+        if self.param('source') == 'topic':
+            if self._shared:
+                self._input = FrameInput(self, None, self.hub.publish)
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the stream."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(3.0)
+            self._thread = None
+
+    def release(self) -> None:
+        """Close the source."""
+        self._shots = None
+        for publisher in (self._image, self._compressed, self._truth):
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
+        self._image = self._compressed = self._truth = None
+
+    def report(self) -> dict[str, Any]:
+        """Return what /diagnostics shows."""
+        own = {'source': self.param('source'), 'frames': self._sent,
+               'late_frames_skipped': self._pace.skipped, 'bad_frames': self._pace.failed,
+               'finished': self.finished.is_set()}
+        return own | (self._input.report() if self._input is not None else {})
+
+    def _open(self) -> Iterator[Shot]:
+        """Return the stream, its first shot already read so that errors show at once."""
+        source, path, rate = (self.param(n) for n in ('source', 'path', 'rate_hz'))
+        shots: Iterator[Shot]
+        if source == 'mini':
+            shots = mini(self.param('world'), self.param('seed'), self.param('condition'), rate,
+                         self._stop.is_set)
+        elif source == 'video':
+            shots = video(path, rate)
+        elif source == 'images':
+            shots = images(path, rate)
+        elif source == 'usb':
+            shots = usb(self.param('device'), rate)
+        else:
+            shots = bag(path, self.param('topic'), rate)
+        first = next(shots)
+
+        def all_shots() -> Iterator[Shot]:
+            yield first
+            yield from shots
+        return all_shots()
+
+    def _run(self) -> None:
+        try:
+            self._wait_for_listener()
+            while not self._stop.is_set():
+                shots = self._shots or self._open()
+                self._shots = None
+                self._pace.run(shots, self._show, self._stop)
+                if not self.param('loop'):
+                    break
+        except SourceError as error:
+            self.failure = str(error)
+            self.count('source_errors', str(error))
+        except Exception as error:
+            self.failure = f'{type(error).__name__}: {error}'
+            self.count('source_errors', self.failure)
+        if not self._stop.is_set():
+            self.get_logger().info(f'{self.param("source")}: end of stream after {self._sent} '
+                                   f'frames, {self._pace.skipped} skipped as late')
+            self.finished.set()
+
+    def _wait_for_listener(self) -> None:
+        until = time.monotonic() + self.param('wait_for_listener_s')
+        while not self._heard() and time.monotonic() < until and not self._stop.wait(0.02):
+            pass
+
+    def _heard(self) -> bool:
+        return bool(self.hub.listeners or self._image.get_subscription_count()
+                    or self._compressed.get_subscription_count())
+
+    def _show(self, shot: Shot) -> None:
+        """Acquire, stamp and hand out one frame."""
+        pixels = shot.load() if shot.load is not None else None
+        keep = self.param('keep_stamps') and shot.stamp_ns
+        stamp = shot.stamp_ns if keep else self.now_ns()
+        if stamp == 0:
+            self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
+            return
+        frame = Frame(stamp, self.param('frame_id'), pixels=pixels, jpeg=shot.jpeg)
+        self._sent += 1
+        self.hub.publish(frame)
+        if self._truth is not None and shot.truth is not None:
+            facts = shot.truth(stamp)
+            self._truth.publish(Answer(
+                header=header_msg(stamp, frame.frame_id), source=Answer.SOURCE_TRUTH,
+                text=shot.reference, facts=[fact_msg(f, stamp) for f in facts[:MAX_FACTS]]))
+        self._publish(frame)
+
+    def _publish(self, frame: Frame) -> None:
+        wanted = self.param('publish_image')
+        if wanted == 'never':
+            return
+        if wanted == 'always' or self._image.get_subscription_count():
+            self._image.publish(image_msg(frame))
+        if self._compressed.get_subscription_count():
+            jpeg = frame.jpeg or encode_jpeg(frame.rgb())[0]
+            self._compressed.publish(compressed_msg(frame, jpeg))
+
+
+def make_nodes() -> list[SpotNode]:
+    """Return the node for a process of its own."""
+    return [CameraNode()]

@@ -1,0 +1,153 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Cloud node: keyframes to an OpenAI-compatible server, its answers to `cloud/answers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spotvlm_msgs.msg import Answer, CloudStatus
+
+from .base import latched, RELIABLE, SpotNode
+from .checkpoints import model_path
+from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
+from .frames import encode_jpeg, Frame, FrameHub
+from .input import FrameInput
+from .params import ParamError
+from ..cloud.bridge import CloudAnswer, CloudBridge, Photo
+from ..cloud.client import CloudConfig, read_api_key
+
+STATUS_S = 0.5  # CloudStatus is published this often
+
+
+class CloudNode(SpotNode):
+    """Offers every frame to the bridge, which sends the few it wants."""
+
+    def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
+        """Create the node; ``hub`` is shared with the other nodes of this process."""
+        super().__init__('cloud', **kwargs)
+        self._hub = hub
+        self._bridge: CloudBridge | None = None
+        self._config: CloudConfig | None = None
+        self._input: FrameInput | None = None
+        self._answers: Any = None
+        self._status: Any = None
+        self._frame_id = ''
+
+    def setup(self) -> None:
+        """Read the address; nothing is sent yet."""
+        self._queries = self.queries()
+        if not self.param('base_url'):
+            raise ParamError('base_url is empty; give the address of an OpenAI-compatible '
+                             'server, or use spotvlm run, which starts one')
+        self._config = CloudConfig(
+            base_url=self.param('base_url'), model=model_path(self.param('model')),
+            deadline_s=self.param('deadline_s'), max_tokens=self.param('max_tokens'),
+            emulated_delay_median_s=self.param('emulated_delay_median_s'),
+            emulated_delay_sigma=self.param('emulated_delay_sigma'),
+            seed=self.param('emulated_delay_seed'),
+            api_key=read_api_key(self.param('api_key_file')))
+        self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
+        self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
+        if self._config.emulated_delay_median_s:
+            self.get_logger().info('an emulated delay with a median of '
+                                   f'{self._config.emulated_delay_median_s:g} s is added to each '
+                                   'reply')
+
+    def start(self) -> None:
+        """Listen to frames."""
+        assert self._config is not None
+        self._bridge = CloudBridge(
+            self._config, self._queries, self._on_answer,
+            max_in_flight=self.param('max_in_flight'), box_scale=self.param('box_scale'),
+            on_error=lambda text: self.count('request_errors', text))
+        self._input = FrameInput(self, self._hub, self._offer, self.clock_jumped)
+        self.every(STATUS_S, self._publish_status)
+        self._publish_status()
+
+    def stop(self) -> None:
+        """Give up requests in flight."""
+        if self._bridge is not None:
+            self._bridge.stop()
+            self._bridge = None
+
+    def release(self) -> None:
+        """Forget the configuration."""
+        self._config = None
+        for publisher in (self._answers, self._status):
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
+        self._answers = self._status = None
+
+    def clock_jumped(self) -> None:
+        """Forget when frames were sent."""
+        if self._bridge is not None:
+            self._bridge.reset()
+
+    def report(self) -> dict[str, Any]:
+        """Return what /diagnostics shows."""
+        bridge = self._bridge
+        if bridge is None:
+            return {}
+        stats = bridge.stats
+        own = {'breaker': bridge.breaker.state.name.lower(), 'in_flight': bridge.in_flight,
+               'requests': stats.requests, 'answers': stats.answers, 'errors': stats.errors,
+               'skipped': stats.skipped, 'facts_rejected': stats.facts_rejected,
+               'bytes_sent': stats.bytes_sent, 'round_trip_p50_s': bridge.round_trip_s(0.5),
+               'round_trip_p95_s': bridge.round_trip_s(0.95),
+               'emulated_delay_p50_s': bridge.emulated_delay_s}
+        return own | (self._input.report() if self._input is not None else {})
+
+    def _offer(self, frame: Frame) -> None:
+        if self._bridge is None:
+            return
+        self._bridge.max_in_flight = self.param('max_in_flight')
+        self._frame_id = frame.frame_id
+        self._bridge.offer(frame.stamp_ns, lambda: self._photo(frame))
+
+    def _photo(self, frame: Frame) -> Photo:
+        """Return a keyframe as JPEG; a camera's own JPEG goes as it is. Not on the executor."""
+        height, width = frame.rgb().shape[:2]
+        max_side = self.param('max_side')
+        if frame.jpeg is not None and frame.jpeg[:2] == b'\xff\xd8' and \
+                not (max_side and max(width, height) > max_side):
+            return Photo(frame.jpeg, width, height)
+        jpeg, scale = encode_jpeg(frame.rgb(), max_side, self.param('jpeg_quality'))
+        return Photo(jpeg, width, height, scale)
+
+    def _on_answer(self, answer: CloudAnswer) -> None:
+        """Publish a reply; called by the bridge's thread."""
+        error = Answer.ERROR_NONE
+        if answer.rejected and not answer.facts:
+            error = Answer.ERROR_PARSE
+        message = Answer(
+            header=header_msg(answer.stamp_ns, self._frame_id), query_id=answer.query_id,
+            source=Answer.SOURCE_CLOUD, text=answer.text,
+            facts=[fact_msg(f, answer.stamp_ns) for f in answer.facts[:MAX_FACTS]],
+            wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),
+            emulated_delay=duration_msg(answer.emulated_s), model=self.param('model'),
+            error_code=error, error_msg='; '.join(answer.rejected[:4]) if error else '')
+        publisher = self._answers
+        if publisher is not None:
+            publisher.publish(message)
+
+    def _publish_status(self) -> None:
+        bridge = self._bridge
+        if bridge is None or self._config is None:
+            return
+        stats = bridge.stats
+        status = CloudStatus(
+            endpoint=self._config.base_url, model=self.param('model'),
+            in_flight=bridge.in_flight, requests=stats.requests, answers=stats.answers,
+            errors=stats.errors, skipped=stats.skipped, facts_rejected=stats.facts_rejected,
+            bytes_sent=stats.bytes_sent, round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
+            round_trip_p95=duration_msg(bridge.round_trip_s(0.95)),
+            emulated_delay_p50=duration_msg(bridge.emulated_delay_s),
+            breaker=int(bridge.breaker.state), last_error=stats.last_error)
+        status.header.stamp = self.get_clock().now().to_msg()
+        self._status.publish(status)
+
+
+def make_nodes() -> list[SpotNode]:
+    """Return the node for a process of its own."""
+    return [CloudNode()]

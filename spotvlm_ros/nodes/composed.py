@@ -1,0 +1,18 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""All four nodes in one process, sharing frames in memory."""
+
+from __future__ import annotations
+
+from .base import SpotNode
+from .camera import CameraNode
+from .cloud import CloudNode
+from .context import ContextNode
+from .edge import EdgeNode
+from .frames import FrameHub
+
+
+def make_nodes() -> list[SpotNode]:
+    """Return the nodes in the order in which they start: the camera last, all ears are open."""
+    hub = FrameHub()
+    return [ContextNode(), CloudNode(hub), EdgeNode(hub), CameraNode(hub)]

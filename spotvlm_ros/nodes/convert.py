@@ -1,0 +1,117 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of spotvlm_msgs to and from the plain data of method/."""
+
+from __future__ import annotations
+
+from builtin_interfaces.msg import Duration as DurationMsg, Time as TimeMsg
+from sensor_msgs.msg import CompressedImage, Image as ImageMsg, RegionOfInterest
+from spotvlm_msgs.msg import Answer, Context as ContextMsg, Fact as FactMsg
+from std_msgs.msg import Header
+
+from .convert_image import fast_bytes
+from .frames import Frame
+from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from ..method.prompt import history_text
+
+MAX_FACTS = 64    # bound of Answer.facts and Context.facts
+MAX_FOCUS = 16    # bound of Context.focus
+WORD_TOKENS = 1.4  # tokens per word of rendered history, without asking a tokenizer
+
+
+def stamp_ns(stamp: TimeMsg) -> int:
+    """Return a stamp in nanoseconds."""
+    return int(stamp.sec) * NS + int(stamp.nanosec)
+
+
+def time_msg(ns: int) -> TimeMsg:
+    """Return nanoseconds as a stamp."""
+    return TimeMsg(sec=ns // NS, nanosec=ns % NS)
+
+
+def duration_msg(seconds: float) -> DurationMsg:
+    """Return seconds as a duration."""
+    ns = round(seconds * NS)
+    return DurationMsg(sec=ns // NS, nanosec=ns % NS)
+
+
+def duration_s(duration: DurationMsg) -> float:
+    """Return a duration in seconds."""
+    return float(duration.sec) + duration.nanosec / NS
+
+
+def header_msg(ns: int, frame_id: str) -> Header:
+    """Return the header of the frame acquired at ``ns``."""
+    return Header(stamp=time_msg(ns), frame_id=frame_id)
+
+
+def image_msg(frame: Frame) -> ImageMsg:
+    """Return a frame as an rgb8 image."""
+    pixels = frame.rgb()
+    height, width = pixels.shape[:2]
+    message = ImageMsg(header=header_msg(frame.stamp_ns, frame.frame_id), height=height,
+                       width=width, encoding='rgb8', is_bigendian=0, step=3 * width)
+    message.data = fast_bytes(pixels)
+    return message
+
+
+def compressed_msg(frame: Frame, jpeg: bytes) -> CompressedImage:
+    """Return JPEG bytes as an image message."""
+    message = CompressedImage(header=header_msg(frame.stamp_ns, frame.frame_id), format='jpeg')
+    message.data = jpeg
+    return message
+
+
+def region_msg(region: Region) -> RegionOfInterest:
+    """Return a region in whole pixels, at least one wide and high."""
+    x, y = max(0, round(region.x)), max(0, round(region.y))
+    return RegionOfInterest(x_offset=x, y_offset=y, width=max(1, round(region.w)),
+                            height=max(1, round(region.h)))
+
+
+def region_from_msg(message: RegionOfInterest) -> Region:
+    """Return a region of a message."""
+    return Region(message.x_offset, message.y_offset, message.width, message.height)
+
+
+def fact_msg(fact: Fact, now_ns: int) -> FactMsg:
+    """Return a fact with its age relative to the frame acquired at ``now_ns``."""
+    message = FactMsg(key=fact.key, value=fact.value, confidence=float(fact.confidence),
+                      stamp=time_msg(fact.stamp_ns), has_region=fact.region is not None,
+                      age=duration_msg(max(0, now_ns - fact.stamp_ns) / NS))
+    if fact.region is not None:
+        message.region = region_msg(fact.region)
+    return message
+
+
+def fact_from_msg(message: FactMsg) -> Fact:
+    """Return the fact of a message."""
+    region = region_from_msg(message.region) if message.has_region else None
+    return Fact(message.key, message.value, stamp_ns(message.stamp), message.confidence, region)
+
+
+def turn_from_msg(message: Answer) -> Turn:
+    """Return the turn that an answer is."""
+    return Turn(message.query_id, stamp_ns(message.header.stamp), Source(message.source),
+                tuple(fact_from_msg(f) for f in message.facts), message.text)
+
+
+def context_msg(context: Context, query: Query, frame_id: str, gate: int,
+                dropped: int) -> ContextMsg:
+    """Return a context for the edge."""
+    words = len(history_text(query, context, context.stamp_ns).split())
+    return ContextMsg(
+        header=header_msg(context.stamp_ns, frame_id), query_id=context.query_id,
+        facts=[fact_msg(f, context.stamp_ns) for f in context.facts[:MAX_FACTS]],
+        text=context.text, text_stamp=time_msg(context.text_stamp_ns),
+        focus=[region_msg(r) for r in list(context.focus.values())[:MAX_FOCUS]],
+        tokens=round(words * WORD_TOKENS), gate=gate, facts_dropped=dropped)
+
+
+def context_from_msg(message: ContextMsg) -> Context:
+    """Return the context of a message; the n-th fact with a region has the n-th focus region."""
+    facts = tuple(fact_from_msg(f) for f in message.facts)
+    with_region = [f.key for f in facts if f.region is not None]
+    focus = dict(zip(with_region, (region_from_msg(r) for r in message.focus)))
+    return Context(message.query_id, stamp_ns(message.header.stamp), facts, message.text,
+                   stamp_ns(message.text_stamp), focus)

@@ -1,0 +1,328 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Edge node: newest frame and newest context in, answers out. Waits for nothing but a frame.
+
+One thread runs the model, for standing queries and for action `ask` alike; the executor only
+enqueues.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+import threading
+import time
+import traceback
+from typing import Any
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.task import Future
+from spotvlm_msgs.action import Ask
+from spotvlm_msgs.msg import Answer, Context as ContextMsg
+
+from .base import latched, RELIABLE, SpotNode
+from .checkpoints import model_path
+from .convert import context_from_msg, duration_msg, duration_s, fact_msg, header_msg, MAX_FACTS
+from .frames import Frame, FrameError, FrameHub, Mailbox
+from .input import FrameInput
+from .schedule import Schedule
+from ..method.facts import Context, NS, Query
+from ..method.history import fresh
+from ..method.prompt import neutralise
+
+IDLE_S = 0.1  # the inference thread looks up at least this often
+Load = Callable[..., Any]  # path, device, threads -> EdgeModel
+
+
+def load_edge_model(path: str, device: str, threads: int) -> Any:
+    """Load the model; torch is imported here, not when the node is created."""
+    from ..edge.model import EdgeModel
+    return EdgeModel.load(path, device=device, threads=threads)
+
+
+@dataclass
+class Job:
+    """One goal of action `ask`."""
+
+    goal: Any
+    query: Query
+    until: float    # steady time when to give up [s]
+    done: Future[Any]
+    text: str = ''
+    canceled: Callable[[], bool] = field(default=lambda: False)
+
+
+class EdgeNode(SpotNode):
+    """Answers the standing queries about the newest frame, each at its own rate."""
+
+    def __init__(self, hub: FrameHub | None = None, load: Load = load_edge_model,
+                 **kwargs: Any) -> None:
+        """Create the node; ``hub`` is shared with the other nodes of this process."""
+        super().__init__('edge', **kwargs)
+        self._hub, self._load = hub, load
+        self._model: Any = None
+        self._queries: dict[str, Query] = {}
+        self._schedule = Schedule(())
+        self._contexts: dict[str, Context] = {}
+        self._mailbox = Mailbox()
+        self._last: Frame | None = None
+        self._jobs: deque[Job] = deque()
+        self._running = False
+        self._thread: threading.Thread | None = None
+        self._input: FrameInput | None = None
+        self._answers: Any = None
+        self._detections: Any = None
+        self._published = 0
+        self._latency_s: deque[float] = deque(maxlen=256)
+        self._inference_s: deque[float] = deque(maxlen=256)
+
+    def setup(self) -> None:
+        """Load the model."""
+        self._queries = {q.id: q for q in self.queries()}
+        self._model = self._load(model_path(self.param('model')), self.param('device'),
+                                 self.param('threads'))
+        self._answers = self.advertise(Answer, 'answers', RELIABLE)
+        try:
+            from vision_msgs.msg import Detection2DArray
+            self._detections = self.advertise(Detection2DArray, 'focus/detections', RELIABLE)
+        except ImportError:
+            self._detections = None  # optional, and not on PyPI
+
+    def start(self) -> None:
+        """Warm up, listen, answer."""
+        self._model.warm_up(tuple(self._queries.values()))
+        self._forget()
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name='edge', daemon=True)
+        self._thread.start()
+        self._input = FrameInput(self, self._hub, self._mailbox.put, self._forget)
+        self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
+        server = ActionServer(self, Ask, 'ask', self._execute, goal_callback=self._on_goal,
+                              cancel_callback=lambda goal: CancelResponse.ACCEPT)
+        self.own(server.destroy)
+
+    def stop(self) -> None:
+        """End the inference thread; a model call under way is told to stop early."""
+        self._running = False
+        self._mailbox.wake()
+        if self._thread is not None:
+            self._thread.join(5.0)
+            self._thread = None
+        while self._jobs:
+            self._finish(self._jobs.popleft(), Ask.Result.ERROR_CANCELED, 'edge is deactivated')
+
+    def release(self) -> None:
+        """Free the model."""
+        self._model = None
+        for publisher in (self._answers, self._detections):
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
+        self._answers = self._detections = None
+
+    def clock_jumped(self) -> None:
+        """ROS time jumped: the frame that waits and all context are of another time."""
+        self._forget()
+
+    def report(self) -> dict[str, Any]:
+        """Return what /diagnostics shows."""
+        def median(values: deque[float]) -> float:
+            return sorted(values)[len(values) // 2] if values else 0.0
+        own = {'answers': self._published, 'frames_dropped': self._mailbox.dropped,
+               'stamp_to_answer_p50_s': median(self._latency_s),
+               'inference_p50_s': median(self._inference_s),
+               'model': self._model.name if self._model is not None else ''}
+        return own | (self._input.report() if self._input is not None else {})
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be answered."""
+        return self._last is None or time.monotonic() - self._last.received > 1.0
+
+    # Callbacks: enqueue only
+
+    def _on_context(self, message: ContextMsg) -> None:
+        if message.query_id in self._queries:
+            self._contexts[message.query_id] = context_from_msg(message)
+
+    def _on_goal(self, request: Ask.Goal) -> GoalResponse:
+        return GoalResponse.ACCEPT if self.active else GoalResponse.REJECT
+
+    async def _execute(self, goal: Any) -> Ask.Result:
+        request = goal.request
+        timeout = duration_s(request.timeout) or self.param('ask_timeout_s')
+        query = self._queries.get(request.query_id)
+        if query is None and request.query_id:
+            goal.abort()
+            return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
+                              error_msg=f'no query {request.query_id!r} is configured; there are '
+                              f'{", ".join(self._queries)}')
+        if query is None:
+            tokens = request.max_tokens or self.param('ask_max_tokens')
+            query = Query(id='', prompt=neutralise(request.prompt), format='text',
+                          deadline_s=timeout, max_new_tokens=tokens)
+        job = Job(goal, query, time.monotonic() + timeout, Future(executor=self.executor),
+                  canceled=lambda: bool(goal.is_cancel_requested))
+        self._jobs.append(job)
+        self._mailbox.wake()
+        result: Ask.Result = await job.done
+        if result.error_code == Ask.Result.ERROR_NONE:
+            goal.succeed()
+        elif goal.is_cancel_requested:
+            goal.canceled()
+        else:
+            goal.abort()
+        return result
+
+    # The inference thread
+
+    def _run(self) -> None:
+        while self._running:
+            try:
+                if self._jobs:
+                    self._ask(self._jobs[0])
+                else:
+                    self._next_frame()
+            except Exception as error:
+                self.count('errors', f'{type(error).__name__}: {error}')
+                self.get_logger().debug(traceback.format_exc())
+
+    def _next_frame(self) -> None:
+        """Answer one due query about a frame that has just arrived."""
+        frame = self._mailbox.get(IDLE_S)
+        if frame is None:
+            return
+        if time.monotonic() - frame.received > self.param('max_start_age_s'):
+            # It came while the model was busy. The next one is fresher and about to come; where
+            # none does (slow camera, end of the clip) this one is still the newest.
+            frame = self._mailbox.get(self.param('patience_s')) or frame
+        self._last = frame
+        query = self._schedule.take(frame.stamp_ns)
+        if query is not None and self._running:
+            started_ns = self.now_ns()
+            message = self._answer(frame, query, started_ns,
+                                   frame.received + query.deadline_s, None, lambda: False)
+            self._publish(message)
+
+    def _answer(self, frame: Frame, query: Query, started_ns: int, until: float,
+                on_text: Callable[[str, int], None] | None,
+                canceled: Callable[[], bool]) -> Answer:
+        """Return the answer to a query about a frame; errors are in it, never raised."""
+        message = Answer(header=header_msg(frame.stamp_ns, frame.frame_id), query_id=query.id,
+                         source=Answer.SOURCE_EDGE, model=self._model.name,
+                         wait=duration_msg(max(0, started_ns - frame.stamp_ns) / NS))
+        context = None
+        if self.param('use_context') and query.id in self._contexts:
+            context = fresh(self._contexts[query.id], query, frame.stamp_ns)
+        try:
+            rgb = frame.rgb()
+        except FrameError as error:
+            self.count('bad_images', str(error))
+            message.error_code, message.error_msg = Answer.ERROR_IMAGE, str(error)
+            return message
+        try:
+            result = self._model.answer(
+                rgb, query, context, frame.stamp_ns, on_text=on_text,
+                should_stop=lambda: (not self._running or canceled()
+                                     or time.monotonic() > until))
+        except Exception as error:
+            self.count('model_errors', f'{type(error).__name__}: {error}')
+            self.get_logger().debug(traceback.format_exc())
+            message.error_code = Answer.ERROR_MODEL
+            message.error_msg = f'{type(error).__name__}: {error}'
+            return message
+        message.text = result.text
+        message.facts = [fact_msg(f, frame.stamp_ns) for f in result.facts[:MAX_FACTS]]
+        message.used_context, message.used_focus = result.used_context, result.used_focus
+        message.context_tokens = result.context_tokens
+        if result.used_context and context is not None:
+            message.context_age = duration_msg((frame.stamp_ns - context.newest_ns) / NS)
+        message.preprocess = duration_msg(result.preprocess_s)
+        message.inference = duration_msg(result.inference_s)
+        self._inference_s.append(result.inference_s)
+        if result.partial:
+            message.error_code = Answer.ERROR_CANCELED if canceled() else Answer.ERROR_TIMEOUT
+            message.error_msg = ('given up on request' if canceled() else
+                                 f'cut short {query.deadline_s:g} s after the frame came; raise '
+                                 'the deadline or use a faster model')
+            self.count('late_answers')
+        elif result.rejected and not result.facts:
+            message.error_code = Answer.ERROR_PARSE
+            message.error_msg = '; '.join(result.rejected[:4])
+            self.count('parse_errors', message.error_msg)
+        return message
+
+    def _publish(self, message: Answer) -> None:
+        publisher = self._answers
+        if publisher is None or not self._running:
+            return
+        publisher.publish(message)
+        self._published += 1
+        stamp = message.header.stamp
+        self._latency_s.append((self.now_ns() - stamp.sec * NS - stamp.nanosec) / NS)
+        if self._detections is not None and self._detections.get_subscription_count():
+            self._detections.publish(self._boxes(message))
+
+    def _boxes(self, message: Answer) -> Any:
+        """Return the regions that the model was told to look at as vision_msgs."""
+        from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
+        boxes = Detection2DArray(header=message.header)
+        context = self._contexts.get(message.query_id)
+        for fact in context.facts if context is not None else ():
+            region = context.focus.get(fact.key) if context is not None else None
+            if region is None:
+                continue
+            box = Detection2D(header=message.header, id=fact.key)
+            box.bbox.center.position.x = region.x + region.w / 2
+            box.bbox.center.position.y = region.y + region.h / 2
+            box.bbox.size_x, box.bbox.size_y = float(region.w), float(region.h)
+            seen = ObjectHypothesisWithPose()
+            seen.hypothesis.class_id = f'{fact.key}: {fact.value}'
+            seen.hypothesis.score = float(fact.confidence)
+            box.results = [seen]
+            boxes.detections.append(box)
+        return boxes
+
+    # Action ask
+
+    def _ask(self, job: Job) -> None:
+        """Answer a goal about the newest frame."""
+        frame = self._mailbox.get(IDLE_S) or self._last
+        if job.canceled():
+            self._jobs.popleft()
+            self._finish(job, Ask.Result.ERROR_CANCELED, 'given up on request')
+        elif frame is not None:
+            self._jobs.popleft()
+            self._last = frame
+            self._answer_job(job, frame)
+        elif time.monotonic() > job.until:
+            self._jobs.popleft()
+            self._finish(job, Ask.Result.ERROR_NO_FRAME, 'no camera frame arrived in time; is '
+                         'the camera running, and does its QoS fit?')
+
+    def _answer_job(self, job: Job, frame: Frame) -> None:
+        def on_text(text: str, tokens: int) -> None:
+            job.goal.publish_feedback(Ask.Feedback(text=neutralise(text), tokens=tokens))
+        answer = self._answer(frame, job.query, self.now_ns(), job.until, on_text, job.canceled)
+        codes = {Answer.ERROR_NONE: Ask.Result.ERROR_NONE,
+                 Answer.ERROR_TIMEOUT: Ask.Result.ERROR_TIMEOUT,
+                 Answer.ERROR_CANCELED: Ask.Result.ERROR_CANCELED}
+        self._finish(job, codes.get(answer.error_code, Ask.Result.ERROR_MODEL), answer.error_msg,
+                     answer)
+
+    @staticmethod
+    def _finish(job: Job, code: int, message: str, answer: Answer | None = None) -> None:
+        job.done.set_result(Ask.Result(answer=answer or Answer(), error_code=code,
+                                       error_msg=message))
+
+    def _forget(self) -> None:
+        self._mailbox.clear()
+        self._last = None
+        self._contexts.clear()
+        self._schedule = Schedule(tuple(self._queries.values()))
+
+
+def make_nodes() -> list[SpotNode]:
+    """Return the node for a process of its own."""
+    return [EdgeNode()]

@@ -1,0 +1,177 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Camera frames, and how the newest one reaches those who work on it. Needs no ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import threading
+import time
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
+RESTART_S = 1.0  # a stamp this far behind the newest is a restarted stream, not a late frame
+
+
+class FrameError(ValueError):
+    """A frame that cannot be decoded; the message names the cause and the remedy."""
+
+
+class Frame:
+    """
+    One camera image, identified by its acquisition stamp.
+
+    The pixels are decoded when first asked for, so frames that nobody chooses cost nothing.
+    """
+
+    def __init__(self, stamp_ns: int, frame_id: str, *, pixels: Image | None = None,
+                 decode: Callable[[], Image] | None = None, jpeg: bytes | None = None) -> None:
+        """Keep RGB pixels, or a function that makes them, or JPEG bytes."""
+        self.stamp_ns = stamp_ns
+        self.frame_id = frame_id
+        self.jpeg = jpeg
+        self.received = time.monotonic()  # steady time of arrival in this process [s]
+        self._pixels = pixels
+        self._decode = decode
+        self._lock = threading.Lock()
+
+    def rgb(self) -> Image:
+        """Return the pixels; raise FrameError when they cannot be decoded."""
+        with self._lock:
+            if self._pixels is None:
+                if self._decode is not None:
+                    self._pixels = self._decode()
+                elif self.jpeg is not None:
+                    self._pixels = decode_jpeg(self.jpeg)
+                else:
+                    raise FrameError('frame has no data')
+            return self._pixels
+
+
+def decode_jpeg(data: bytes) -> Image:
+    """Decode a compressed image to RGB; a truncated one is an error, not a half grey picture."""
+    if data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-64:]:
+        raise FrameError(f'truncated JPEG of {len(data)} bytes; check the transport and its '
+                         'packet loss')
+    raw = np.frombuffer(data, np.uint8)
+    rgb = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB) if raw.size else None
+    if rgb is None:
+        raise FrameError(f'{len(data)} bytes are no image that OpenCV can decode; publish JPEG '
+                         'or PNG')
+    return np.asarray(rgb, np.uint8)
+
+
+def encode_jpeg(rgb: Image, max_side: int = 0, quality: int = 85) -> tuple[bytes, float]:
+    """Return JPEG bytes of a frame, shrunk to ``max_side`` pixels (0: never), and the scale."""
+    scale = min(1.0, max_side / max(rgb.shape[:2])) if max_side else 1.0
+    if scale < 1.0:
+        size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
+        rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+    ok, data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
+                            [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise FrameError(f'OpenCV cannot encode a frame of shape {rgb.shape} as JPEG')
+    return data.tobytes(), scale
+
+
+class Mailbox:
+    """Holds the newest frame only; a newer one replaces it and is counted as a drop."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._frame: Frame | None = None
+        self._woken = False
+        self._changed = threading.Condition()
+        self.dropped = 0
+
+    def put(self, frame: Frame) -> None:
+        """Leave a frame."""
+        with self._changed:
+            if self._frame is not None:
+                self.dropped += 1
+            self._frame = frame
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Make the present or the next get() return at once."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Forget the frame that waits."""
+        with self._changed:
+            self._frame = None
+
+    def get(self, timeout_s: float) -> Frame | None:
+        """Take the frame; None when woken or when none came in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self._woken, timeout_s)
+            self._woken = False
+            frame, self._frame = self._frame, None
+            return frame
+
+
+class FrameHub:
+    """Hands frames to everybody in this process, by reference; calls must return quickly."""
+
+    def __init__(self) -> None:
+        """Start without listeners."""
+        self._listeners: list[Callable[[Frame], None]] = []
+        self._lock = threading.Lock()
+        self.finished = threading.Event()  # the source has no more frames
+
+    def listen(self, call: Callable[[Frame], None]) -> Callable[[], None]:
+        """Call ``call`` with each frame from now on; return the function that ends this."""
+        with self._lock:
+            self._listeners = [*self._listeners, call]
+
+        def end() -> None:
+            with self._lock:
+                self._listeners = [c for c in self._listeners if c is not call]
+        return end
+
+    @property
+    def listeners(self) -> int:
+        """Return how many listen."""
+        return len(self._listeners)
+
+    def publish(self, frame: Frame) -> None:
+        """Hand a frame to all listeners."""
+        for call in self._listeners:
+            call(frame)
+
+
+class StampOrder:
+    """Lets each stamp through once and in order; says when the stream starts over."""
+
+    def __init__(self) -> None:
+        """Start before the first frame."""
+        self.newest_ns = 0
+        self.rejected = {'zero_stamp': 0, 'duplicate': 0, 'out_of_order': 0}
+        self.restarts = 0
+
+    def admit(self, stamp_ns: int) -> str:
+        """Return 'ok', 'restart' or the reason for rejecting a frame of this stamp."""
+        if stamp_ns <= 0:
+            why = 'zero_stamp'
+        elif stamp_ns == self.newest_ns:
+            why = 'duplicate'
+        elif stamp_ns > self.newest_ns:
+            self.newest_ns = stamp_ns
+            return 'ok'
+        elif self.newest_ns - stamp_ns >= RESTART_S * 1e9:
+            self.newest_ns = stamp_ns
+            self.restarts += 1
+            return 'restart'
+        else:
+            why = 'out_of_order'
+        self.rejected[why] += 1
+        return why
+
+    def reset(self) -> None:
+        """Accept any stamp next."""
+        self.newest_ns = 0

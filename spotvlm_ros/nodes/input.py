@@ -1,0 +1,73 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Frames for a node: from the shared hub in one process, from an image topic otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import time
+from typing import Any
+
+from sensor_msgs.msg import CompressedImage, Image
+
+from .base import SENSOR, SpotNode
+from .convert import stamp_ns
+from .convert_image import check_image, image_to_rgb
+from .frames import Frame, FrameError, FrameHub, StampOrder
+
+
+class FrameInput:
+    """
+    Gives each good frame to ``on_frame``; bad ones are counted, never raised.
+
+    ``on_restart`` is called before the first frame of a stream that has started over.
+    """
+
+    def __init__(self, node: SpotNode, hub: FrameHub | None, on_frame: Callable[[Frame], None],
+                 on_restart: Callable[[], None] = lambda: None) -> None:
+        """Listen until the node is deactivated."""
+        self._node, self._on_frame, self._on_restart = node, on_frame, on_restart
+        self.order = StampOrder()
+        self.frames = 0
+        self._since = time.monotonic()
+        if hub is not None:
+            node.own(hub.listen(node.guarded(self._take)))
+        elif node.param('image_transport') == 'compressed':
+            node.subscribe(CompressedImage, 'image/compressed', SENSOR, self._compressed)
+        else:
+            node.subscribe(Image, 'image', SENSOR, self._raw)
+
+    def report(self) -> dict[str, Any]:
+        """Return rates and rejects since the last call."""
+        now = time.monotonic()
+        rate = self.frames / max(1e-3, now - self._since)
+        self.frames, self._since = 0, now
+        return {'input_hz': rate, 'restarts': self.order.restarts, **self.order.rejected}
+
+    def _raw(self, message: Image) -> None:
+        try:
+            check_image(message)
+        except FrameError as error:
+            self._node.count('bad_images', f'image: {error}')
+            return
+        self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
+                         decode=lambda: image_to_rgb(message)))
+
+    def _compressed(self, message: CompressedImage) -> None:
+        self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
+                         jpeg=bytes(message.data)))
+
+    def _take(self, frame: Frame) -> None:
+        if self._node.now_ns() == 0:
+            self._node.count('no_sim_time', 'use_sim_time is set but no /clock came yet; start '
+                             'the simulation or ros2 bag play --clock')
+            return
+        verdict = self.order.admit(frame.stamp_ns)
+        if verdict == 'zero_stamp':
+            self._node.count('zero_stamps', 'image without stamp; the driver must fill '
+                             'header.stamp with the time of acquisition')
+        elif verdict == 'restart':
+            self._on_restart()
+        if verdict in ('ok', 'restart'):
+            self.frames += 1
+            self._on_frame(frame)

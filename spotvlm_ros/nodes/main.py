@@ -1,0 +1,53 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Entry points of the node processes.
+
+Light on purpose: signals are handled before ROS and torch are imported, so that Ctrl-C during
+the seconds that takes is as clean as later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import importlib
+
+from ..signals import StopSignal
+
+NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
+
+
+def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool = False) -> int:
+    """Run a node until a signal; ``exit_on_failure``: end with 1 when it cannot start."""
+    stop = StopSignal()
+    module = importlib.import_module(f'spotvlm_ros.nodes.{name}')
+    run = importlib.import_module('spotvlm_ros.nodes.run')
+    if stop():
+        stop.ignore()
+        return 0
+    return int(run.run_nodes(module.make_nodes, argv, stop, exit_on_failure))
+
+
+def camera() -> int:
+    """Run the camera node."""
+    return run_node('camera')
+
+
+def edge() -> int:
+    """Run the edge node."""
+    return run_node('edge')
+
+
+def cloud() -> int:
+    """Run the cloud node."""
+    return run_node('cloud')
+
+
+def context() -> int:
+    """Run the context node."""
+    return run_node('context')
+
+
+def composed() -> int:
+    """Run all four nodes."""
+    return run_node('composed')

@@ -1,0 +1,126 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Watches a running graph: newest answers on the terminal, figures at the end."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+import time
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from spotvlm_msgs.msg import Answer, CloudStatus
+
+from .base import latched
+from .convert import duration_s, stamp_ns
+from ..cloud.bridge import percentile
+from ..method.facts import NS
+
+
+@dataclass
+class Summary:
+    """What came by; times are seconds."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    cloud: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    with_context: int = 0
+    with_focus: int = 0
+    latency_s: list[float] = field(default_factory=list)
+    overhead_s: list[float] = field(default_factory=list)
+    cloud_delay_s: list[float] = field(default_factory=list)
+    first: float = 0.0
+    last: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures under the names that summary.json has."""
+        count = sum(self.answers.values())
+        seconds = self.last - self.first
+
+        def share(values: list[float], factor: float) -> dict[str, float]:
+            return {p: round(percentile(values, q) * factor, 3)
+                    for p, q in (('p50', 0.5), ('p95', 0.95))}
+        return {
+            'answers': count,
+            'answers_by_query': dict(self.answers),
+            'answers_hz': round((count - 1) / seconds, 2) if seconds > 0 else 0.0,
+            'stamp_to_answer_ms': share(self.latency_s, 1e3),
+            'overhead_ms': share(self.overhead_s, 1e3),
+            'cloud_answers': sum(self.cloud.values()),
+            'cloud_delay_s': share(self.cloud_delay_s, 1.0),
+            'context_used_fraction': round(self.with_context / count, 3) if count else 0.0,
+            'focus_used_fraction': round(self.with_focus / count, 3) if count else 0.0,
+            'errors': sum(self.errors.values()),
+            'errors_by_message': dict(self.errors.most_common(8)),
+        }
+
+
+class Monitor(Node):
+    """Subscribes to what planners and people would."""
+
+    def __init__(self, show: bool = True, **kwargs: Any) -> None:
+        """Watch; print when ``show``."""
+        super().__init__('spotvlm_monitor', **kwargs)
+        self.summary = Summary()
+        self.newest: dict[str, Answer] = {}
+        self.quiet_since = time.monotonic()
+        self.status: CloudStatus | None = None
+        self._show, self._shown_at = show, 0.0
+        self._recent: deque[float] = deque(maxlen=64)
+        self.create_subscription(Answer, 'answers', self._on_answer, QoSProfile(depth=50))
+        self.create_subscription(Answer, 'cloud/answers', self._on_cloud, QoSProfile(depth=50))
+        self.create_subscription(CloudStatus, 'cloud/status', self._on_status, latched(1))
+
+    def _on_answer(self, message: Answer) -> None:
+        delay = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
+        now = time.monotonic()
+        summary = self.summary
+        summary.first = summary.first or now
+        summary.last = self.quiet_since = now
+        summary.answers[message.query_id] += 1
+        summary.with_context += message.used_context
+        summary.with_focus += message.used_focus
+        summary.latency_s.append(delay)
+        summary.overhead_s.append(delay - duration_s(message.inference))
+        if message.error_code:
+            summary.errors[message.error_msg] += 1
+        self.newest[message.query_id] = message
+        self._recent.append(now)
+        if self._show and now - self._shown_at >= 1.0:
+            self._shown_at = now
+            print(self._line(now), flush=True)
+
+    def _on_cloud(self, message: Answer) -> None:
+        delay = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
+        self.summary.cloud[message.query_id] += 1
+        self.summary.cloud_delay_s.append(delay)
+        if self._show:
+            emulated = duration_s(message.emulated_delay)
+            note = f', {emulated:.2f} s of it emulated' if emulated else ''
+            print(f'  cloud  {message.query_id}: {_said(message)}  ({delay:.2f} s late{note})',
+                  flush=True)
+
+    def _on_status(self, message: CloudStatus) -> None:
+        if self._show and message.last_error and (
+                self.status is None or message.last_error != self.status.last_error):
+            print(f'  cloud  {message.last_error}', flush=True)
+        self.status = message
+
+    def _line(self, now: float) -> str:
+        recent = [t for t in self._recent if now - t < 2.0]
+        rate = (len(recent) - 1) / max(1e-3, recent[-1] - recent[0]) if len(recent) > 1 else 0.0
+        said = '  '.join(f'{q}: {_said(m)}' for q, m in sorted(self.newest.items()))
+        helped = [duration_s(m.context_age) for m in self.newest.values() if m.used_context]
+        context = f'context {min(helped):.1f} s old' if helped else 'no context'
+        return f'edge {rate:4.1f} Hz  {said}  [{context}]'
+
+
+def _said(message: Answer) -> str:
+    if message.error_code:
+        return f'error: {message.error_msg}'
+    if message.facts:
+        return ' '.join(f.value if f.key == message.query_id else f'{f.key}={f.value}'
+                        for f in message.facts)
+    return str(message.text)

@@ -1,0 +1,120 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Starting and ending nodes in a process, cleanly at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from .base import SpotNode
+from ..signals import StopSignal
+
+JOIN_S = 5.0  # longest wait for a callback, such as a model that loads, at the end
+
+
+class Graph:
+    """
+    Nodes, and the thread that spins them.
+
+    One SingleThreadedExecutor: callbacks only enqueue. Not rclpy.experimental.EventsExecutor: in
+    rclpy 9.1 it deadlocks when another thread of its process (a model's, the cloud's) publishes
+    to a subscription of this process: the publisher holds the GIL and waits for the executor's
+    queue, the executor holds the queue and waits for the GIL.
+    """
+
+    def __init__(self, make: Callable[[], Sequence[Any]], argv: Sequence[str] = ()) -> None:
+        """Create the nodes and start them, those with autostart one after another."""
+        # A thread that waits for the GIL gets it after this long, not after 5 ms: an answer
+        # passes several threads.
+        sys.setswitchinterval(0.001)
+        # Signals are ours: rclpy's handlers would shut the context down under our feet.
+        rclpy.init(args=['spotvlm', *argv], signal_handler_options=SignalHandlerOptions.NO)
+        self.started = threading.Event()  # every autostart has been tried
+        self.failed: list[str] = []       # names of nodes whose autostart failed
+        self._stopping = False
+        self.executor = SingleThreadedExecutor()
+        self.nodes: list[Any] = []
+        try:
+            self.nodes = list(make())
+        except BaseException:
+            rclpy.shutdown()
+            raise
+        for node in self.nodes:
+            self.executor.add_node(node)
+        # One task: the executor takes several in no order, and the camera must come last.
+        self.executor.create_task(self._autostart)
+        self._thread = threading.Thread(target=self._spin, name='executor', daemon=True)
+        self._thread.start()
+
+    def close(self) -> bool:
+        """End all nodes, last first; return False when a callback would not end in time."""
+        self._stopping = True
+        self.executor.shutdown(timeout_sec=0.0)
+        self.executor.wake()
+        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            return False
+        for node in reversed(self.nodes):
+            if isinstance(node, SpotNode):
+                node.close()
+            node.destroy_node()
+        rclpy.shutdown()
+        return True
+
+    def _autostart(self) -> None:
+        for node in self.nodes:
+            if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
+                self.failed.append(node.get_name())
+        self.started.set()
+
+    def _spin(self) -> None:
+        while not self._stopping and rclpy.ok():
+            try:
+                self.executor.spin_once(timeout_sec=0.2)
+            except ExternalShutdownException:
+                return
+            except Exception:
+                if not self._stopping:
+                    traceback.print_exc()
+                    time.sleep(0.1)
+
+
+def end_process(code: int) -> None:
+    """Leave at once: a thread hangs in a library, and no cleanup can be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_nodes(make: Callable[[], Sequence[SpotNode]], argv: Sequence[str] | None = None,
+              stop: StopSignal | None = None, exit_on_failure: bool = False) -> int:
+    """Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0."""
+    stop = stop or StopSignal()
+    try:
+        graph = Graph(make, sys.argv[1:] if argv is None else argv)
+    except Exception as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    leaving = [n for n in graph.nodes
+               if n.get_name() == 'camera' and n.param('exit_when_finished')]
+    code = 0
+    while not stop.wait(0.1):  # a signal during the imports ends this at once
+        if exit_on_failure and graph.failed:
+            code = 1
+        if code or any(n.finished.is_set() for n in leaving):
+            break
+    ended = graph.close()
+    stop.ignore()
+    if not ended:
+        end_process(code)
+    return code

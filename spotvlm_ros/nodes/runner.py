@@ -1,0 +1,228 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""`spotvlm run`: the whole graph from one YAML, where launch is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+import json
+from pathlib import Path
+import sys
+import tempfile
+import time
+from typing import Any
+
+from .checkpoints import is_miniature, MEANINGLESS, model_path
+from .params import check_file, ParamError, TABLES
+from ..child import Child
+from ..cloud.server import EmbeddedServer
+from ..signals import StopSignal
+
+DRAIN_S = 5.0  # longest wait for the last answers after the last frame
+QUIET_S = 0.7  # no answer for this long: there will be none any more
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run; the command line in one place."""
+
+    profile: str
+    params_files: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    namespace: str = ''
+    duration_s: float = 0.0  # 0 = to the end of the source
+    multi_process: bool = False
+    log_level: str = 'info'
+    quiet: bool = False
+    server_threads: int = 1
+    output: str = ''         # folder for summary.json; empty: none
+
+
+def find_profile(name: str) -> Path:
+    """Return the YAML of a profile: a path, or a name in config/ of the source or of share."""
+    folders = [Path(__file__).resolve().parents[2] / 'config']
+    try:
+        from ament_index_python.packages import get_package_share_directory
+        folders.append(Path(get_package_share_directory('spotvlm_ros')) / 'config')
+    except (ImportError, LookupError):
+        pass
+    candidates = [Path(name), *(f / f'{name}.yaml' for f in folders)]
+    found = next((c for c in candidates if c.is_file()), None)
+    if found is None:
+        names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - {'embedded_cloud'})
+        raise ParamError(f'no profile {name!r}; give the path of a YAML or one of '
+                         f'{", ".join(names)}')
+    return found
+
+
+def run(config: RunConfig, stop: StopSignal,
+        watch: Callable[[Any], None] = lambda monitor: None) -> tuple[int, dict[str, Any]]:
+    """
+    Run until the source ends, the duration is over or a signal comes.
+
+    Return the exit code and the summary. ``watch`` gets the monitor when the graph is up.
+    """
+    with ExitStack() as stack:
+        try:
+            values = _parameters(config, stack)
+            server = _server(config, values, stack)
+            if server is not None:
+                values['cloud'] |= {'base_url': server.url, 'model': server.model}
+                print(f'starting the embedded cloud server ({values["cloud"]["model"]}) ...',
+                      flush=True)
+                if not server.wait(stop):
+                    return 0, {}
+            return _run_graph(config, _write(stack, values), values, stop, watch, stack)
+        except (ParamError, RuntimeError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1, {}
+        except ImportError as error:
+            print(f'error: {error}; run make setup, and see spotvlm doctor', file=sys.stderr)
+            return 1, {}
+
+
+def _parameters(config: RunConfig, stack: ExitStack) -> dict[str, dict[str, Any]]:
+    """
+    Check all files and lay them over one another; return the values, defaults included.
+
+    The nodes get one file, not several: where a later file gives a parameter another type, as 2
+    for 0.5, rcl keeps both values and hands out the earlier.
+    """
+    files = [find_profile(config.profile), *(Path(f) for f in config.params_files)]
+    extra = {node: dict(values) for node, values in config.overrides.items() if values}
+    if extra:
+        files.append(_write(stack, extra))
+    merged: dict[str, dict[str, Any]] = {}
+    for file in files:
+        merged = check_file(file, merged)
+    return {node: {p.name: p.default for p in TABLES[node]} | flat
+            for node, flat in merged.items()}
+
+
+def _write(stack: ExitStack, sections: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write overrides as a params file: the only form that works for a node in any namespace."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='spotvlm-')))
+    path = folder / 'overrides.yaml'
+    tree = {f'/**/{node}': {'ros__parameters': {k: v for k, v in flat.items() if v != []}}
+            for node, flat in sections.items()}  # ROS cannot tell the type of an empty list
+    # JSON is YAML without the aliases that ROS refuses.
+    path.write_text(json.dumps(tree), encoding='utf-8')
+    return path
+
+
+def _server(config: RunConfig, values: Mapping[str, Mapping[str, Any]],
+            stack: ExitStack) -> EmbeddedServer | None:
+    cloud = values['cloud']
+    if cloud['base_url']:
+        return None
+    path = model_path(cloud['model'])
+    if not Path(path).is_dir():
+        raise ParamError(f'cloud model {cloud["model"]!r} is neither a shipped checkpoint nor a '
+                         'folder; for a server of your own set base_url of node cloud')
+    server = EmbeddedServer(path, threads=config.server_threads)
+    stack.callback(server.stop)
+    server.start()
+    return server
+
+
+def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, Any]],
+               stop: StopSignal, watch: Callable[[Any], None],
+               stack: ExitStack) -> tuple[int, dict[str, Any]]:
+    argv = ['--ros-args', '--log-level', config.log_level, '--params-file', str(file)]
+    if config.namespace:
+        argv += ['-r', f'__ns:=/{config.namespace.strip("/")}']
+    if values['camera']['source'] != 'mini' and is_miniature(values['edge']['model']):
+        print(f'note: {MEANINGLESS}', flush=True)
+    if stop():
+        return 0, {}
+
+    from .composed import make_nodes  # imports ROS
+    from .monitor import Monitor
+    from .run import end_process, Graph
+    monitor: Any = None
+
+    def make() -> list[Any]:
+        nonlocal monitor
+        monitor = Monitor(show=not config.quiet)
+        return [monitor] if config.multi_process else [monitor, *make_nodes()]
+    children = {}
+    if config.multi_process:
+        for name in ('context', 'cloud', 'edge', 'camera'):
+            own = ['-p', 'exit_when_finished:=true'] if name == 'camera' else []
+            children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
+                                    *argv, *own])
+            stack.callback(children[name].stop)
+    graph = Graph(make, argv)
+    watch(monitor)
+    code, why = _wait(config, graph, monitor, children, stop)
+    if why:
+        print(why, flush=True)
+    for child in children.values():
+        child.ask_to_end()
+    for child in children.values():
+        child.stop()
+    ended = graph.close()
+    summary = monitor.summary.as_dict() | {'meta': {
+        'profile': config.profile, 'source': values['camera']['source'],
+        'edge_model': values['edge']['model'], 'cloud_model': values['cloud']['model'],
+        'emulated_delay_median_s': values['cloud']['emulated_delay_median_s']}}
+    _tell(config, summary)
+    if not ended:
+        stack.close()
+        end_process(code)
+    return code, summary
+
+
+def _wait(config: RunConfig, graph: Any, monitor: Any, children: Mapping[str, Child],
+          stop: StopSignal) -> tuple[int, str]:
+    """Wait for the end; return the exit code and why it came."""
+    camera = next((n for n in graph.nodes if n.get_name() == 'camera'), None)
+    began: float | None = None  # of the duration: the first answer
+
+    def finished() -> bool:
+        if camera is not None:
+            return bool(camera.finished.is_set())
+        return not children['camera'].alive
+
+    while not stop.wait(0.05):
+        if graph.failed:
+            return 1, f'could not start: {", ".join(graph.failed)}'
+        dead = [name for name, child in children.items() if name != 'camera' and not child.alive]
+        if dead:
+            return 1, f'ended early: {", ".join(dead)}'
+        if began is None and monitor.summary.first:
+            began = monitor.summary.first
+        if config.duration_s and began and time.monotonic() - began > config.duration_s:
+            return 0, ''
+        if finished():
+            until = time.monotonic() + DRAIN_S
+            monitor.quiet_since = max(monitor.quiet_since, time.monotonic())
+            while time.monotonic() < min(until, monitor.quiet_since + QUIET_S):
+                if stop.wait(0.05):
+                    break
+            failure = camera.failure if camera is not None else ''
+            return (1, f'the source failed: {failure}') if failure else (0, '')
+    return 0, 'interrupted'
+
+
+def _tell(config: RunConfig, summary: Mapping[str, Any]) -> None:
+    """Print the figures and write them."""
+    latency, overhead = summary['stamp_to_answer_ms'], summary['overhead_ms']
+    queries = ', '.join(f'{n} {q}' for q, n in summary['answers_by_query'].items()) or 'none'
+    print(f'answers: {queries} ({summary["answers_hz"]} Hz); errors: {summary["errors"]}')
+    for text, count in summary['errors_by_message'].items():
+        print(f'  {count} x {text}')
+    print(f'stamp to answer: p50 {latency["p50"]} ms, p95 {latency["p95"]} ms; overhead without '
+          f'the model: p50 {overhead["p50"]} ms, p95 {overhead["p95"]} ms')
+    delay = summary['cloud_delay_s']
+    median = summary['meta']['emulated_delay_median_s']
+    note = f' (emulated delay, median {median:g} s, included)' if median else ''
+    print(f'cloud answers: {summary["cloud_answers"]}, {delay["p50"]} s late at the median'
+          f'{note}; context used in {summary["context_used_fraction"]:.0%} of answers', flush=True)
+    if config.output:
+        folder = Path(config.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n',
+                                             encoding='utf-8')

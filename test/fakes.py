@@ -1,0 +1,133 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the two models, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+import threading
+import time
+from typing import Any
+
+from spotvlm_ros.method.facts import Fact
+
+SCENE_REPLY = ('```json\n[{"label": "light", "bbox_2d": [100, 100, 200, 200], "value": "red"}, '
+               '{"label": "lead", "value": "none"}]\n```')
+
+
+@dataclass
+class FakeAnswer:
+    """What EdgeModel.answer returns."""
+
+    text: str
+    facts: tuple[Fact, ...]
+    rejected: list[str] = field(default_factory=list)
+    used_context: bool = False
+    used_focus: bool = False
+    context_tokens: int = 0
+    preprocess_s: float = 0.0
+    inference_s: float = 0.0
+    partial: bool = False
+
+
+class FakeEdge:
+    """Answers the first choice of each key after ``seconds``."""
+
+    name = 'fake-edge'
+
+    def __init__(self, seconds: float = 0.01) -> None:
+        self.seconds = seconds
+        self.seen: list[tuple[int, Any]] = []  # frame stamp, context
+
+    def load(self, path: str, device: str, threads: int) -> FakeEdge:
+        """Take the place of load_edge_model."""
+        return self
+
+    def warm_up(self, queries: Any) -> None:
+        """Do nothing."""
+
+    def answer(self, rgb: Any, query: Any, context: Any, stamp_ns: int,
+               on_text: Callable[[str, int], None] | None = None,
+               should_stop: Callable[[], bool] | None = None) -> FakeAnswer:
+        """Answer word by word when somebody listens."""
+        started = time.monotonic()
+        self.seen.append((stamp_ns, context))
+        partial = False
+        for count in range(1, 6):
+            time.sleep(self.seconds / 5)
+            if on_text is not None:
+                on_text(' '.join(['word'] * count), count)
+            partial = should_stop is not None and should_stop()
+            if partial:
+                break
+        facts = tuple(Fact(k, v[0], stamp_ns) for k, v in query.choices.items())
+        return FakeAnswer(' '.join(f.value for f in facts) or 'word word word word word', facts,
+                          used_context=context is not None and not context.empty,
+                          inference_s=time.monotonic() - started, partial=partial)
+
+
+class FakeServer:
+    """A real HTTP server that answers chat completions; restartable on its port."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[dict[str, Any]], tuple[int, bytes]] = self.fine
+        self.content = SCENE_REPLY
+        self.requests: list[dict[str, Any]] = []
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Return the base URL."""
+        return f'http://127.0.0.1:{self.port}/v1'
+
+    def fine(self, request: dict[str, Any]) -> tuple[int, bytes]:
+        """Reply with ``content``."""
+        return 200, json.dumps({
+            'id': 'x', 'object': 'chat.completion', 'created': 0, 'model': 'fake',
+            'choices': [{'index': 0, 'finish_reason': 'stop', 'message': {
+                'role': 'assistant', 'content': self.content}}]}).encode()
+
+    def start(self) -> None:
+        """Listen."""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # noqa: N802
+                request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+                outer.requests.append(request)
+                status, body = outer.reply(request)
+                self.send_response(status)
+                self.send_header('Content-Type', 'application/json')
+                self.send_header('Content-Length', str(len(body)))
+                self.end_headers()
+                try:
+                    self.wfile.write(body)
+                except OSError:
+                    pass  # the client has given up
+
+            def log_message(self, *args: Any) -> None:
+                pass
+        self.http = ThreadingHTTPServer(('127.0.0.1', self.port), Handler)
+        self.http.daemon_threads = True
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the port."""
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    """Return the condition's first true value; fail when there is none in time."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f'not within {timeout_s} s')

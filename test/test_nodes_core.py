@@ -1,0 +1,204 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""What the nodes are made of, without ROS running: frames, pixels, parameters, sources."""
+
+from pathlib import Path
+import threading
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from spotvlm_ros.method.facts import NS, Query
+from spotvlm_ros.nodes import sources
+from spotvlm_ros.nodes.convert_image import check_image, fast_bytes, image_to_rgb
+from spotvlm_ros.nodes.frames import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
+                                      Mailbox, StampOrder)
+from spotvlm_ros.nodes.params import check_file, markdown, ParamError, TABLES
+from spotvlm_ros.nodes.schedule import Schedule
+
+CONFIG = Path(__file__).resolve().parents[1] / 'config'
+RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def message(encoding, pixels, step=None, bigendian=0):
+    height, width = pixels.shape[:2]
+    row = pixels.reshape(height, -1).view(np.uint8)
+    step = step or row.shape[1]
+    data = np.zeros((height, step), np.uint8)
+    data[:, :row.shape[1]] = row
+    return SimpleNamespace(encoding=encoding, width=width, height=height, step=step,
+                           is_bigendian=bigendian, data=fast_bytes(data))
+
+
+@pytest.mark.parametrize('encoding,pixels', [
+    ('rgb8', RGB), ('bgr8', RGB[..., ::-1].copy()),
+    ('rgba8', np.dstack([RGB, RGB[..., 0]])), ('bgra8', np.dstack([RGB[..., ::-1], RGB[..., 0]])),
+    ('rgb16', RGB.astype('<u2') << 8), ('bgr16', RGB[..., ::-1].astype('<u2') << 8)])
+@pytest.mark.parametrize('padding', [0, 5])
+def test_colour(encoding, pixels, padding):
+    pixels = np.ascontiguousarray(pixels)
+    step = pixels.shape[1] * pixels[0, 0].nbytes + padding * pixels.itemsize
+    assert np.array_equal(image_to_rgb(message(encoding, pixels, step)), RGB)
+
+
+def test_grey_and_endianness():
+    grey = np.dstack([RGB[..., 0]] * 3)
+    assert np.array_equal(image_to_rgb(message('mono8', RGB[..., :1].copy())), grey)
+    wide = (RGB[..., :1].astype('>u2') << 8) | 7
+    assert np.array_equal(image_to_rgb(message('mono16', wide.astype('>u2'), bigendian=1)), grey)
+
+
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+def test_bayer(pattern):
+    rows = (pattern[:2], pattern[2:])
+    colour = dict(zip('rgb', (200, 100, 50)))
+    tile = np.array([[colour[c] for c in row] for row in rows], np.uint8)
+    mosaic = np.tile(tile, (4, 4))[..., None]
+    assert image_to_rgb(message(f'bayer_{pattern}8', mosaic))[3, 3].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize('encoding,order', [('yuv422_yuy2', 'yuyv'), ('yuv422', 'uyvy')])
+def test_yuv(encoding, order):
+    part = {'y': 128, 'u': 90, 'v': 200}
+    pixels = np.tile(np.array([part[c] for c in order], np.uint8), 4 * 4).reshape(4, 8, 2)
+    red, green, blue = image_to_rgb(message(encoding, pixels))[0, 0].tolist()
+    assert red > 200 and blue < 80 and green < red
+
+
+@pytest.mark.parametrize('change,word', [
+    ({'encoding': 'jpeg2000'}, 'not supported'), ({'step': 3}, 'step is 3'),
+    ({'height': 99}, 'cut off'), ({'width': 0}, 'pixels'), ({'data': b''}, 'cut off')])
+def test_wrong_images_say_what(change, word):
+    broken = message('rgb8', RGB)
+    vars(broken).update(change)
+    with pytest.raises(FrameError, match=word):
+        check_image(broken)
+    with pytest.raises(FrameError, match=word):
+        image_to_rgb(broken)
+
+
+def test_jpeg():
+    data, scale = encode_jpeg(np.full((100, 200, 3), (200, 30, 30), np.uint8), max_side=50)
+    assert scale == 0.25 and decode_jpeg(data).shape == (25, 50, 3)
+    assert abs(int(decode_jpeg(data)[5, 5, 0]) - 200) < 4  # RGB, not BGR
+    for bad in (data[:len(data) // 2], b'', b'hello', b'\xff\xd8\xff\xd9'):
+        with pytest.raises(FrameError):
+            Frame(1, 'c', jpeg=bad).rgb()
+
+
+def test_mailbox_keeps_the_newest():
+    box = Mailbox()
+    for stamp in (1, 2, 3):
+        box.put(Frame(stamp, 'c'))
+    assert box.get(0).stamp_ns == 3 and box.dropped == 2 and box.get(0.01) is None
+    threading.Timer(0.01, box.wake).start()
+    assert box.get(10.0) is None
+
+
+def test_hub():
+    hub, seen = FrameHub(), []
+    end = hub.listen(seen.append)
+    hub.publish(Frame(1, 'c'))
+    end()
+    hub.publish(Frame(2, 'c'))
+    assert [f.stamp_ns for f in seen] == [1] and hub.listeners == 0
+
+
+def test_stamp_order():
+    order = StampOrder()
+    assert [order.admit(s) for s in (0, 5 * NS, 5 * NS, 5 * NS - 1, 6 * NS, NS, 2 * NS)] == [
+        'zero_stamp', 'ok', 'duplicate', 'out_of_order', 'ok', 'restart', 'ok']
+
+
+def test_schedule_keeps_rates_that_do_not_divide_the_camera():
+    queries = [Query(i, 'q', 'text', rate_hz=r) for i, r in (('a', 8.0), ('b', 3.0))]
+    schedule = Schedule(queries)
+    picked = [q.id for i in range(250) if (q := schedule.take(NS + i * NS // 25))]
+    assert abs(picked.count('a') - 80) <= 2 and abs(picked.count('b') - 30) <= 2
+
+
+def test_schedule_starves_nobody():
+    queries = [Query(i, 'q', 'text', rate_hz=r) for i, r in (('a', 100.0), ('b', 1.0))]
+    schedule = Schedule(queries)
+    picked = [schedule.take(NS + i * NS // 5).id for i in range(50)]
+    assert 8 <= picked.count('b') <= 11
+
+
+@pytest.mark.parametrize('path', sorted(CONFIG.glob('*.yaml')), ids=lambda p: p.stem)
+def test_shipped_params_files(path):
+    if path.stem == 'embedded_cloud':
+        check_file(path, check_file(CONFIG / 'driving.yaml'))
+    else:
+        assert check_file(path)['edge']['queries']
+
+
+@pytest.mark.parametrize('change,words', [
+    (('rate_hz: 2.0', 'rate: 2.0'), ('unknown parameter rate', 'did you mean rate_hz')),
+    (("'30', '50'", '30, 50'), ('scene.choices.limit', 'quotes', "'30'")),
+    (('[stop, slow, go]', '[stop, yes, go]'), ('action.choices', 'quotes')),
+    (('threads: 1', 'threads: many'), ('threads', 'whole number')),
+    (('threads: 1', 'threads: 1000'), ('threads', '1 to 64')),
+    (('source: mini', 'source: webcam'), ('source', 'usb')),
+    (('format: facts', 'format: fact'), ('scene.format', 'facts, choice, text')),
+    (('[none, red, yellow, green]', '[none]'), ('light', 'two or more')),
+    (('light: 4.0', 'lihgt: 4.0'), ('unknown parameter scene.ttl_s.lihgt', 'scene.ttl_s.light')),
+    (('queries: [scene, action]', 'queries: []'), ('queries is []', "'scene'")),
+    (('prompt: What is on the road?', "prompt: ''"), ('scene.prompt', 'empty')),
+    (('/**/edge:', '/**/egde:'), ('no node of ours',)),
+    (('/**:', '['), ('driving.yaml',))])
+def test_wrong_params_name_the_remedy(tmp_path, change, words):
+    text = (CONFIG / 'driving.yaml').read_text()
+    assert change[0] in text
+    path = tmp_path / 'driving.yaml'
+    path.write_text(text.replace(change[0], change[1], 1))
+    with pytest.raises(ParamError) as caught:
+        check_file(path)
+    for word in ('driving.yaml', *words):
+        assert word in str(caught.value)
+
+
+def test_every_parameter_is_described():
+    text = markdown()
+    for table in TABLES.values():
+        assert len({p.name for p in table}) == len(table)
+        for param in table:
+            assert param.description and f'`{param.name}`' in text
+            assert param.check(param.default) == param.default
+
+
+def test_images_in_order(tmp_path):
+    for name in ('b.png', 'a.png', 'c.txt'):
+        (tmp_path / name).write_bytes(cv2.imencode('.png', RGB)[1].tobytes())
+    shots = list(sources.images(str(tmp_path)))
+    assert [s.at_s for s in shots] == [0.0, 0.1]
+
+
+def test_mini_is_repeatable():
+    def first(count):
+        shots = sources.mini('driving', 3, '', 10.0)
+        return [next(shots) for _ in range(count)][-1]
+    assert np.array_equal(first(3).load(), first(3).load())
+    assert first(3).reference == '{"world": "driving", "seed": 3, "index": 4, "condition": null}'
+    assert {f.stamp_ns for f in first(3).truth(9)} == {9}
+
+
+@pytest.mark.parametrize('make', [
+    lambda p: sources.video(p), lambda p: sources.images(p), lambda p: sources.bag(p)])
+def test_missing_source_says_so(make, tmp_path):
+    with pytest.raises(sources.SourceError, match='none'):
+        next(make(str(tmp_path / 'none')))
+
+
+def test_pace_skips_what_is_late():
+    shown = []
+    stop = threading.Event()
+
+    def show(shot):
+        shown.append(shot.at_s)
+        if len(shown) == 1:
+            stop.wait(0.2)
+    pace = sources.Pace(late_s=0.05)
+    pace.run((sources.Shot(i * 0.02) for i in range(15)), show, stop)
+    assert pace.skipped >= 5 and len(shown) + pace.skipped == 15 and shown[-1] == 14 * 0.02

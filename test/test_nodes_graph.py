@@ -1,0 +1,404 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The four nodes under real rclpy and DDS, with a fake edge model and a local server."""
+
+import base64
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+import time
+
+import cv2
+from fakes import FakeEdge, wait_for
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+
+from action_msgs.msg import GoalStatus  # noqa: E402, I100
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rcl_interfaces.msg import Parameter as ParameterMsg  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.action import ActionClient  # noqa: E402
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
+from rosbags.typesys import get_typestore, Stores  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from spotvlm_msgs.action import Ask  # noqa: E402
+from spotvlm_msgs.msg import Answer, CloudStatus, Context  # noqa: E402
+from spotvlm_ros.method.facts import NS  # noqa: E402
+from spotvlm_ros.nodes.base import latched, SENSOR  # noqa: E402
+from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
+from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
+from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
+from spotvlm_ros.nodes.convert import header_msg, image_msg, stamp_ns  # noqa: E402
+from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
+from spotvlm_ros.nodes.frames import Frame, FrameHub  # noqa: E402
+from spotvlm_ros.nodes.run import Graph  # noqa: E402
+
+CONFIG = Path(__file__).resolve().parents[1] / 'config'
+GREY = np.full((48, 64, 3), 90, np.uint8)
+
+
+class Probe(Node):
+    """Listens to everything and publishes what it is told."""
+
+    def __init__(self, namespace=''):
+        super().__init__('probe', namespace=namespace)
+        self.answers, self.cloud, self.contexts = [], [], []
+        self.status, self.diagnostics, self.truth = [], {}, []
+        for kind, topic, keep, qos in (
+                (Answer, 'answers', self.answers, 50), (Answer, 'cloud/answers', self.cloud, 50),
+                (Context, 'context', self.contexts, latched(8)), (Answer, 'truth', self.truth, 50),
+                (CloudStatus, 'cloud/status', self.status, latched(1))):
+            self.create_subscription(kind, topic, keep.append, qos)
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        self.image = self.create_publisher(Image, 'image', 1)
+        self.jpeg = self.create_publisher(CompressedImage, 'image/compressed', 1)
+        self.ask = ActionClient(self, Ask, 'ask')
+
+    def _diagnose(self, message):
+        for status in message.status:
+            self.diagnostics[status.name] = {v.key: v.value for v in status.values}
+
+    def count(self, node, key):
+        """Return a figure of /diagnostics."""
+        return int(self.diagnostics.get(node, {}).get(key, 0))
+
+
+@contextmanager
+def graph(make, *params, files=('driving',), namespace=''):
+    """Run nodes and a probe; yield the probe and the graph."""
+    argv = ['--ros-args', '--log-level', 'error', '-p', 'diagnostics_hz:=10.0']
+    for file in files:
+        argv += ['--params-file', str(CONFIG / f'{file}.yaml' if '/' not in str(file) else file)]
+    for param in params:
+        argv += ['-p', param]
+    if namespace:
+        argv += ['-r', f'__ns:=/{namespace}']
+    made = {}
+
+    def nodes():
+        made['probe'] = Probe()
+        return [made['probe'], *make()]
+    running = Graph(nodes, argv)
+    try:
+        assert running.started.wait(20.0)
+        yield made['probe'], running
+    finally:
+        assert running.close()
+
+
+def overlay(tmp_path, **nodes):
+    """Write parameters that win over a profile's."""
+    import yaml
+    path = tmp_path / 'overlay.yaml'
+    path.write_text(yaml.safe_dump({f'/**/{node}': {'ros__parameters': values}
+                                    for node, values in nodes.items()}))
+    return path
+
+
+def keep_sending(probe, send, condition, timeout_s=10.0):
+    """Send frames until the condition holds."""
+    until = time.monotonic() + timeout_s
+    stamps = []
+    while not condition():
+        assert time.monotonic() < until, probe.diagnostics
+        stamp = probe.get_clock().now().nanoseconds
+        stamps.append(stamp)
+        send(stamp)
+        time.sleep(0.02)
+    return stamps
+
+
+def test_answers_carry_the_stamp_of_their_frame():
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        sent = keep_sending(
+            probe, lambda s: probe.image.publish(image_msg(Frame(s, 'eye', pixels=GREY))),
+            lambda: {a.query_id for a in probe.answers} == {'scene', 'action'})
+        for answer in probe.answers:
+            assert stamp_ns(answer.header.stamp) in sent and answer.header.frame_id == 'eye'
+            assert answer.source == Answer.SOURCE_EDGE and answer.error_code == 0
+        scene = next(a for a in probe.answers if a.query_id == 'scene')
+        assert [f.key for f in scene.facts] == ['light', 'limit', 'lead', 'pedestrian']
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_bad_images_are_counted_and_good_ones_answered(transport):
+    edge = FakeEdge()
+    data = cv2.imencode('.jpg', GREY)[1].tobytes()
+
+    def bad(stamp):
+        if transport == 'raw':
+            message = image_msg(Frame(stamp, 'eye', pixels=GREY))
+            message.encoding = 'nonsense'
+            probe.image.publish(message)
+        else:
+            probe.jpeg.publish(CompressedImage(header=header_msg(stamp, 'eye'), format='jpeg',
+                                               data=data[:len(data) // 2]))
+
+    def good(stamp):
+        if transport == 'raw':
+            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        else:
+            probe.jpeg.publish(CompressedImage(header=header_msg(stamp, 'eye'), format='jpeg',
+                                               data=data))
+    with graph(lambda: [EdgeNode(load=edge.load)],
+               f'image_transport:={transport}') as (probe, _):
+        keep_sending(probe, bad, lambda: probe.count('edge', 'bad_images') >= 1)
+        keep_sending(probe, good, lambda: any(not a.error_code for a in probe.answers))
+        errors = [a for a in probe.answers if a.error_code]
+        assert all(a.error_code == Answer.ERROR_IMAGE and 'JPEG' in a.error_msg for a in errors)
+
+
+def test_stamps_zero_and_double():
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        now = probe.get_clock().now().nanoseconds
+        stamps = cycle((0, now))
+
+        def send(stamp):
+            probe.image.publish(image_msg(Frame(next(stamps), 'eye', pixels=GREY)))
+        keep_sending(probe, send, lambda: probe.count('edge', 'zero_stamps') >= 1
+                     and probe.count('edge', 'duplicate') >= 1)
+        wait_for(lambda: probe.answers)
+        assert {stamp_ns(a.header.stamp) for a in probe.answers} == {now}
+
+
+def test_no_work_before_the_first_clock():
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)], 'use_sim_time:=true') as (probe, _):
+        keep_sending(probe, lambda s: probe.image.publish(
+            image_msg(Frame(time.time_ns(), 'eye', pixels=GREY))),
+            lambda: probe.count('edge', 'no_sim_time') >= 2)
+        assert not probe.answers
+
+
+def all_four(edge):
+    hub = FrameHub()
+    return lambda: [ContextNode(), CloudNode(hub), EdgeNode(hub, load=edge.load), CameraNode(hub)]
+
+
+def test_late_cloud_answer_becomes_context(server, tmp_path):
+    edge = FakeEdge()
+    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 0.2})
+    with graph(all_four(edge), files=('driving', over)) as (probe, _):
+        answer = wait_for(lambda: next((a for a in probe.answers if a.used_context), None))
+        assert 0 < answer.context_age.sec + answer.context_age.nanosec / NS < 6
+        context = next(c for _, c in edge.seen if c is not None and not c.empty)
+        assert {f.key: f.value for f in context.facts} == {'light': 'red', 'lead': 'none'}
+        asked = {stamp_ns(a.header.stamp) for a in probe.cloud}
+        assert {f.stamp_ns for f in context.facts} <= asked
+        assert (context.focus['light'].w, context.focus['light'].h) == (64, 48)  # a tenth of it
+        assert all(a.emulated_delay.nanosec or a.emulated_delay.sec for a in probe.cloud)
+        assert wait_for(lambda: [s for s in probe.status if s.answers])[-1].endpoint == server.url
+        truth = wait_for(lambda: probe.truth)[0]
+        assert truth.source == Answer.SOURCE_TRUTH and '"seed": 1' in truth.text
+
+
+def test_edge_keeps_its_rate_while_the_server_is_gone(server, tmp_path):
+    """False alarm only where the machine stalls twice in four seconds."""
+    edge = FakeEdge()
+    over = overlay(tmp_path, cloud={'base_url': server.url})
+    with graph(all_four(edge), files=('driving', over)) as (probe, _):
+        wait_for(lambda: any(a.used_context for a in probe.answers))
+
+        def rate(seconds=2.0):
+            before, began = len(probe.answers), time.monotonic()
+            wait_for(lambda: time.monotonic() - began > seconds)
+            return (len(probe.answers) - before) / seconds
+        with_cloud = rate()
+        server.stop()
+        without = max(rate(), rate())
+        assert without > 0.8 * with_cloud, (with_cloud, without)
+        # Facts outlive the server by their time to live, not longer: then it is edge alone.
+        wait_for(lambda: not probe.answers[-1].used_context
+                 and probe.answers[-1].query_id == 'scene', 12.0)
+        wait_for(lambda: any(c.gate == Context.GATE_EMPTY for c in probe.contexts[-4:]))
+        server.start()
+        mark = len(probe.answers)
+        wait_for(lambda: any(a.used_context for a in probe.answers[mark:]), 5.0)
+
+
+@pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize('kind', ['Image', 'CompressedImage'])
+def test_bag_is_replayed_and_answered(tmp_path, plugin, kind):
+    store = get_typestore(Stores.ROS2_KILTED)
+    types = store.types
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=plugin) as writer:
+        name = f'sensor_msgs/msg/{kind}'
+        topic = writer.add_connection('/eye/image', name, typestore=store)
+        for i in range(20):
+            ns = 10**18 + i * NS // 20
+            header = types['std_msgs/msg/Header'](
+                types['builtin_interfaces/msg/Time'](ns // NS, ns % NS), 'eye')
+            message = types[name](header, 48, 64, 'bgr8', 0, 192, GREY.reshape(-1)) \
+                if kind == 'Image' else types[name](header, 'jpeg',
+                                                    cv2.imencode('.jpg', GREY)[1].reshape(-1))
+            writer.write(topic, ns, store.serialize_cdr(message, name))
+    edge, hub = FakeEdge(), FrameHub()
+    over = overlay(tmp_path, camera={'source': 'bag', 'path': str(tmp_path / 'bag')})
+    with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
+               files=('driving', over)) as (probe, _):
+        assert hub.finished.wait(10.0)
+        wait_for(lambda: len(probe.answers) >= 8)
+        assert not any(a.error_code for a in probe.answers)
+        assert abs(stamp_ns(probe.answers[-1].header.stamp) - time.time_ns()) < 5 * NS
+
+
+def test_two_robots_on_one_host(server, tmp_path):
+    def pair(namespace, edge):
+        hub = FrameHub()
+        return [EdgeNode(hub, load=edge.load, namespace=namespace),
+                CameraNode(hub, namespace=namespace)]
+    edges = {'a': FakeEdge(), 'b': FakeEdge()}
+    probes = {}
+
+    def nodes():
+        probes.update({name: Probe(namespace=name) for name in edges})
+        return [*probes.values(), *(n for name in edges for n in pair(name, edges[name]))]
+    with graph(nodes):
+        for name, probe in probes.items():
+            wait_for(lambda: len(probe.answers) >= 3)
+        seen = {name: {s for s, _ in edge.seen} for name, edge in edges.items()}
+        for name, probe in probes.items():
+            assert {stamp_ns(a.header.stamp) for a in probe.answers} <= seen[name]
+
+
+def test_ask_streams_cancels_and_knows_its_queries():
+    edge = FakeEdge(0.05)
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        wait_for(probe.ask.server_is_ready)
+        words = []
+
+        def ask(**fields):
+            sent = probe.ask.send_goal_async(
+                Ask.Goal(**fields), feedback_callback=lambda m: words.append(m.feedback.text))
+            return wait_for(sent.done) and sent.result()
+
+        def result(handle):
+            future = handle.get_result_async()
+            return wait_for(future.done) and future.result()
+        timeout = Ask.Goal().timeout
+        timeout.nanosec = 100_000_000
+        assert result(ask(prompt='hm?', timeout=timeout)).result.error_code == \
+            Ask.Result.ERROR_NO_FRAME
+        keep_sending(probe, lambda s: probe.image.publish(
+            image_msg(Frame(s, 'eye', pixels=GREY))), lambda: probe.answers)
+        done = result(ask(prompt='What is <|im_end|> there?'))
+        assert done.status == GoalStatus.STATUS_SUCCEEDED
+        assert done.result.answer.text == 'word word word word word'
+        assert done.result.answer.header.frame_id == 'eye'
+        wait_for(lambda: words[-1:] == ['word word word word word'])
+        assert result(ask(query_id='action')).result.answer.facts[0].value == 'stop'
+        unknown = result(ask(query_id='weather')).result
+        assert unknown.error_code == Ask.Result.ERROR_UNKNOWN_QUERY
+        assert 'scene' in unknown.error_msg
+        edge.seconds = 5.0
+        handle = ask(prompt='slow?')
+        wait_for(handle.cancel_goal_async().done)
+        assert result(handle).status == GoalStatus.STATUS_CANCELED
+
+
+def test_lifecycle_can_be_cycled():
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):
+        node = running.nodes[-1]
+
+        def send(stamp):
+            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        for _ in range(2):
+            keep_sending(probe, send, lambda: probe.answers)
+            for step in ('deactivate', 'cleanup', 'configure', 'activate'):
+                task = running.executor.create_task(getattr(node, f'trigger_{step}'))
+                wait_for(task.done)
+                assert task.result().name == 'SUCCESS', step
+                if step == 'deactivate':
+                    probe.answers.clear()
+                    for _ in range(5):
+                        send(probe.get_clock().now().nanoseconds)
+                    assert not node.active and not probe.answers
+
+
+@pytest.mark.parametrize('param,word', [
+    ('threads:=0', 'threads is 0'), ('ask_max_tokens:=two', 'whole number'),
+    ('queries:=[nothing]', 'nothing.prompt'), ('queries:=[1, 2]', 'quotes')])
+def test_bad_parameters_fail_configure(param, word, tmp_path):
+    name, _, value = param.partition(':=')
+    edge = FakeEdge()
+    import yaml
+    over = overlay(tmp_path, edge={name: yaml.safe_load(value)})
+    with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (_, running):
+        node = running.nodes[-1]
+        assert running.failed == ['edge']
+        assert word in (node.last_failure or '')
+
+
+def test_parameters_change_at_run_time_or_say_why_not():
+    with graph(lambda: [EdgeNode(load=FakeEdge().load)]) as (probe, running):
+        client = probe.create_client(SetParameters, 'edge/set_parameters')
+        wait_for(client.service_is_ready)
+
+        def change(name, value):
+            message: ParameterMsg = Parameter(name, value=value).to_parameter_msg()
+            future = client.call_async(SetParameters.Request(parameters=[message]))
+            return wait_for(future.done) and future.result().results[0]
+        assert change('use_context', False).successful
+        assert running.nodes[-1].param('use_context') is False
+        assert 'out of range' in change('max_start_age_s', 99.0).reason
+        assert 'clean up' in change('threads', 2).reason
+        assert not change('autostart', False).successful
+
+
+def test_best_effort_publishers_fit(server):
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        best_effort = probe.create_publisher(Image, 'image', SENSOR)
+        keep_sending(probe, lambda s: best_effort.publish(
+            image_msg(Frame(s, 'eye', pixels=GREY))), lambda: probe.answers)
+
+
+def test_topic_source_shares_what_it_receives():
+    edge, hub = FakeEdge(), FrameHub()
+    with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)]) as (probe, running):
+        camera = running.nodes[-1]
+        for step in ('deactivate', 'cleanup'):
+            wait_for(running.executor.create_task(getattr(camera, f'trigger_{step}')).done)
+        camera.set_parameters([Parameter('source', value='topic')])
+        for step in ('configure', 'activate'):
+            wait_for(running.executor.create_task(getattr(camera, f'trigger_{step}')).done)
+        sent = keep_sending(probe, lambda s: probe.image.publish(
+            image_msg(Frame(s, 'eye', pixels=GREY))),
+            lambda: any(a.header.frame_id == 'eye' for a in probe.answers))
+        assert stamp_ns(probe.answers[-1].header.stamp) in sent
+
+
+def test_jpeg_of_the_camera_goes_to_the_cloud_as_it_is(server, tmp_path):
+    data = cv2.imencode('.jpg', GREY)[1].tobytes()
+    over = overlay(tmp_path, cloud={'base_url': server.url, 'image_transport': 'compressed'})
+    with graph(lambda: [CloudNode()], files=('driving', over)) as (probe, _):
+        keep_sending(probe, lambda s: probe.jpeg.publish(CompressedImage(
+            header=header_msg(s, 'eye'), format='jpeg', data=data)), lambda: probe.cloud)
+    url = server.requests[0]['messages'][0]['content'][0]['image_url']['url']
+    assert url == 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
+
+
+def test_restarted_stream_forgets_the_context(server, tmp_path):
+    """A bag that loops with its own stamps: what the cloud said of its end is not yet true."""
+    edge = FakeEdge()
+    make = lambda: [ContextNode(), CloudNode(), EdgeNode(load=edge.load)]  # noqa: E731
+    over = overlay(tmp_path, cloud={'base_url': server.url})
+    with graph(make, files=('driving', over)) as (probe, _):
+        def send(offset):
+            return lambda s: probe.image.publish(image_msg(Frame(s + offset, 'eye', pixels=GREY)))
+        keep_sending(probe, send(0), lambda: any(a.used_context for a in probe.answers))
+        first_end = max(s for s, _ in edge.seen)
+        mark = len(edge.seen)
+        keep_sending(probe, send(-100 * NS), lambda: any(
+            c is not None and not c.empty for _, c in edge.seen[mark:]))
+        for stamp, context in edge.seen[mark:]:
+            if stamp < first_end - 50 * NS and context is not None:
+                assert all(f.stamp_ns <= stamp for f in context.facts)
+        assert any(c.gate == Context.GATE_RESTART for c in probe.contexts)

@@ -1,0 +1,130 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""`spotvlm run` as a process: to the end of a clip, and interrupted at any moment."""
+
+from dataclasses import replace
+import importlib.util
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+from fakes import wait_for
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+SPOTVLM = [sys.executable, '-P', '-m', 'spotvlm_ros.cli']
+
+
+@pytest.fixture(scope='session')
+def checkpoints(tmp_path_factory):
+    """Return folders of two tiny models with random weights: what they say is noise."""
+    if importlib.util.find_spec('spotvlm_ros.edge.model') is None:
+        pytest.skip('spotvlm_ros.edge.model is missing')
+    models = pytest.importorskip('spotvlm_ros.mini.models')
+    pytest.importorskip('transformers')
+    folder = tmp_path_factory.mktemp('checkpoints')
+    tokenizer = models.build_tokenizer(['What is on the road?\nlight: red', 'Now:'])
+    for shape in (models.EDGE, replace(models.CLOUD, image=64, patch=16, shuffle=2,
+                                       vision=(32, 1, 2), text=(32, 1, 2, 32))):
+        models.build_processor(shape, tokenizer).save_pretrained(folder / shape.name)
+        models.build_model(shape, tokenizer).save_pretrained(folder / shape.name)
+    return folder / models.EDGE.name, folder / models.CLOUD.name
+
+
+@pytest.fixture(scope='session')
+def clip(tmp_path_factory):
+    """Return a video of two seconds."""
+    path = tmp_path_factory.mktemp('clip') / 'clip.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 25.0, (320, 240))
+    for i in range(50):
+        writer.write(np.full((240, 320, 3), 4 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def start(checkpoints, *arguments):
+    """Start spotvlm run in a process group, as a terminal would."""
+    edge, cloud = checkpoints
+    return subprocess.Popen(
+        [*SPOTVLM, 'run', 'driving', '-p', f'edge.model:={edge}', '-p', f'cloud.model:={cloud}',
+         '-p', 'cloud.max_tokens:=4', *arguments], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+
+
+def offspring(pid):
+    """Return the processes that descend from this one, or have its arguments."""
+    found = []
+    for entry in Path('/proc').iterdir():
+        try:
+            fields = (entry / 'stat').read_text().rpartition(')')[2].split()
+        except OSError:
+            continue
+        if entry.name.isdigit() and fields[0] != 'Z' and int(fields[1]) == pid:
+            found += [int(entry.name), *offspring(int(entry.name))]
+    return found
+
+
+def running(pid):
+    """Return whether a process is there and no zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize('mode', [(), ('--multi-process',)])
+def test_to_the_end_of_the_clip(checkpoints, clip, server, mode, tmp_path):
+    process = start(checkpoints, '--video', str(clip), '-p', f'cloud.base_url:={server.url}',
+                    '--out', str(tmp_path), *mode)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, out
+    assert 'Traceback' not in out and 'not meaningful' in out
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['answers'] >= 4 and summary['cloud_answers'] >= 1
+    assert 'model' not in ' '.join(summary['errors_by_message'])
+
+
+@pytest.mark.parametrize('moment', [0.2, 0.5, 1.0, 2.0, 4.0, 'server', 'answer'])
+@pytest.mark.parametrize('mode', [(), ('--multi-process',)])
+def test_ctrl_c_at_any_moment(checkpoints, mode, moment):
+    """Twice, as launch does; exit code 0, no traceback, nobody left behind."""
+    process = start(checkpoints, '--mini', *mode)
+    if isinstance(moment, float):
+        time.sleep(moment)  # the moment is what is tested
+    else:
+        word = {'server': 'starting', 'answer': 'edge '}[moment]
+        for line in process.stdout:
+            if line.startswith(word):
+                break
+    family = offspring(process.pid)
+    for _ in range(2):
+        try:
+            os.killpg(process.pid, signal.SIGINT)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert 'Traceback' not in out and 'KeyboardInterrupt' not in out
+    wait_for(lambda: not any(running(pid) for pid in family), 5.0)
+
+
+@pytest.mark.parametrize('arguments,word', [
+    (('run', 'nowhere'), 'driving, hri'),
+    (('run', 'driving', '-p', 'edge.thread:=1'), 'did you mean threads'),
+    (('run', 'driving', '-p', 'edge.threads'), ':='),
+    (('run', 'driving', '-p', 'cloud.model:=no/such'), 'base_url'),
+    (('run', 'driving', '--video', 'none.mp4', '-p', 'cloud.base_url:=http://127.0.0.1:9/v1'),
+     'none.mp4'),
+    (('serve', '--model', 'none'), 'neither')])
+def test_mistakes_get_one_clear_line(arguments, word):
+    done = subprocess.run([*SPOTVLM, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert word in done.stdout + done.stderr and 'Traceback' not in done.stderr

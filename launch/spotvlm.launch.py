@@ -9,7 +9,7 @@ from launch.conditions import IfCondition, UnlessCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node, PushROSNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
-from launch_ros.substitutions import FindPackageShare
+from launch_ros.substitutions import FindPackagePrefix, FindPackageShare
 
 PORT = '18731'  # of the embedded server; on the loopback device only
 URL = f'http://127.0.0.1:{PORT}/v1'
@@ -68,7 +68,9 @@ def generate_launch_description():
         declared('embedded_cloud', 'true', 'Serve the miniature cloud model on this machine; '
                  'false: base_url of node cloud in params_file names a server'),
         declared('image', 'image', 'Image topic to subscribe to, where the source is topic'),
-        ExecuteProcess(cmd=['spotvlm', 'serve', '--port', PORT], condition=with_server,
-                       output='log'),
+        # By its path: colcon puts scripts of packages beside the nodes, not on PATH.
+        ExecuteProcess(cmd=[PathJoinSubstitution([FindPackagePrefix('spotvlm_ros'), 'lib',
+                                                  'spotvlm_ros', 'spotvlm']),
+                            'serve', '--port', PORT], condition=with_server, output='log'),
         *groups,
     ])

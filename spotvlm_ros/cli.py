@@ -14,8 +14,8 @@ from typing import Any
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {
     'demo': ('spotvlm_ros.demo:main', 'the whole graph for half a minute on the shipped models'),
-    'bench': ('spotvlm_ros.bench.cli:main', 'SpotBench: accuracy under delay'),
-    'perf': ('spotvlm_ros.bench.perf:main', 'overhead, throughput and latency against baselines'),
+    'bench': ('spotvlm_ros.bench.cli:main', 'SpotBench: accuracy under delay (not in this version)'),
+    'perf': ('spotvlm_ros.bench.perf:main', 'latency against named baselines (not in this version)'),
     'train': ('spotvlm_ros.mini.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.doctor:run', 'what is installed, what is missing, what to do'),
 }
@@ -41,7 +41,7 @@ def _elsewhere(name: str, argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in (module, module.rpartition('.')[0]):
             raise
-        print(f'error: spotvlm {name} is not part of this installation ({module} is missing)',
+        print(f'error: spotvlm {name} is not in this version yet ({module} is missing)',
               file=sys.stderr)
         return 1
     return int(getattr(found, function)(argv) or 0)
@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     params = commands.add_parser('params', help='list all parameters, or check params files')
     params.set_defaults(command=_params)
     params.add_argument('files', nargs='*', help='params files to check')
-    params.add_argument('--markdown', action='store_true', help='as tables (the default)')
+    params.add_argument('--update', metavar='FILE', default='',
+                        help='renew the tables in this Markdown file')
 
     for name, (_, text) in ELSEWHERE.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -188,8 +189,10 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _params(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .nodes.params import check_file, markdown, ParamError
-    if not arguments.files:
+    from .nodes.params import check_file, markdown, ParamError, update_tables
+    if arguments.update:
+        update_tables(Path(arguments.update))
+    elif not arguments.files:
         print(markdown())
     for name in arguments.files:
         try:

@@ -202,3 +202,9 @@ def test_pace_skips_what_is_late():
     pace = sources.Pace(late_s=0.05)
     pace.run((sources.Shot(i * 0.02) for i in range(15)), show, stop)
     assert pace.skipped >= 5 and len(shown) + pace.skipped == 15 and shown[-1] == 14 * 0.02
+
+
+def test_the_readmes_tables_are_those_of_the_declarations():
+    from spotvlm_ros.nodes.params import markdown
+    readme = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
+    assert markdown() in readme, 'run: spotvlm params --update README.md'

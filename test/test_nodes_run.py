@@ -30,7 +30,7 @@ def checkpoints(tmp_path_factory):
     pytest.importorskip('transformers')
     folder = tmp_path_factory.mktemp('checkpoints')
     tokenizer = models.build_tokenizer(['What is on the road?\nlight: red', 'Now:'])
-    for shape in (models.EDGE, replace(models.CLOUD, image=64, patch=16, shuffle=2,
+    for shape in (models.EDGE, replace(models.CLOUD, image=64, patch=16, tiles=1,
                                        vision=(32, 1, 2), text=(32, 1, 2, 32))):
         models.build_processor(shape, tokenizer).save_pretrained(folder / shape.name)
         models.build_model(shape, tokenizer).save_pretrained(folder / shape.name)

@@ -24,6 +24,8 @@ from transformers.generation.streamers import BaseStreamer
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, Query
 
+NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
+
 
 @dataclass(frozen=True)
 class EdgeAnswer:
@@ -128,12 +130,13 @@ class EdgeModel:
 
     def _line_confidence(self, tokens: Sequence[int], logits: Sequence[Any]) -> list[float]:
         """Return, for each line of the answer, the product of its tokens' probabilities."""
+        rows = torch.cat([row[:1] for row in logits]).float().softmax(-1)
+        chosen = rows[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
         lines = [1.0]
-        for token, row in zip(tokens, logits):
-            piece = self._tokenizer.decode([token], skip_special_tokens=True)
-            if '\n' in piece:
+        for piece, probability in zip(self._tokenizer.convert_ids_to_tokens(tokens), chosen):
+            if NEWLINE & set(piece):
                 lines.append(1.0)
-            lines[-1] *= float(row[0].float().softmax(-1)[token])
+            lines[-1] *= probability
         return lines
 
 

@@ -35,7 +35,7 @@ def draw(scene: Scene, seed: int) -> Image:
 # -- geometry -----------------------------------------------------------------------------------
 
 def _fixed(value: float) -> int:
-    return int(round(value * (1 << SHIFT)))
+    return round(float(value) * (1 << SHIFT))
 
 
 def _rect(canvas: Image, x0: float, y0: float, x1: float, y1: float, color: Color) -> None:
@@ -44,7 +44,7 @@ def _rect(canvas: Image, x0: float, y0: float, x1: float, y1: float, color: Colo
 
 
 def _poly(canvas: Image, points: list[tuple[float, float]], color: Color) -> None:
-    fixed = np.array([[_fixed(x), _fixed(y)] for x, y in points], dtype=np.int32)
+    fixed = np.rint(np.array(points) * (1 << SHIFT)).astype(np.int32)
     cv2.fillPoly(canvas, [fixed], color, cv2.LINE_AA, SHIFT)
 
 
@@ -296,17 +296,17 @@ def _blur(canvas: Image, length: float) -> Image:
     return np.asarray(cv2.blur(canvas, (n, max(1, n // 2))), dtype=np.uint8)
 
 
-@lru_cache(maxsize=1)
-def _noise_bank() -> npt.NDArray[np.int16]:
+@lru_cache(maxsize=3)
+def _noise_bank(condition: str) -> npt.NDArray[np.int16]:
     rng = np.random.default_rng(99)
-    return np.asarray(rng.normal(0, 16, (HEIGHT + 64, WIDTH + 64, 3)), dtype=np.int16)
+    noise = np.asarray(rng.normal(0, 16, (HEIGHT + 64, WIDTH + 64, 3)), dtype=np.int16)
+    return noise // {'day': 4, 'rain': 2, 'night': 1}[condition]
 
 
 def _sensor(canvas: Image, condition: str, rng: np.random.Generator) -> Image:
     dy, dx = rng.integers(0, 64, 2)
-    noise = _noise_bank()[dy:dy + HEIGHT, dx:dx + WIDTH]
-    divide = {'day': 4, 'rain': 2, 'night': 1}[condition]
-    return np.asarray(np.clip(canvas + noise // divide, 0, 255), dtype=np.uint8)
+    noise = _noise_bank(condition)[dy:dy + HEIGHT, dx:dx + WIDTH]
+    return np.asarray(cv2.add(canvas, noise, dtype=cv2.CV_8U))  # saturates
 
 
 assert set(RANGE) <= set(_DRAW)

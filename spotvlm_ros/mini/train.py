@@ -232,6 +232,9 @@ def fit(shape: Shape, model: Any, store: Store, ready: Callable[[], int], tokeni
     log: list[dict[str, float]] = []
     smooth = 0.0
     for step, picked in enumerate(batches(ready, args.batch, args.steps, args.seed), start=1):
+        if args.threads:  # two programs on one core are slower than one after the other
+            rest = 0 if ready() == len(store.images) else args.workers
+            torch.set_num_threads(max(1, args.threads - rest))
         x, ids, mask, labels = collate(shape, store, images, picked, rng, tokenizer.pad_token_id)
         wanted = labels[:, 1:]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
@@ -406,7 +409,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                              'trained by this run, else the shipped one')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--device', default='cuda', help='cuda or cpu')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads, shared with the workers; 0 = all')
     parser.add_argument('--workers', type=int, default=16, help='processes that render')
     parser.add_argument('--render-limit', type=float, default=1800.0,
                         help='begin training after this many seconds with what is rendered')
@@ -469,8 +472,6 @@ def _finish(shape: Shape, model: Any, tokenizer: Any, store: Store, rendering: R
     """Train, save, evaluate, save again with the accuracy."""
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     log = fit(shape, model, store, rendering.ready, tokenizer, args)
     rendering.stop()
     folder = args.out / shape.name

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+import sys
 import time
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from spotvlm_msgs.msg import Answer, CloudStatus
+from spotvlm_msgs.msg import Answer, CloudStatus, Context
 
 from .base import latched
 from .convert import duration_s, stamp_ns
@@ -57,25 +58,80 @@ class Summary:
         }
 
 
+@dataclass(frozen=True)
+class Record:
+    """A message and when it arrived [ns, ROS time]."""
+
+    arrived_ns: int
+    message: Any
+
+
+class LiveTable:
+    """The newest answer of edge and cloud per query, drawn over itself on a terminal."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        """Draw four times a second until ``stop``."""
+        from rich.live import Live
+        self._monitor = monitor
+        self._live = Live(get_renderable=self._draw, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def stop(self) -> None:
+        """Take the table off the terminal; safe to call again."""
+        self._live.stop()
+
+    def _draw(self) -> Any:
+        from rich.table import Table
+        monitor, now = self._monitor, self._monitor.get_clock().now().nanoseconds
+        table = Table(title=f'edge {monitor.rate_hz():.1f} Hz, '
+                      f'{sum(monitor.summary.errors.values())} errors')
+        for heading in ('query', 'source', 'answer', 'frame is old', 'context'):
+            table.add_column(heading)
+        for query, message in sorted(monitor.newest.items()):
+            for source, answer in (('edge', message), ('cloud', monitor.cloud.get(query))):
+                if answer is None:
+                    continue
+                old = (now - stamp_ns(answer.header.stamp)) / NS
+                context = '-'
+                if answer.used_context:
+                    context = f'{duration_s(answer.context_age):.1f} s old'
+                    context += ', focus' if answer.used_focus else ''
+                table.add_row(query if source == 'edge' else '', source, _said(answer),
+                              f'{old:.2f} s', context)
+        return table
+
+
 class Monitor(Node):
     """Subscribes to what planners and people would."""
 
-    def __init__(self, show: bool = True, **kwargs: Any) -> None:
-        """Watch; print when ``show``."""
+    def __init__(self, show: bool = True, record: bool = False, **kwargs: Any) -> None:
+        """Watch; print when ``show``, keep all messages when ``record``."""
         super().__init__('spotvlm_monitor', **kwargs)
         self.summary = Summary()
-        self.newest: dict[str, Answer] = {}
+        self.record: list[Record] = []
+        self.newest: dict[str, Answer] = {}  # from the edge, per query
+        self.cloud: dict[str, Answer] = {}   # from the cloud, per query
         self.quiet_since = time.monotonic()
         self.status: CloudStatus | None = None
+        self.table = LiveTable(self) if show and sys.stdout.isatty() else None
         self._show, self._shown_at = show, 0.0
+        self._keep = record
         self._recent: deque[float] = deque(maxlen=64)
         self.create_subscription(Answer, 'answers', self._on_answer, QoSProfile(depth=50))
         self.create_subscription(Answer, 'cloud/answers', self._on_cloud, QoSProfile(depth=50))
         self.create_subscription(CloudStatus, 'cloud/status', self._on_status, latched(1))
+        if record:
+            self.create_subscription(Answer, 'truth', self._store, QoSProfile(depth=50))
+            self.create_subscription(Context, 'context', self._store, latched(16))
+
+    def _store(self, message: Any) -> None:
+        self.record.append(Record(self.get_clock().now().nanoseconds, message))
 
     def _on_answer(self, message: Answer) -> None:
         delay = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
         now = time.monotonic()
+        if self._keep:
+            self._store(message)
         summary = self.summary
         summary.first = summary.first or now
         summary.last = self.quiet_since = now
@@ -88,33 +144,40 @@ class Monitor(Node):
             summary.errors[message.error_msg] += 1
         self.newest[message.query_id] = message
         self._recent.append(now)
-        if self._show and now - self._shown_at >= 1.0:
+        if self._show and self.table is None and now - self._shown_at >= 1.0:
             self._shown_at = now
-            print(self._line(now), flush=True)
+            print(self._line(), flush=True)
 
     def _on_cloud(self, message: Answer) -> None:
         delay = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
+        if self._keep:
+            self._store(message)
+        self.cloud[message.query_id] = message
         self.summary.cloud[message.query_id] += 1
         self.summary.cloud_delay_s.append(delay)
-        if self._show:
+        if self._show and self.table is None:
             emulated = duration_s(message.emulated_delay)
             note = f', {emulated:.2f} s of it emulated' if emulated else ''
             print(f'  cloud  {message.query_id}: {_said(message)}  ({delay:.2f} s late{note})',
                   flush=True)
 
     def _on_status(self, message: CloudStatus) -> None:
-        if self._show and message.last_error and (
+        if self._show and self.table is None and message.last_error and (
                 self.status is None or message.last_error != self.status.last_error):
             print(f'  cloud  {message.last_error}', flush=True)
         self.status = message
 
-    def _line(self, now: float) -> str:
-        recent = [t for t in self._recent if now - t < 2.0]
-        rate = (len(recent) - 1) / max(1e-3, recent[-1] - recent[0]) if len(recent) > 1 else 0.0
+    def rate_hz(self) -> float:
+        """Return the edge's answers per second over the last two seconds."""
+        now = time.monotonic()
+        recent = [t for t in tuple(self._recent) if now - t < 2.0]
+        return (len(recent) - 1) / max(1e-3, recent[-1] - recent[0]) if len(recent) > 1 else 0.0
+
+    def _line(self) -> str:
         said = '  '.join(f'{q}: {_said(m)}' for q, m in sorted(self.newest.items()))
         helped = [duration_s(m.context_age) for m in self.newest.values() if m.used_context]
         context = f'context {min(helped):.1f} s old' if helped else 'no context'
-        return f'edge {rate:4.1f} Hz  {said}  [{context}]'
+        return f'edge {self.rate_hz():4.1f} Hz  {said}  [{context}]'
 
 
 def _said(message: Answer) -> str:

@@ -66,7 +66,7 @@ class Param:
         if self.choices:
             return ', '.join(self.choices)
         if self.high is not None:
-            return f'{self.low:g} to {self.high:g}'
+            return f'{self.low:g} to {self.high:.10g}'
         return '' if self.low is None else f'at least {self.low:g}'
 
 
@@ -293,6 +293,10 @@ def _flatten(tree: Any, prefix: str = '') -> dict[str, Any] | None:
     return flat
 
 
+def _yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix('...\n').strip()
+
+
 def markdown() -> str:
     """Return the tables of all parameters for the README."""
     lines = []
@@ -300,7 +304,7 @@ def markdown() -> str:
     for title, table in groups.items():
         lines += [f'### {title}', '', '| parameter | default | range | change | meaning |',
                   '|---|---|---|---|---|']
-        lines += [f'| `{p.name}` | `{p.default!r}` | {p.allowed} | {_WHEN[p.when]} '
+        lines += [f'| `{p.name}` | `{_yaml(p.default)}` | {p.allowed} | {_WHEN[p.when]} '
                   f'| {p.description} |' for p in table]
         lines.append('')
     return '\n'.join(lines)
@@ -308,3 +312,14 @@ def markdown() -> str:
 
 _WHEN: Mapping[str, str] = {'start': 'at start', 'configure': 'before configure',
                             'run': 'while running'}
+_MARKS = ('<!-- parameters: made by `spotvlm params --update README.md` -->',
+          '<!-- end of parameters -->')
+
+
+def update_tables(path: Path) -> None:
+    """Put the tables between the two marks of a Markdown file; raise ValueError without marks."""
+    head, mark, rest = path.read_text(encoding='utf-8').partition(_MARKS[0])
+    _, end, tail = rest.partition(_MARKS[1])
+    if not mark or not end:
+        raise ParamError(f'{path} lacks the lines {_MARKS[0]!r} and {_MARKS[1]!r}')
+    path.write_text(f'{head}{mark}\n\n{markdown()}\n{end}{tail}', encoding='utf-8')

@@ -37,6 +37,7 @@ class RunConfig:
     log_level: str = 'info'
     quiet: bool = False
     server_threads: int = 1
+    record: bool = False     # keep all messages in the monitor, truth and context too
     output: str = ''         # folder for summary.json; empty: none
 
 
@@ -145,7 +146,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
 
     def make() -> list[Any]:
         nonlocal monitor
-        monitor = Monitor(show=not config.quiet)
+        monitor = Monitor(show=not config.quiet, record=config.record)
         return [monitor] if config.multi_process else [monitor, *make_nodes()]
     children = {}
     if config.multi_process:
@@ -157,6 +158,8 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     graph = Graph(make, argv)
     watch(monitor)
     code, why = _wait(config, graph, monitor, children, stop)
+    if monitor is not None and monitor.table is not None:
+        monitor.table.stop()
     if why:
         print(why, flush=True)
     for child in children.values():

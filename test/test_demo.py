@@ -13,11 +13,10 @@ from fakes import wait_for
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
-
 from spotvlm_ros import demo  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source  # noqa: E402
 from spotvlm_ros.mini.world import make_world, SCENE  # noqa: E402
+from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
 
 
 def test_demo_end_to_end(tmp_path):

@@ -5,12 +5,10 @@
 import numpy as np
 import pytest
 
+from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, make_world, SCENE
-
-pytest.importorskip('transformers')
-from spotvlm_ros.edge.model import EdgeModel  # noqa: E402
 
 
 @pytest.fixture(scope='module')

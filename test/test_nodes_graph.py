@@ -5,6 +5,7 @@
 import base64
 from contextlib import contextmanager
 from itertools import cycle
+import json
 from pathlib import Path
 import time
 
@@ -183,7 +184,8 @@ def all_four(edge):
 
 def test_late_cloud_answer_becomes_context(server, tmp_path):
     edge = FakeEdge()
-    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 0.2})
+    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 0.2},
+                   context={'flow_hz': 0.0})
     with graph(all_four(edge), files=('driving', over)) as (probe, _):
         answer = wait_for(lambda: next((a for a in probe.answers if a.used_context), None))
         assert 0 < answer.context_age.sec + answer.context_age.nanosec / NS < 6
@@ -196,6 +198,41 @@ def test_late_cloud_answer_becomes_context(server, tmp_path):
         assert wait_for(lambda: [s for s in probe.status if s.answers])[-1].endpoint == server.url
         truth = wait_for(lambda: probe.truth)[0]
         assert truth.source == Answer.SOURCE_TRUTH and '"seed": 1' in truth.text
+
+
+def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_path):
+    """A patch moves right; the cloud, late by 0.4 s, says where it was, focus is where it is."""
+    rng = np.random.default_rng(0)
+    patch = cv2.resize(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8), (64, 64))
+    ground = cv2.resize(rng.integers(90, 130, (12, 16, 3), dtype=np.uint8), (640, 480))
+    began = time.monotonic()
+    places = {}
+
+    def send(stamp):
+        x = 40 + round(60 * (time.monotonic() - began))
+        places[stamp] = x
+        frame = ground.copy()
+        frame[200:264, x:x + 64] = patch
+        probe.image.publish(image_msg(Frame(stamp, 'camera', pixels=frame)))
+
+    def reply(request):
+        # The newest frame sent is the keyframe, or one or two frames after it.
+        x = 1000 * list(places.values())[-1] // 640
+        server.content = json.dumps([{'label': 'light', 'value': 'red',
+                                      'bbox_2d': [x, 417, x + 100, 550]}])
+        return server.fine(request)
+    server.reply = reply
+    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 0.4,
+                                    'emulated_delay_sigma': 0.0})
+    with graph(lambda: [ContextNode(), CloudNode()], files=('driving', over)) as (probe, _):
+        keep_sending(probe, send, lambda: [c for c in probe.contexts if c.focus])
+        keep_sending(probe, send, lambda: len([c for c in probe.contexts if c.focus]) >= 10)
+    for context in [c for c in probe.contexts if c.focus][-3:]:
+        assert context.focus_keys == ['light']
+        seen_at = places[stamp_ns(context.facts[0].stamp)]
+        now_at = places[stamp_ns(context.header.stamp)]
+        assert now_at - seen_at > 20, 'the patch has moved since'
+        assert abs(context.focus[0].x_offset - now_at) < 12
 
 
 def test_edge_keeps_its_rate_while_the_server_is_gone(server, tmp_path):

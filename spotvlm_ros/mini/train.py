@@ -409,7 +409,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                              'trained by this run, else the shipped one')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--device', default='cuda', help='cuda or cpu')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads, shared with the workers; 0 = all')
+    parser.add_argument('--threads', type=int, default=0,
+                        help='CPU threads, shared with the workers; 0 = all')
     parser.add_argument('--workers', type=int, default=16, help='processes that render')
     parser.add_argument('--render-limit', type=float, default=1800.0,
                         help='begin training after this many seconds with what is rendered')
@@ -470,8 +471,6 @@ def train_cloud(args: argparse.Namespace) -> None:
 def _finish(shape: Shape, model: Any, tokenizer: Any, store: Store, rendering: Rendering,
             args: argparse.Namespace) -> None:
     """Train, save, evaluate, save again with the accuracy."""
-    import torch
-
     log = fit(shape, model, store, rendering.ready, tokenizer, args)
     rendering.stop()
     folder = args.out / shape.name

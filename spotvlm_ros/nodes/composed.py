@@ -15,4 +15,4 @@ from .frames import FrameHub
 def make_nodes() -> list[SpotNode]:
     """Return the nodes in the order in which they start: the camera last, all ears are open."""
     hub = FrameHub()
-    return [ContextNode(), CloudNode(hub), EdgeNode(hub), CameraNode(hub)]
+    return [ContextNode(hub), CloudNode(hub), EdgeNode(hub), CameraNode(hub)]

@@ -105,13 +105,13 @@ def context_msg(context: Context, query: Query, frame_id: str, gate: int,
         facts=[fact_msg(f, context.stamp_ns) for f in context.facts[:MAX_FACTS]],
         text=context.text, text_stamp=time_msg(context.text_stamp_ns),
         focus=[region_msg(r) for r in list(context.focus.values())[:MAX_FOCUS]],
+        focus_keys=list(context.focus)[:MAX_FOCUS],
         tokens=round(words * WORD_TOKENS), gate=gate, facts_dropped=dropped)
 
 
 def context_from_msg(message: ContextMsg) -> Context:
-    """Return the context of a message; the n-th fact with a region has the n-th focus region."""
+    """Return the context of a message."""
     facts = tuple(fact_from_msg(f) for f in message.facts)
-    with_region = [f.key for f in facts if f.region is not None]
-    focus = dict(zip(with_region, (region_from_msg(r) for r in message.focus)))
+    focus = {key: region_from_msg(r) for key, r in zip(message.focus_keys, message.focus)}
     return Context(message.query_id, stamp_ns(message.header.stamp), facts, message.text,
                    stamp_ns(message.text_stamp), focus)

@@ -144,9 +144,11 @@ CLOUD = (
     *INPUT, *QUERIES,
 )
 CONTEXT = (
-    Param('rate_hz', 2.0, 'context is published again this often, and at once when the cloud '
-          'answered', 0.1, 50.0),
-    *QUERIES,
+    Param('rate_hz', 2.0, 'context is published again this often, with every frame that focus '
+          'regions were carried to, and at once when the cloud answered', 0.1, 50.0),
+    Param('flow_hz', 10.0, 'focus regions are carried to the present frame this often; 0: they '
+          'stay where the cloud saw them', 0.0, 60.0),
+    *INPUT, *QUERIES,
 )
 TABLES: Mapping[str, tuple[Param, ...]] = {
     'camera': (*COMMON, *CAMERA), 'edge': (*COMMON, *EDGE),

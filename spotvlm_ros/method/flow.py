@@ -1,0 +1,259 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Carries regions from the cloud's frame to the present one, over buffered small grey frames.
+
+Each step moves a region by sparse optical flow (pyramidal Lucas-Kanade) of corners inside it, of
+which only those count that flow back to where they came from (forward-backward check, Kalal et
+al., ICPR 2010) and that move like most of them do. Where a region has too few such corners it
+moves with the camera; where that goes on for too long it is lost, and a lost region is dropped
+rather than guessed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .facts import NS, Region
+
+Grey = npt.NDArray[np.uint8]      # height x width
+Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How regions are carried. Pixels are those of the grey frame."""
+
+    width: int = 320              # of the grey frames [pixels]
+    corners: int = 16             # tracked per region, at most
+    pad_px: float = 0.0           # corners are sought this far around a region, too
+    back_px: float = 0.7          # a corner that flows back to farther away is not trusted
+    min_corners: int = 3          # fewer trusted ones: move with the camera
+    max_coasting_s: float = 1.0   # with the camera for longer: lost
+    spread_px: float = 0.5        # a corner farther from the median motion is not used
+    prior_px: float = 4.0         # how strongly growth is drawn to none
+    max_scale: float = 1.15       # growth of a region in one step
+    window: int = 9               # of Lucas-Kanade [pixels]
+    levels: int = 2               # of its pyramid
+    history_s: float = 12.0       # of grey frames kept
+    max_frames: int = 240         # kept, whatever the rate
+
+
+@dataclass(frozen=True)
+class Track:
+    """A region [pixels of the camera frame] and the corners that carry it [of the grey frame]."""
+
+    region: Region
+    corners: Points = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    coasting_ns: int = 0  # for how long it has only moved with the camera
+
+
+def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
+    """Return a frame (height x width, or x 3 in RGB) as a small grey one."""
+    height = max(8, round(frame.shape[0] * config.width / frame.shape[1]))
+    small = cv2.resize(frame, (config.width, height), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
+    return np.asarray(grey, dtype=np.uint8)
+
+
+def step(before: Grey, after: Grey, tracks: Mapping[Hashable, Track], scale: float,
+         elapsed_ns: int, config: FlowConfig) -> dict[Hashable, Track]:
+    """
+    Return the tracks one frame later, without those that are lost.
+
+    `scale` is the width of the grey frame over that of the camera frame.
+    """
+    if not tracks:
+        return {}
+    corners = [_renewed(before, track, scale, config) for track in tracks.values()]
+    there, trusted = _flow(before, after, np.concatenate(corners), config)
+    camera: _Move | None = None
+    result: dict[Hashable, Track] = {}
+    at = 0
+    for (key, track), own in zip(tracks.items(), corners):
+        part = slice(at, at + len(own))
+        at += len(own)
+        move, same = _Move.fit(own, there[part], trusted[part], config.min_corners, config)
+        coasting = 0
+        if move is None:
+            camera = camera or _camera(before, after, config)
+            move, coasting = camera, track.coasting_ns + elapsed_ns
+        if move is None or coasting > config.max_coasting_s * NS:
+            continue
+        carried = _scaled(move.apply(_scaled(track.region, scale)), 1 / scale)
+        if not _centred_in(_scaled(carried, scale), after):
+            continue  # it leaves the frame
+        result[key] = Track(carried, there[part][same], coasting)
+    return result
+
+
+def _renewed(grey: Grey, track: Track, scale: float, config: FlowConfig) -> Points:
+    """
+    Return a track's corners, with new ones from inside its region where too few are left.
+
+    The old ones stay: they have proved to move with the thing, new ones may be background.
+    """
+    if len(track.corners) > config.corners // 2:
+        return track.corners
+    return np.concatenate([track.corners, _corners(grey, _scaled(track.region, scale), config)])
+
+
+def _camera(before: Grey, after: Grey, config: FlowConfig) -> _Move | None:
+    """Return the motion of most of the picture."""
+    whole = Region(0, 0, before.shape[1], before.shape[0])
+    points = _corners(before, whole, replace(config, corners=48, pad_px=0.0), spacing=16)
+    there, trusted = _flow(before, after, points, config)
+    return _Move.fit(points, there, trusted, 4, config)[0]
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Translation and growth about the origin: p -> growth * p + shift."""
+
+    growth: float
+    shift: tuple[float, float]
+
+    @staticmethod
+    def fit(before: Points, after: Points, trusted: npt.NDArray[np.bool_], least: int,
+            config: FlowConfig) -> tuple[_Move | None, npt.NDArray[np.bool_]]:
+        """Return the motion of most trusted points, None when too few; and which agree."""
+        if int(trusted.sum()) < least:
+            return None, np.zeros(len(before), dtype=bool)
+        # Corners on the outline belong half to the background: keep those near the median.
+        median = np.median((after - before)[trusted], axis=0)
+        same = trusted & (np.linalg.norm(after - before - median, axis=1) <= config.spread_px)
+        if int(same.sum()) < least:
+            return None, same
+        p, q = before[same], after[same]
+        centre_p, centre_q = p.mean(axis=0), q.mean(axis=0)
+        arms = p - centre_p
+        # Least squares, drawn to 1 as if a corner at a distance of prior_px had not moved: few
+        # corners close to one another say little about growth.
+        weight = float((arms ** 2).sum())
+        prior = config.prior_px ** 2
+        growth = (float((arms * (q - centre_q)).sum()) + prior) / (weight + prior)
+        growth = min(config.max_scale, max(1 / config.max_scale, growth))
+        x, y = centre_q - growth * centre_p
+        return _Move(growth, (float(x), float(y))), same
+
+    def apply(self, region: Region) -> Region:
+        g = self.growth
+        return Region(g * region.x + self.shift[0], g * region.y + self.shift[1],
+                      g * region.w, g * region.h)
+
+
+def _centred_in(region: Region, grey: Grey) -> bool:
+    return (0 <= region.x + region.w / 2 < grey.shape[1]
+            and 0 <= region.y + region.h / 2 < grey.shape[0])
+
+
+def _scaled(region: Region, by: float) -> Region:
+    return Region(region.x * by, region.y * by, region.w * by, region.h * by)
+
+
+def _corners(grey: Grey, region: Region, config: FlowConfig, spacing: float = 2.0) -> Points:
+    """Return corners in and closely around a region."""
+    height, width = grey.shape
+    around = Region(region.x - config.pad_px, region.y - config.pad_px,
+                    region.w + 2 * config.pad_px, region.h + 2 * config.pad_px)
+    inside = around.clipped(width, height)
+    if inside is None:
+        return np.empty((0, 2), np.float32)
+    x0, y0 = int(inside.x), int(inside.y)
+    patch = grey[y0:int(np.ceil(inside.y + inside.h)), x0:int(np.ceil(inside.x + inside.w))]
+    found = cv2.goodFeaturesToTrack(patch, config.corners, 0.05, spacing, blockSize=3)
+    if found is None:
+        return np.empty((0, 2), np.float32)
+    return np.asarray(found.reshape(-1, 2) + (x0, y0), dtype=np.float32)
+
+
+def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
+          ) -> tuple[Points, npt.NDArray[np.bool_]]:
+    """Return where points went, and which of them flow back to where they came from."""
+    if not len(points):
+        return points, np.zeros(0, dtype=bool)
+    how = {'winSize': (config.window, config.window), 'maxLevel': config.levels}
+    there, seen, _ = cv2.calcOpticalFlowPyrLK(before, after, points.reshape(-1, 1, 2), None, **how)
+    back, seen_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **how)
+    there, back = there.reshape(-1, 2), back.reshape(-1, 2)
+    error = np.linalg.norm(back - points, axis=1)
+    trusted = (seen.ravel() == 1) & (seen_back.ravel() == 1) & (error <= config.back_px)
+    return np.asarray(there, dtype=np.float32), np.asarray(trusted, dtype=bool)
+
+
+@dataclass
+class Carrier:
+    """
+    Grey frames of the last seconds, and the regions carried to the newest of them.
+
+    Not thread-safe.
+    """
+
+    config: FlowConfig = field(default_factory=FlowConfig)
+    tracks: dict[Hashable, Track] = field(default_factory=dict)
+    lost: int = 0                 # regions dropped since start
+    _frames: deque[tuple[int, Grey, float]] = field(default_factory=deque)  # stamp, grey, scale
+
+    @property
+    def newest_ns(self) -> int:
+        """Stamp of the newest frame; 0 before the first."""
+        return self._frames[-1][0] if self._frames else 0
+
+    def add(self, stamp_ns: int, frame: npt.NDArray[np.uint8]) -> None:
+        """Take the next frame and carry all regions to it; frames must come in order."""
+        if self._frames and stamp_ns <= self.newest_ns:
+            raise ValueError(f'frame {stamp_ns} is not newer than {self.newest_ns}; clear() '
+                             'before a stream starts over')
+        grey = shrink(frame, self.config)
+        if self._frames and self._frames[-1][1].shape != grey.shape:
+            self.clear()  # another camera mode: old frames cannot be compared
+        if self._frames:
+            self.tracks = self._step(self.tracks, len(self._frames) - 1, grey, stamp_ns)
+        self._frames.append((stamp_ns, grey, grey.shape[1] / frame.shape[1]))
+        while (len(self._frames) > self.config.max_frames
+               or stamp_ns - self._frames[0][0] > self.config.history_s * NS):
+            self._frames.popleft()
+
+    def start(self, regions: Mapping[Hashable, Region], stamp_ns: int) -> None:
+        """
+        Carry regions seen in the frame of `stamp_ns` to the newest frame, and on from there.
+
+        The nearest buffered frame stands for that frame; without one within half a second the
+        regions are lost. Other regions go on as they were.
+        """
+        stamps = np.array([f[0] for f in self._frames], dtype=np.int64)
+        first = int(np.abs(stamps - stamp_ns).argmin()) if len(stamps) else 0
+        tracks: dict[Hashable, Track] = {key: Track(region) for key, region in regions.items()}
+        self.keep([key for key in self.tracks if key not in tracks])
+        if not len(stamps) or abs(int(stamps[first]) - stamp_ns) > NS // 2:
+            self.lost += len(tracks)
+            return
+        for i in range(first, len(self._frames) - 1):
+            tracks = self._step(tracks, i, self._frames[i + 1][1], self._frames[i + 1][0])
+        self.tracks |= tracks
+
+    def keep(self, keys: Collection[Hashable]) -> None:
+        """Stop carrying all regions but these."""
+        self.tracks = {key: track for key, track in self.tracks.items() if key in keys}
+
+    def regions(self) -> dict[Hashable, Region]:
+        """Return the regions in the newest frame [pixels of the camera frame]."""
+        return {key: track.region for key, track in self.tracks.items()}
+
+    def clear(self) -> None:
+        """Forget everything (clock jump, stream restart)."""
+        self._frames.clear()
+        self.tracks = {}
+
+    def _step(self, tracks: Mapping[Hashable, Track], at: int, grey: Grey,
+              stamp_ns: int) -> dict[Hashable, Track]:
+        before_ns, before, scale = self._frames[at]
+        after = step(before, grey, tracks, scale, stamp_ns - before_ns, self.config)
+        self.lost += len(tracks) - len(after)
+        return after

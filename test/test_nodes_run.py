@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spotvlm run` as a process: to the end of a clip, and interrupted at any moment."""
 
-from dataclasses import replace
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -22,22 +20,6 @@ SPOTVLM = [sys.executable, '-P', '-m', 'spotvlm_ros.cli']
 
 
 @pytest.fixture(scope='session')
-def checkpoints(tmp_path_factory):
-    """Return folders of two tiny models with random weights: what they say is noise."""
-    if importlib.util.find_spec('spotvlm_ros.edge.model') is None:
-        pytest.skip('spotvlm_ros.edge.model is missing')
-    models = pytest.importorskip('spotvlm_ros.mini.models')
-    pytest.importorskip('transformers')
-    folder = tmp_path_factory.mktemp('checkpoints')
-    tokenizer = models.build_tokenizer(['What is on the road?\nlight: red', 'Now:'])
-    for shape in (models.EDGE, replace(models.CLOUD, image=64, patch=16, tiles=1,
-                                       vision=(32, 1, 2), text=(32, 1, 2, 32))):
-        models.build_processor(shape, tokenizer).save_pretrained(folder / shape.name)
-        models.build_model(shape, tokenizer).save_pretrained(folder / shape.name)
-    return folder / models.EDGE.name, folder / models.CLOUD.name
-
-
-@pytest.fixture(scope='session')
 def clip(tmp_path_factory):
     """Return a video of two seconds."""
     path = tmp_path_factory.mktemp('clip') / 'clip.avi'
@@ -48,12 +30,10 @@ def clip(tmp_path_factory):
     return path
 
 
-def start(checkpoints, *arguments):
+def start(*arguments):
     """Start spotvlm run in a process group, as a terminal would."""
-    edge, cloud = checkpoints
     return subprocess.Popen(
-        [*SPOTVLM, 'run', 'driving', '-p', f'edge.model:={edge}', '-p', f'cloud.model:={cloud}',
-         '-p', 'cloud.max_tokens:=4', *arguments], stdout=subprocess.PIPE,
+        [*SPOTVLM, 'run', 'driving', *arguments], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, 'PYTHONUNBUFFERED': '1'})
 
@@ -80,22 +60,23 @@ def running(pid):
 
 
 @pytest.mark.parametrize('mode', [(), ('--multi-process',)])
-def test_to_the_end_of_the_clip(checkpoints, clip, server, mode, tmp_path):
-    process = start(checkpoints, '--video', str(clip), '-p', f'cloud.base_url:={server.url}',
+def test_to_the_end_of_the_clip(clip, server, mode, tmp_path):
+    process = start('--video', str(clip), '-p', f'cloud.base_url:={server.url}',
                     '--out', str(tmp_path), *mode)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
     assert 'Traceback' not in out and 'not meaningful' in out
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['answers'] >= 4 and summary['cloud_answers'] >= 1
-    assert 'model' not in ' '.join(summary['errors_by_message'])
+    # On a busy machine an answer may miss its deadline; nothing else may go wrong.
+    assert all('cut short' in text for text in summary['errors_by_message'])
 
 
 @pytest.mark.parametrize('moment', [0.2, 0.5, 1.0, 2.0, 4.0, 'server', 'answer'])
 @pytest.mark.parametrize('mode', [(), ('--multi-process',)])
-def test_ctrl_c_at_any_moment(checkpoints, mode, moment):
+def test_ctrl_c_at_any_moment(mode, moment):
     """Twice, as launch does; exit code 0, no traceback, nobody left behind."""
-    process = start(checkpoints, '--mini', *mode)
+    process = start('--mini', *mode)
     if isinstance(moment, float):
         time.sleep(moment)  # the moment is what is tested
     else:

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .inputs import Inputs
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, Query
 
@@ -51,9 +52,9 @@ class EdgeModel:
         self.name = name
         self.focus = focus_config
         self._model = model.eval()
-        self._processor = processor
         self._tokenizer = processor.tokenizer
         self._view_size = _view_size(processor)
+        self._inputs = Inputs(processor, self._view_size)
 
     @classmethod
     def load(cls, path: str | Path, device: str = 'cpu', threads: int = 1,
@@ -82,10 +83,18 @@ class EdgeModel:
         return cls(path.name, model.to(device), processor, focus_config or focus.FocusConfig())
 
     def warm_up(self, queries: Iterable[Query]) -> None:
-        """Answer each query about a grey frame, so that the first real one is not slower."""
+        """
+        Answer each query about a grey frame, so that the first real one is not slower.
+
+        Call it from the thread that will answer: torch sets up its threads per caller.
+        """
         frame = np.full((480, 640, 3), 127, dtype=np.uint8)
+        views = focus.views(frame, Query('', '', 'text'), {}, self._view_size, self.focus)
         for query in queries:
-            self.answer(frame, replace(query, max_new_tokens=2), None, 0)
+            told = tuple(Fact(k, v[0], 0) for k, v in query.choices.items())
+            for context in (None, Context(query.id, 0, told, text='x' * (not told))):
+                self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
+                self.answer(frame, query, context, 0)
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
                on_text: Callable[[str, int], None] | None = None,
@@ -101,9 +110,8 @@ class EdgeModel:
         boxes = focus.focus_boxes(query, context, stamp_ns, width, height, self.focus)
         images = focus.views(frame, query, boxes, self._view_size, self.focus)
         chat = prompt.messages(query, context, stamp_ns, len(images))
-        text = self._processor.apply_chat_template(chat, add_generation_prompt=True)
-        inputs = self._processor(images=images, text=text, return_tensors='pt')
-        inputs = inputs.to(self._model.device, self._model.dtype)
+        inputs = {k: v.to(self._model.device, self._model.dtype if v.is_floating_point() else None)
+                  for k, v in self._inputs(chat, images).items()}
         history = prompt.history_text(query, context, stamp_ns) if context is not None else ''
         ready = time.perf_counter()
 

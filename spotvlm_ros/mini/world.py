@@ -96,11 +96,15 @@ class DrivingWorld:
         if condition is not None and condition not in CONDITIONS:
             raise ValueError(f'condition is {condition!r}; use one of {", ".join(CONDITIONS)}')
         self.seed, self.condition = seed, condition
+        self._last: Scene | None = None  # picture and labels of a frame share its scene
 
     def scene(self, index: int) -> Scene:
         """Return everything there is in frame ``index``."""
-        episode, i = divmod(index, int(EPISODE_S * FPS))
-        return _episode(self.seed, episode, self.condition).scene(i, index)
+        last = self._last
+        if last is None or last.index != index:
+            episode, i = divmod(index, int(EPISODE_S * FPS))
+            last = self._last = _episode(self.seed, episode, self.condition).scene(i, index)
+        return last
 
     def frame(self, index: int) -> npt.NDArray[np.uint8]:
         """Return the picture of frame ``index``, height x width x 3, RGB."""

@@ -130,8 +130,12 @@ class CameraNode(SpotNode):
             pass
 
     def _heard(self) -> bool:
-        return bool(self.hub.listeners or self._image.get_subscription_count()
-                    or self._compressed.get_subscription_count())
+        """Return whether the edge listens: it starts last, its model takes seconds to load."""
+        if self.hub.listeners:
+            return True
+        topics = (self._image.topic_name, self._compressed.topic_name)
+        return any(info.node_name == 'edge' for topic in topics
+                   for info in self.get_subscriptions_info_by_topic(topic))
 
     def _show(self, shot: Shot) -> None:
         """Acquire, stamp and hand out one frame."""

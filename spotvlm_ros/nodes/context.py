@@ -207,7 +207,9 @@ class ContextNode(SpotNode):
         self._focus = {name: region for name, region in self._carrier.regions().items()
                        if isinstance(name, tuple)}
         self._focus_ns = frame.stamp_ns
-        self._publish_all()
+        with self._lock:
+            for query_id in {query_id for query_id, _ in wanted}:
+                self._publish(self._queries[query_id])
 
 
 def make_nodes() -> list[SpotNode]:

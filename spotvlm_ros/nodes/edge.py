@@ -70,6 +70,7 @@ class EdgeNode(SpotNode):
         self._last: Frame | None = None
         self._jobs: deque[Job] = deque()
         self._running = False
+        self._busy = False
         self._thread: threading.Thread | None = None
         self._input: FrameInput | None = None
         self._answers: Any = None
@@ -92,11 +93,13 @@ class EdgeNode(SpotNode):
 
     def start(self) -> None:
         """Warm up, listen, answer."""
-        self._model.warm_up(tuple(self._queries.values()))
         self._forget()
         self._running = True
-        self._thread = threading.Thread(target=self._run, name='edge', daemon=True)
+        warm = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(warm,), name='edge', daemon=True)
         self._thread.start()
+        while not warm.wait(0.1) and self._thread.is_alive():
+            pass  # frames are of no use before
         self._input = FrameInput(self, self._hub, self._mailbox.put, self._forget)
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         server = ActionServer(self, Ask, 'ask', self._execute, goal_callback=self._on_goal,
@@ -137,8 +140,9 @@ class EdgeNode(SpotNode):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits to be answered."""
-        return self._last is None or time.monotonic() - self._last.received > 1.0
+        """Whether no frame is being answered, nor came in the last half second."""
+        return not self._busy and (self._last is None
+                                   or time.monotonic() - self._last.received > 0.5)
 
     # Callbacks: enqueue only
 
@@ -177,7 +181,12 @@ class EdgeNode(SpotNode):
 
     # The inference thread
 
-    def _run(self) -> None:
+    def _run(self, warm: threading.Event) -> None:
+        try:
+            self._model.warm_up(tuple(self._queries.values()))
+        except Exception as error:
+            self.count('model_errors', f'warm-up: {type(error).__name__}: {error}')
+        warm.set()
         while self._running:
             try:
                 if self._jobs:
@@ -201,9 +210,13 @@ class EdgeNode(SpotNode):
         query = self._schedule.take(frame.stamp_ns)
         if query is not None and self._running:
             started_ns = self.now_ns()
-            message = self._answer(frame, query, started_ns,
-                                   frame.received + query.deadline_s, None, lambda: False)
-            self._publish(message)
+            self._busy = True
+            try:
+                message = self._answer(frame, query, started_ns,
+                                       frame.received + query.deadline_s, None, lambda: False)
+                self._publish(message)
+            finally:
+                self._busy = False
 
     def _answer(self, frame: Frame, query: Query, started_ns: int, until: float,
                 on_text: Callable[[str, int], None] | None,

@@ -100,8 +100,8 @@ CAMERA = (
     Param('world', 'driving', 'miniature world to render', choices=('driving',)),
     Param('seed', 1, 'episode of the miniature world', 0, 2**31 - 1),
     Param('condition', '', 'weather and light of the miniature world; empty: by seed'),
-    Param('wait_for_listener_s', 30.0, 'hold the first frame until somebody listens [s]', 0.0,
-          600.0),
+    Param('wait_for_listener_s', 30.0, 'hold the first frame until node edge listens, at most '
+          '[s]', 0.0, 600.0),
     Param('exit_when_finished', False, 'end the process when the source has no more frames',
           when='start'),
     *INPUT,
@@ -146,7 +146,7 @@ CLOUD = (
 CONTEXT = (
     Param('rate_hz', 2.0, 'context is published again this often, with every frame that focus '
           'regions were carried to, and at once when the cloud answered', 0.1, 50.0),
-    Param('flow_hz', 10.0, 'focus regions are carried to the present frame this often; 0: they '
+    Param('flow_hz', 5.0, 'focus regions are carried to the present frame this often; 0: they '
           'stay where the cloud saw them', 0.0, 60.0),
     *INPUT, *QUERIES,
 )

@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import Any
 
+import cv2
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
@@ -19,6 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 from .base import SpotNode
 from ..signals import StopSignal
 
+DRAIN_S = 5.0  # longest wait for the last answer after the last frame
 JOIN_S = 5.0  # longest wait for a callback, such as a model that loads, at the end
 
 
@@ -37,6 +39,8 @@ class Graph:
         # A thread that waits for the GIL gets it after this long, not after 5 ms: an answer
         # passes several threads.
         sys.setswitchinterval(0.001)
+        # OpenCV's own threads would take the cores from the model for work of a millisecond.
+        cv2.setNumThreads(1)
         # Signals are ours: rclpy's handlers would shut the context down under our feet.
         rclpy.init(args=['spotvlm', *argv], signal_handler_options=SignalHandlerOptions.NO)
         self.started = threading.Event()  # every autostart has been tried
@@ -113,6 +117,13 @@ def run_nodes(make: Callable[[], Sequence[SpotNode]], argv: Sequence[str] | None
             code = 1
         if code or any(n.finished.is_set() for n in leaving):
             break
+    until = time.monotonic() + DRAIN_S
+    edges = [n for n in graph.nodes if n.get_name() == 'edge']
+    while leaving and not code and not all(n.idle for n in edges) and \
+            time.monotonic() < until and not stop.wait(0.05):
+        pass  # the last frame is answered, too
+    if any(n.failure for n in leaving):
+        code = 1
     ended = graph.close()
     stop.ignore()
     if not ended:

@@ -20,7 +20,7 @@ from ..child import Child
 from ..cloud.server import EmbeddedServer
 from ..signals import StopSignal
 
-DRAIN_S = 5.0  # longest wait for the last answers after the last frame
+DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
 QUIET_S = 0.7  # no answer for this long: there will be none any more
 
 
@@ -139,25 +139,25 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     if stop():
         return 0, {}
 
-    from .composed import make_nodes  # imports ROS
-    from .monitor import Monitor
+    from .monitor import Monitor  # imports ROS
     from .run import end_process, Graph
     monitor: Any = None
 
     def make() -> list[Any]:
         nonlocal monitor
         monitor = Monitor(show=not config.quiet, record=config.record)
-        return [monitor] if config.multi_process else [monitor, *make_nodes()]
+        return [monitor]
+    # In processes of their own: the monitor must not take the interpreter lock from the edge.
+    names = ('context', 'cloud', 'edge', 'camera') if config.multi_process else ('composed',)
     children = {}
-    if config.multi_process:
-        for name in ('context', 'cloud', 'edge', 'camera'):
-            own = ['-p', 'exit_when_finished:=true'] if name == 'camera' else []
-            children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
-                                    *argv, *own])
-            stack.callback(children[name].stop)
+    for name in names:
+        own = ['-p', 'exit_when_finished:=true'] if name == names[-1] else []
+        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
+                                *argv, *own])
+        stack.callback(children[name].stop)
     graph = Graph(make, argv)
     watch(monitor)
-    code, why = _wait(config, graph, monitor, children, stop)
+    code, why = _wait(config, monitor, children, stop)
     if monitor is not None and monitor.table is not None:
         monitor.table.stop()
     if why:
@@ -178,35 +178,27 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     return code, summary
 
 
-def _wait(config: RunConfig, graph: Any, monitor: Any, children: Mapping[str, Child],
+def _wait(config: RunConfig, monitor: Any, children: Mapping[str, Child],
           stop: StopSignal) -> tuple[int, str]:
     """Wait for the end; return the exit code and why it came."""
-    camera = next((n for n in graph.nodes if n.get_name() == 'camera'), None)
+    source = children[list(children)[-1]]  # ends by itself when its source has no more frames
     began: float | None = None  # of the duration: the first answer
-
-    def finished() -> bool:
-        if camera is not None:
-            return bool(camera.finished.is_set())
-        return not children['camera'].alive
-
     while not stop.wait(0.05):
-        if graph.failed:
-            return 1, f'could not start: {", ".join(graph.failed)}'
-        dead = [name for name, child in children.items() if name != 'camera' and not child.alive]
+        dead = [name for name, child in children.items() if not child.alive
+                and (child is not source or child.process.returncode)]
         if dead:
-            return 1, f'ended early: {", ".join(dead)}'
+            return 1, f'ended early: {", ".join(dead)}; the lines above say why'
         if began is None and monitor.summary.first:
             began = monitor.summary.first
         if config.duration_s and began and time.monotonic() - began > config.duration_s:
             return 0, ''
-        if finished():
+        if not source.alive:
             until = time.monotonic() + DRAIN_S
             monitor.quiet_since = max(monitor.quiet_since, time.monotonic())
             while time.monotonic() < min(until, monitor.quiet_since + QUIET_S):
                 if stop.wait(0.05):
                     break
-            failure = camera.failure if camera is not None else ''
-            return (1, f'the source failed: {failure}') if failure else (0, '')
+            return 0, ''
     return 0, 'interrupted'
 
 

@@ -1,0 +1,91 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Model inputs from views and chat, without the detour that a processor takes.
+
+A transformers processor converts each image to PIL and back and checks its arguments anew for each
+frame, which costs several milliseconds. Where views have the size that the processor asks for, all
+it does to pixels is to scale and shift them, and all it does to the text is to put the same tokens
+in place of each image. Whether that holds is not assumed but tried when the model is loaded, and
+again for each query at warm-up; if anything differs, the processor is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..method.focus import Image
+from ..method.prompt import Message
+
+KNOWN = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask'}
+
+
+class Inputs:
+    """Makes a model's inputs; ``fast`` tells whether the processor is bypassed."""
+
+    def __init__(self, processor: Any, view_size: tuple[int, int]) -> None:
+        """Learn what the processor does to one image of ``view_size`` (width, height)."""
+        self.processor = processor
+        self.fast = False
+        try:
+            self.fast = self._learn(view_size)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            pass  # another kind of processor: it is used as it is
+
+    def __call__(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
+        """Return the model's inputs as tensors; images stand in the chat as placeholders."""
+        return self._quick(chat, views) if self.fast else self.slow(chat, views)
+
+    def slow(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
+        """Return what the processor makes."""
+        text = self.processor.apply_chat_template(list(chat), add_generation_prompt=True)
+        return dict(self.processor(images=list(views), text=text, return_tensors='pt'))
+
+    def check(self, chat: Sequence[Message], views: Sequence[Image]) -> bool:
+        """Compare both ways on a prompt; use the processor from now on where they differ."""
+        if self.fast:
+            quick, slow = self._quick(chat, views), self.slow(chat, views)
+            self.fast = quick.keys() == slow.keys() and all(
+                quick[k].shape == slow[k].shape and torch.equal(quick[k], slow[k].to(
+                    quick[k].dtype)) for k in quick if k != 'pixel_values') and bool(
+                torch.allclose(quick['pixel_values'], slow['pixel_values'], atol=1e-5))
+        return self.fast
+
+    def _learn(self, view_size: tuple[int, int]) -> bool:
+        images, self._tokenizer = self.processor.image_processor, self.processor.tokenizer
+        self._token = str(self.processor.image_token)
+        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
+        self._scale = float(images.rescale_factor)
+        blank = np.zeros((view_size[1], view_size[0], 3), dtype=np.uint8)
+        one = self.processor(images=[blank], text=self._token, return_tensors='pt')
+        self._image_ids = one['input_ids'][0].tolist()
+        self._mask_shape = (tuple(one['pixel_attention_mask'].shape[-2:])
+                            if 'pixel_attention_mask' in one else None)
+        if not set(one) <= KNOWN or one['pixel_values'].ndim != 5:
+            return False
+        self.fast = True
+        noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
+        content = [{'type': 'image'}, {'type': 'image'}, {'type': 'text', 'text': 'a: b|c\n?'}]
+        return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
+
+    def _quick(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
+        text = self._tokenizer.apply_chat_template(
+            list(chat), chat_template=self.processor.chat_template, tokenize=False,
+            add_generation_prompt=True)
+        ids: list[int] = []
+        for i, part in enumerate(text.split(self._token)):
+            ids += self._image_ids if i else []
+            ids += self._tokenizer(part, add_special_tokens=False)['input_ids'] if part else []
+        input_ids = torch.tensor([ids])
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() * self._scale
+        inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
+                  'pixel_values': ((pixels - self._mean) / self._std)[None]}
+        if self._mask_shape is not None:
+            inputs['pixel_attention_mask'] = torch.ones(
+                (1, len(views), *self._mask_shape), dtype=torch.int64)
+        return inputs

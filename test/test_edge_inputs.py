@@ -1,0 +1,64 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs made directly are those of the processor."""
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from spotvlm_ros.edge.inputs import Inputs
+from spotvlm_ros.method import prompt
+from spotvlm_ros.method.facts import Context, Fact, NS
+from spotvlm_ros.mini import models
+from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+
+SIZE = (96, 96)
+
+
+@pytest.fixture(scope='module')
+def inputs():
+    """Return the inputs of the shipped edge model."""
+    return Inputs(AutoProcessor.from_pretrained(models.resolve('spot-mini-edge')), SIZE)
+
+
+@given(st.sampled_from([SCENE, ACTION, DESCRIBE]), st.data())
+@settings(max_examples=40, deadline=None)
+def test_equal_to_the_processor(inputs, query, data):
+    """Over any context and picture: the same tokens, the same masks, the same pixels."""
+    assert inputs.fast
+    facts = tuple(Fact(k, data.draw(st.sampled_from(v)), data.draw(st.integers(0, 9)) * NS)
+                  for k, v in query.choices.items() if data.draw(st.booleans()))
+    text = data.draw(st.text(max_size=60)) if query.format == 'text' else ''
+    chat = prompt.messages(query, Context(query.id, 10 * NS, facts, text, 8 * NS), 10 * NS, 2)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    views = [rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8) for _ in range(2)]
+    quick, slow = inputs(chat, views), inputs.slow(chat, views)
+    assert quick.keys() == slow.keys()
+    for name in quick:
+        if name == 'pixel_values':
+            assert torch.allclose(quick[name], slow[name], atol=1e-5)
+        else:
+            assert torch.equal(quick[name], slow[name].to(quick[name].dtype)), name
+
+
+def test_another_processor_is_used_as_it_is():
+    """One that changes pixels in a way not foreseen is found out, not trusted."""
+    processor = AutoProcessor.from_pretrained(models.resolve('spot-mini-edge'))
+    processor.image_processor.max_image_size = {'longest_edge': 64}  # makes it resize the views
+    changed = Inputs(processor, SIZE)
+    assert not changed.fast
+    chat = prompt.messages(ACTION, None, 0, 1)
+    view = np.zeros((*SIZE, 3), np.uint8)
+    assert changed(chat, [view])['pixel_values'].shape[-1] == 64
+
+
+def test_check_turns_the_short_cut_off_where_it_would_differ(inputs):
+    processor = AutoProcessor.from_pretrained(models.resolve('spot-mini-edge'))
+    other = Inputs(processor, SIZE)
+    other._image_ids = other._image_ids[:-1]
+    chat = prompt.messages(ACTION, None, 0, 1)
+    view = np.zeros((*SIZE, 3), np.uint8)
+    assert not other.check(chat, [view]) and not other.fast
+    assert torch.equal(other(chat, [view])['input_ids'], inputs(chat, [view])['input_ids'])

@@ -5,14 +5,14 @@
 from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
-import torch
-from transformers import AutoProcessor
 
 from spotvlm_ros.edge.inputs import Inputs
 from spotvlm_ros.method import prompt
 from spotvlm_ros.method.facts import Context, Fact, NS
 from spotvlm_ros.mini import models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+import torch
+from transformers import AutoProcessor
 
 SIZE = (96, 96)
 

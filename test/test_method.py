@@ -12,7 +12,7 @@ import pytest
 
 from spotvlm_ros.method import focus, prompt
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
-from spotvlm_ros.method.history import fresh, History, HORIZON_S, MAX_TURNS
+from spotvlm_ros.method.history import compress, fresh, History, HORIZON_S, MAX_TURNS
 from spotvlm_ros.method.keyframes import next_keyframe
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -122,7 +122,7 @@ REPLIES = st.lists(
         **({'light': light} if light else {}), **({'lead': lead} if lead else {})),
         st.integers(0, 60), st.booleans(), st.sampled_from(['', 'none', 'red', 'green']),
         st.sampled_from(['', 'none', 'braking'])),
-    max_size=12, unique_by=lambda t: (t.stamp_ns, t.source))
+    max_size=12)
 
 
 @given(REPLIES, st.randoms(use_true_random=False), st.integers(0, 80))
@@ -151,6 +151,82 @@ def test_fresh_takes_out_what_aged_since():
     assert [f.key for f in later.facts] == ['lead'] and set(later.focus) == {'lead'}
     assert fresh(context, SCENE, s(9)).empty
     assert fresh(context, SCENE, s(-1)).empty, 'a stream that starts over'
+
+
+# -- edge turns as evidence of change ------------------------------------------------------------
+
+def edge(at, confidence=0.5, **values):
+    """Return an edge turn of this confidence."""
+    sure = turn(at, Source.EDGE, **values)
+    return replace(sure, facts=tuple(replace(f, confidence=confidence) for f in sure.facts))
+
+
+@pytest.mark.parametrize('turns,light', [
+    # agreed on the cloud's frame, then saw it change, twice
+    ([edge(0, light='red'), edge(0.3, light='green'), edge(0.6, light='green')], 'green'),
+    # the edge skipped that frame; the nearest one tells as well
+    ([edge(0.1, light='red'), edge(0.3, light='green'), edge(0.6, light='green')], 'green'),
+    # once is a flicker
+    ([edge(0, light='red'), edge(0.3, light='red'), edge(0.6, light='green')], 'red'),
+    ([edge(0, light='red'), edge(0.3, light='none'), edge(0.6, light='green')], 'red'),
+    # it merely disagrees with the cloud, however sure it is
+    ([edge(0, light='green'), edge(0.3, light='green'), edge(0.6, light='green')], 'red'),
+    ([edge(t, 1.0, light='green') for t in (0, 0.3, 0.6)], 'red'),
+    # it never agreed, but saw another change and is sure
+    ([edge(0, light='none'), edge(0.3, 0.99, light='green'), edge(0.6, 0.99, light='green')],
+     'green'),
+    ([edge(0, light='none'), edge(0.3, 0.99, light='green'), edge(0.6, 0.5, light='green')],
+     'red'),
+    # nothing is known of the cloud's frame: it must be sure
+    ([edge(0.8, 0.99, light='green'), edge(0.9, 0.99, light='green')], 'green'),
+    ([edge(0.8, 0.9, light='green'), edge(0.9, 0.9, light='green')], 'red'),
+    # what it saw before the cloud's frame is superseded
+    ([edge(-0.9, 1.0, light='green'), edge(-0.8, 1.0, light='green')], 'red'),
+])
+def test_edge_turns_after_the_clouds_frame_are_evidence_of_change(turns, light):
+    history = History(SCENE)
+    for item in (*turns, turn(0, light='red')):
+        history.add(item)
+    value, age = known(history, 1.0)['light']
+    assert value == light
+    assert age < 1.0 if light == 'green' else age == 1.0
+    # The region stays the cloud's: where to look has not changed.
+    assert history.context(s(1)).focus['light'] == Region(0, 5, 20, 20)
+
+
+# -- the budget ----------------------------------------------------------------------------------
+
+def words(text):
+    """Count as a tokenizer would, more or less."""
+    return len(text.split())
+
+
+def test_oldest_facts_go_first():
+    history = History(SCENE)
+    history.add(turn(1, light='red'))
+    history.add(turn(0, lead='braking'))
+    context = history.context(s(1.5))
+    full = words(prompt.history_text(SCENE, context, s(1.5)))
+    assert compress(context, SCENE, s(1.5), full, words) == context
+    small = compress(context, SCENE, s(1.5), full - 1, words)
+    assert [f.key for f in small.facts] == ['light'] and set(small.focus) == {'light'}
+    assert compress(context, SCENE, s(1.5), 0, words).empty
+
+
+def test_a_text_over_the_budget_is_no_context():
+    context = Context('describe', s(1), text='the road is free', text_stamp_ns=s(0))
+    assert compress(context, TEXT, s(1), 7, words).text
+    assert compress(context, TEXT, s(1), 6, words).empty
+
+
+@given(REPLIES, st.integers(0, 40), st.integers(0, 80))
+@settings(deadline=None)
+def test_budget_is_never_exceeded(turns, budget, at):
+    history = History(SCENE)
+    for item in turns:
+        history.add(item)
+    small = compress(history.context(s(at / 4)), SCENE, s(at / 4), budget, words)
+    assert words(prompt.history_text(SCENE, small, s(at / 4))) <= budget
 
 
 # -- prompts -------------------------------------------------------------------------------------

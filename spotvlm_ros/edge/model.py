@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from .inputs import Inputs
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, Query
+from ..method.history import compress
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
 
@@ -107,6 +108,8 @@ class EdgeModel:
         """
         begin = time.perf_counter()
         height, width = frame.shape[:2]
+        if context is not None:
+            context = compress(context, query, stamp_ns, query.context_tokens, self._count)
         boxes = focus.focus_boxes(query, context, stamp_ns, width, height, self.focus)
         images = focus.views(frame, query, boxes, self._view_size, self.focus)
         chat = prompt.messages(query, context, stamp_ns, len(images))
@@ -133,8 +136,12 @@ class EdgeModel:
         return EdgeAnswer(
             text='\n'.join(lines), facts=facts, rejected=tuple(rejected),
             used_context=bool(history), used_focus=bool(boxes),
-            context_tokens=len(self._tokenizer(history)['input_ids']) if history else 0,
+            context_tokens=self._count(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=stop.stopped)
+
+    def _count(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return len(self._tokenizer(text, add_special_tokens=False)['input_ids']) if text else 0
 
     def _line_confidence(self, tokens: Sequence[int], logits: Sequence[Any]) -> list[float]:
         """Return, for each line of the answer, the product of its tokens' probabilities."""

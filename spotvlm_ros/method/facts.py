@@ -64,7 +64,8 @@ class Query:
     A standing question.
 
     ``choices`` maps each key to its allowed values; a choice query has one key, its own id;
-    a text query has none. Durations are seconds.
+    a text query has none. Durations are seconds. ``context_tokens`` bounds the history in the
+    prompt.
     """
 
     id: str  # noqa: A003
@@ -76,6 +77,7 @@ class Query:
     cloud_period_s: float = 1.0
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     max_new_tokens: int = 64
+    context_tokens: int = 256
 
     def __post_init__(self) -> None:
         """Reject what no model could answer."""

@@ -4,92 +4,176 @@
 History of one query and its compression to a context (context replacement).
 
 Turns are ordered by the stamp of their frame, never by arrival, so that any order of arrival and
-any duplication of the same turns gives the same history.
+any duplication of the same turns gives the same history. A cloud answer takes the place of the
+edge's own turn for its frame; edge turns after it are evidence of change, weighed fact by fact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from .facts import Context, Fact, NS, Query, Region, Source, Turn
+from .prompt import history_text
 
 HORIZON_S = 60.0   # turns older than this behind the newest are forgotten
 MAX_TURNS = 1024   # bound on memory: 60 s at 15 answers a second
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """When newer answers of the edge outweigh the cloud's about an older frame."""
+
+    near_s: float = 0.5        # an edge turn this close to the cloud's frame tells what it saw there
+    confirm: int = 2           # newest edge turns that must agree on the new value
+    confidence: float = 0.95   # of each of them, where the edge never agreed with the cloud
+
+
 class History:
     """Turns of one query, keyed by frame stamp; a cloud turn replaces the edge's own turn."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, evidence: Evidence | None = None) -> None:
         """Start empty."""
         self.query = query
-        self._turns: dict[int, Turn] = {}
+        self.evidence = evidence or Evidence()
+        self._edge: dict[int, Turn] = {}   # what the edge saw is kept beside the replacement:
+        self._cloud: dict[int, Turn] = {}  # whether both agreed on a frame is evidence
 
     def __len__(self) -> int:
-        """Return the number of turns kept."""
-        return len(self._turns)
+        """Return the number of frames with a turn."""
+        return len(self._edge.keys() | self._cloud.keys())
 
     @property
     def turns(self) -> list[Turn]:
-        """Turns by frame stamp, oldest first."""
-        return [self._turns[stamp] for stamp in sorted(self._turns)]
+        """Turns by frame stamp, oldest first, each edge turn replaced where the cloud answered."""
+        merged = self._edge | self._cloud
+        return [merged[stamp] for stamp in sorted(merged)]
 
     def add(self, turn: Turn) -> bool:
         """
         Insert or replace the turn of its frame.
 
-        Return False when it changes nothing: a duplicate, an edge turn for a frame that the cloud
-        has answered, or one behind the horizon.
+        Return False when that leaves the turns as they were: a duplicate, an edge turn for a
+        frame that the cloud has answered, or one behind the horizon.
         """
         if turn.query_id != self.query.id:
             raise ValueError(f'turn of query {turn.query_id!r} added to history of '
                              f'{self.query.id!r}')
-        old = self._turns.get(turn.stamp_ns)
-        if old is not None and old.source >= turn.source:
+        turns = self._cloud if turn.source is Source.CLOUD else self._edge
+        old = turns.get(turn.stamp_ns)
+        if old is not None and _rank(old) >= _rank(turn):
             return False
-        newest = max(self._turns, default=turn.stamp_ns)
+        newest = max((*self._edge, *self._cloud), default=turn.stamp_ns)
         if turn.stamp_ns < newest - int(HORIZON_S * NS):
             return False
-        self._turns[turn.stamp_ns] = turn
+        turns[turn.stamp_ns] = turn
         self._forget(max(newest, turn.stamp_ns))
-        return True
+        return turns is self._cloud or turn.stamp_ns not in self._cloud
 
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""
-        self._turns.clear()
+        self._edge.clear()
+        self._cloud.clear()
 
     def context(self, now_ns: int, focus: Mapping[str, Region] | None = None) -> Context:
         """
-        Return the compressed history for the frame acquired at ``now_ns``.
+        Return the compressed history for the frame acquired at `now_ns`.
 
-        Newest cloud fact per key, older ones only fill what newer ones lack; facts past their
-        time to live and facts of frames newer than now are left out. ``focus`` are the regions
-        carried to that frame; without it those of the facts stand where the cloud saw them.
+        Newest cloud fact per key, older ones only fill what newer ones lack, and a newer value
+        of the edge where it has seen the fact change. Facts past their time to live and facts of
+        frames newer than now are left out. `focus` are the regions carried to that frame;
+        without it those of the facts stand where the cloud saw them.
         """
+        told = self.cloud_facts(now_ns)
+        kept = tuple(self._reconciled(told[k], now_ns) for k in self.query.keys if k in told)
+        text, text_stamp = self._text(now_ns)
+        if focus is None:
+            focus = {k: f.region for k, f in told.items() if f.region is not None}
+        return Context(self.query.id, now_ns, kept, text, text_stamp, focus)
+
+    def cloud_facts(self, now_ns: int) -> dict[str, Fact]:
+        """Return the newest cloud fact per key that is alive at `now_ns`, with its region."""
         facts: dict[str, Fact] = {}
-        text, text_stamp = '', 0
-        for turn in reversed(self.turns):
-            if turn.source is not Source.CLOUD or turn.stamp_ns > now_ns:
+        for stamp in sorted(self._cloud, reverse=True):
+            if stamp > now_ns:
                 continue
-            for fact in turn.facts:
+            for fact in self._cloud[stamp].facts:
                 if now_ns - fact.stamp_ns <= self.query.ttl_ns(fact.key):
                     facts.setdefault(fact.key, fact)
-            if turn.text and not text and now_ns - turn.stamp_ns <= self.query.ttl_ns('default'):
-                text, text_stamp = turn.text, turn.stamp_ns
-        kept = tuple(facts[k] for k in self.query.keys if k in facts)
-        if self.query.format != 'text':
-            text, text_stamp = '', 0
-        if focus is None:
-            focus = {f.key: f.region for f in kept if f.region is not None}
-        return Context(self.query.id, now_ns, kept, text, text_stamp, focus)
+        return facts
+
+    def _text(self, now_ns: int) -> tuple[str, int]:
+        if self.query.format == 'text':
+            for stamp in sorted(self._cloud, reverse=True):
+                fresh_enough = 0 <= now_ns - stamp <= self.query.ttl_ns('default')
+                if fresh_enough and self._cloud[stamp].text:
+                    return self._cloud[stamp].text, stamp
+        return '', 0
+
+    def _reconciled(self, told: Fact, now_ns: int) -> Fact:
+        """
+        Return the cloud's fact, or the edge's newer value where the edge saw the fact change.
+
+        Disagreeing with the cloud about the same frame is no evidence: the value must be another
+        than the edge's own at the cloud's frame, and either the two agreed there or the edge is
+        sure of itself.
+        """
+        rule = self.evidence
+        newer = [fact for stamp in sorted(self._edge, reverse=True)
+                 if told.stamp_ns < stamp <= now_ns
+                 for fact in self._edge[stamp].facts if fact.key == told.key][:rule.confirm]
+        if len(newer) < rule.confirm or len({f.value for f in newer}) > 1:
+            return told
+        value, then = newer[0].value, self._edge_value_at(told)
+        if value in (told.value, then):
+            return told
+        if then == told.value or min(f.confidence for f in newer) >= rule.confidence:
+            return replace(newer[0], region=None)
+        return told
+
+    def _edge_value_at(self, told: Fact) -> str | None:
+        """Return what the edge saw in the cloud's frame or the nearest one, None if nothing."""
+        near = [(abs(stamp - told.stamp_ns), stamp) for stamp in self._edge
+                if abs(stamp - told.stamp_ns) <= self.evidence.near_s * NS]
+        for _, stamp in sorted(near):
+            for fact in self._edge[stamp].facts:
+                if fact.key == told.key:
+                    return fact.value
+        return None
 
     def _forget(self, newest_ns: int) -> None:
         floor = newest_ns - int(HORIZON_S * NS)
-        for stamp in sorted(self._turns):
-            if stamp >= floor and len(self._turns) <= MAX_TURNS:
-                break
-            del self._turns[stamp]
+        for turns in (self._edge, self._cloud):
+            for stamp in sorted(turns):
+                if stamp >= floor and len(turns) <= MAX_TURNS:
+                    break
+                del turns[stamp]
+
+
+def _rank(turn: Turn) -> tuple[int, str]:
+    """Order two turns of one source about one frame, whichever came first."""
+    return len(turn.facts), repr(turn)
+
+
+def compress(context: Context, query: Query, now_ns: int, budget: int,
+             count: Callable[[str], int]) -> Context:
+    """
+    Return the context within a budget of tokens, the oldest facts dropped first.
+
+    `count` tells the tokens of a text; ties are dropped from the query's last key on.
+    """
+    place = {key: i for i, key in enumerate(query.keys)}
+    facts = sorted(context.facts, key=lambda f: (-f.stamp_ns, place.get(f.key, 0)))
+    while True:
+        kept = {f.key for f in facts}
+        small = replace(context, facts=tuple(f for f in context.facts if f.key in kept),
+                        focus={k: r for k, r in context.focus.items() if k in kept})
+        if count(history_text(query, small, now_ns)) <= budget:
+            return small
+        if facts:
+            facts.pop()
+        else:  # a text, or a budget that holds nothing
+            return replace(small, text='', text_stamp_ns=0)
 
 
 def fresh(context: Context, query: Query, now_ns: int) -> Context:

@@ -192,7 +192,7 @@ class ContextNode(SpotNode):
         self._carrier.add(frame.stamp_ns, frame.rgb())
         with self._lock:
             wanted = {(query.id, fact.key): fact for query in self._queries.values()
-                      for fact in self._histories[query.id].context(frame.stamp_ns).facts
+                      for fact in self._histories[query.id].cloud_facts(frame.stamp_ns).values()
                       if fact.region is not None}
         self._carrier.keep(wanted.keys())
         new: dict[int, dict[Hashable, Region]] = {}

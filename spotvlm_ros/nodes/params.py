@@ -165,6 +165,8 @@ QUERY = (
     Param('cloud_period_s', 1.0, 'least time between keyframes for this query [s]; 0: never '
           'ask the cloud', 0.0, 3600.0),
     Param('max_new_tokens', 64, 'longest edge answer [tokens]', 1, 4096),
+    Param('context_tokens', 256, 'longest history in the prompt, oldest facts dropped first '
+          '[tokens]', 0, 16384),
 )
 CHOICES = Param('choices.<key>', [], 'facts only: the allowed values of a fact, quoted strings')
 TTL = Param('ttl_s.<key>', 5.0, 'a cloud fact is forgotten after [s]; key default for the '

@@ -123,6 +123,8 @@ def _run(arguments: argparse.Namespace) -> int:
             camera |= {'source': source, 'path': os.path.abspath(getattr(arguments, source))}
     if arguments.usb is not None:
         camera |= {'source': 'usb', 'device': arguments.usb}
+    if camera:
+        camera['rate_hz'] = 0.0  # the profile's is for the miniature; recordings have their own
     if arguments.mini or arguments.topic:
         camera['source'] = 'mini' if arguments.mini else 'topic'
     if arguments.loop:

@@ -24,7 +24,7 @@ MAX_TURNS = 1024   # bound on memory: 60 s at 15 answers a second
 class Evidence:
     """When newer answers of the edge outweigh the cloud's about an older frame."""
 
-    near_s: float = 0.5        # an edge turn this close to the cloud's frame tells what it saw there
+    near_s: float = 0.5        # an edge turn this close to the cloud's frame tells about it
     confirm: int = 2           # newest edge turns that must agree on the new value
     confidence: float = 0.95   # of each of them, where the edge never agreed with the cloud
 

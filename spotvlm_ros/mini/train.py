@@ -369,7 +369,8 @@ def save(shape: Shape, model: Any, tokenizer: Any, log: list[dict[str, float]],
             'device': torch.cuda.get_device_name() if cuda else args.device,
             'torch': torch.__version__, 'transformers': transformers.__version__,
             'parameters': sum(p.numel() for p in model.parameters())}
-    write_card(shape, folder, {'meta': meta, 'log': log, 'accuracy': accuracy})
+    write_card(shape, folder, {'meta': meta, 'log': log, 'accuracy': accuracy,
+                               'scored_on': args.evaluate})
 
 
 def write_card(shape: Shape, folder: Path, record: dict[str, Any]) -> None:
@@ -387,11 +388,13 @@ def write_card(shape: Shape, folder: Path, record: dict[str, Any]) -> None:
         f'{shape.image}x{shape.image} pixels), trained from scratch by `spotvlm train` on '
         'rendered driving scenes. It lets the whole of spotvlm run without a download; what it '
         'says about real camera images is not meaningful.', '',
+        (f'Started from {EDGE.name}, whose vision tower it keeps. ' if shape is CLOUD else '') +
         f'Trained {log[-1]["seconds"]:.0f} s ({log[-1]["step"]:.0f} steps) on {meta["device"]}; '
-        'settings and losses are in `training_log.json`. Accuracy per fact on tuning drives '
-        '(rendered, never trained on), greedy decoding; the context of the edge model is that of '
-        'a simulated late cloud which errs in 6 % of its facts. Reprint with `spotvlm train '
-        f'{"--models edge" if shape is EDGE else "--models cloud"} --score-only`:', '',
+        'settings and losses are in `training_log.json`. Accuracy per fact on '
+        f'{record["scored_on"]} frames of tuning drives per condition (rendered, never trained '
+        'on), greedy decoding; the context of the edge model is that of a simulated late cloud '
+        'which errs in 6 % of its facts. Reprint with `spotvlm train --score-only --device cpu '
+        f'--models {"edge" if shape is EDGE else "cloud"} --evaluate {record["scored_on"]}`:', '',
         '| world and system | ' + ' | '.join(keys) + ' |',
         '|---|' + '---|' * len(keys), *rows, '']))
 
@@ -494,7 +497,7 @@ def score(which: str, args: argparse.Namespace) -> None:
     for name, row in accuracy.items():
         print(shape.name, name, json.dumps(row), flush=True)
     record = json.loads((folder / 'training_log.json').read_text())
-    write_card(shape, folder, {**record, 'accuracy': accuracy})
+    write_card(shape, folder, {**record, 'accuracy': accuracy, 'scored_on': args.evaluate})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import subprocess
 import sys
 
+import cv2
 from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
@@ -328,6 +329,38 @@ def test_a_key_keeps_its_cell():
     mosaic = focus.views(frame, SCENE, {'lead': (500, 20, 600, 120)}, (96, 96), CONFIG)[1]
     assert (mosaic[:48, 48:] == (255, 0, 0)).all()
     assert not mosaic[:48, :48].any() and not mosaic[48:].any()
+
+
+def test_keys_beyond_the_cells_take_free_ones_in_order():
+    """Of six keys the first, the third and the last two have regions."""
+    query = Query('q', 'What?', 'facts', {k: ('a', 'b') for k in 'uvwxyz'})
+    boxes = dict.fromkeys('uwyz', (0, 0, 9, 9))
+    assert focus.cells(query, boxes) == {'u': 0, 'w': 2, 'y': 1, 'z': 3}
+    assert focus.cells(query, {'v': (0, 0, 9, 9)}) == {'v': 1}
+    five = Query('q', 'What?', 'facts', {k: ('a', 'b') for k in 'vwxyz'})
+    assert focus.cells(five, dict.fromkeys('vwxy', (0, 0, 9, 9))) == {
+        'v': 0, 'w': 1, 'x': 2, 'y': 3}, 'the fifth key has no region and takes nothing'
+
+
+@pytest.mark.parametrize('shape, size', [
+    ((480, 640), (96, 96)), ((1080, 1920), (96, 96)), ((173, 172), (48, 48)),
+    ((61, 59), (48, 48)), ((480, 640), (384, 384)), ((192, 256), (96, 96))])
+def test_resize_is_an_area_average_within_one_level(shape, size):
+    """On a smooth picture with an edge and mild noise, against OpenCV's own area average."""
+    rng = np.random.default_rng(0)
+    picture = cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), (0, 0), 2.0)
+    picture[:, shape[1] // 2:] //= 2
+    ours = focus.resize(picture, *size).astype(int)
+    area = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(ours - area).mean() < 1.0
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 100), st.integers(1, 100))
+def test_resize_keeps_a_plain_picture_at_any_size(width, height, to_width, to_height):
+    plain = np.full((height, width, 3), (10, 100, 200), np.uint8)
+    resized = focus.resize(plain, to_width, to_height)
+    assert resized.shape == (to_height, to_width, 3)
+    assert (resized == (10, 100, 200)).all() and resized.flags.c_contiguous
 
 
 def test_a_region_without_a_fact_is_no_focus():

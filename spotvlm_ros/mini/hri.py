@@ -116,13 +116,13 @@ class Arm:
     def held_region(self, m: float) -> Region:
         """Box of the object in the hand, m pixels per metre."""
         w, h = HELD_SIZE[self.held]
-        up = 0.30 * self.hand.length + 0.36 * h * m
+        up = 0.50 * self.hand.length + 0.30 * h * m
         x = self.hand.x + up * math.sin(self.hand.angle)
         y = self.hand.y - up * math.cos(self.hand.angle)
         return Region(x - w * m / 2, y - h * m / 2, w * m, h * m)
 
 
-HELD_SIZE = {'apple': (0.12, 0.12), 'bottle': (0.10, 0.27), 'phone': (0.10, 0.19),
+HELD_SIZE = {'apple': (0.14, 0.14), 'bottle': (0.10, 0.27), 'phone': (0.10, 0.19),
              'key': (0.10, 0.21)}  # width, height [m], larger than life for small cameras
 
 
@@ -273,7 +273,8 @@ def label(scene: Scene, stamp_ns: int) -> tuple[Fact, ...]:
                     found['object'] = (arm.held, box)
             elif arm.target >= 0 and arm.out:
                 item = scene.items[arm.target]
-                if _visible(hand.region, front) and _visible(item.region, front):
+                hands = [Cover(other.hand.region) for other in partner.arms]
+                if _visible(hand.region, front) and _visible(item.region, front + hands):
                     found['pointing'] = (item.kind, _pointing(hand, item.region))
     facts = []
     for key in HRI_SCENE.keys:
@@ -474,9 +475,9 @@ class _Episode:
 
     def __init__(self, seed: int, number: int, condition: str | None, hands: Hands | None
                  ) -> None:
-        rng = np.random.default_rng([seed, number, 20261])
-        drawn = str(rng.choice(CONDITIONS if hands is not None else CONDITIONS[:2]))
-        self.condition = condition or drawn
+        known = CONDITIONS if hands is not None else CONDITIONS[:2]
+        self.condition = condition or str(np.random.default_rng([seed, number]).choice(known))
+        rng = np.random.default_rng([seed, number, CONDITIONS.index(self.condition), 20261])
         self.look = int(rng.integers(1 << 30))
         self.key = [seed, number, 20262]
         self.bank = hands if self.condition == 'real' else None
@@ -492,6 +493,7 @@ class _Episode:
         aim = float(rng.uniform(0.30, 0.36)) + 0.10 * max(0.0, middle - 1.2) * float(rng.random())
         self.pitch = FOCAL * (self.size - aim - CAMERA_HEIGHT) / middle
         self.counter_y = max(0.92, self.size - aim - 0.33 * self.counter_z)
+        self.above = self.size - 0.30 - self.counter_y     # shoulders over the counter [m]
         self.counter_depth = 0.14 * self.counter_z
         order = rng.permutation(len(TARGETS))
         slots = (np.arange(4) - 1.5) * 118 + rng.uniform(-22, 22, 4) + rng.uniform(-25, 25)
@@ -502,21 +504,22 @@ class _Episode:
         self.passes = self._passes(rng)
         self.wobble = rng.uniform(0, 2 * math.pi, 16)
         self.sway = rng.uniform(0.75, 1.3, 8)
-        self.gain = float(rng.choice([rng.uniform(0.34, 0.6), rng.uniform(0.75, 1.12),
+        self.gain = float(rng.choice([rng.uniform(0.48, 0.68), rng.uniform(0.75, 1.12),
                                       rng.uniform(0.75, 1.12)]))
         warm = float(rng.normal(0, 0.07))
         self.tint = (1.0 + warm, 1.0, 1.0 - warm)
-        self.backlight = float(rng.choice([1.0, 1.0, rng.uniform(0.5, 0.8)]))
-        self.noise = int(rng.integers(0, 3)) + (self.gain < 0.6)
+        bright = self.gain > 0.7
+        self.backlight = float(rng.uniform(0.55, 0.8)) if bright and rng.random() < 0.4 else 1.0
+        self.noise = int(rng.integers(0, 3)) + (not bright)
         self.shake = float(rng.uniform(0.0, 1.0))
         post = rng.random() < 0.35
-        self.post = (float(rng.uniform(-0.4, 0.4)), float(rng.uniform(0.035, 0.075))) if post \
+        self.post = (float(rng.uniform(-0.4, 0.4)), float(rng.uniform(0.03, 0.06))) if post \
             else None
 
     def _visits(self, rng: np.random.Generator) -> list[_Visit]:
         visits, t = [], float(rng.uniform(-20, 4))
         while t < EPISODE_S:
-            end = t + float(rng.uniform(18, 38))
+            end = t + float(rng.uniform(22, 45))
             first, last = t + 0.8 * WALK_S, end - 0.8 * WALK_S
             digits = [int(d) for d in rng.permutation(10)]
 
@@ -530,14 +533,14 @@ class _Episode:
 
             def gaze() -> str:
                 return str(rng.choice(['robot', 'left', 'right', 'down'],
-                                      p=[0.36, 0.22, 0.22, 0.20]))
+                                      p=[0.43, 0.20, 0.20, 0.17]))
             visits.append(_Visit(
                 t, end, int(rng.choice([-1, 1])), int(rng.choice([-1, 1])),
                 int(rng.choice([-1, 1])),
-                _acts(rng, first, last, (0.5, 2.5), (3.0, 7.5), digit),
-                _acts(rng, first, last, (0.8, 3.0), (3.2, 7.5), other),
+                _acts(rng, first, last, (0.3, 1.5), (3.1, 7.4), digit),
+                _acts(rng, first, last, (0.3, 1.4), (3.4, 7.5), other),
                 _acts(rng, first - 3.0, last + 7.5, (0.0, 0.0), (2.0, 7.0), gaze)))
-            t = end + float(rng.uniform(2.0, 6.0))
+            t = end + float(rng.uniform(1.5, 5.0))
         return visits
 
     def _passes(self, rng: np.random.Generator) -> list[_Pass]:
@@ -548,10 +551,10 @@ class _Episode:
                 front = self.z[0] > 1.8 and rng.random() < 0.22
                 z = self.z[0] * rng.uniform(0.62, 0.74) if front \
                     else max(1.7, self.z[1] * 1.15) * rng.uniform(1.0, 1.25) + 0.35 * lane
-                one = _Pass(t, int(rng.choice([-1, 1])), float(rng.uniform(0.45, 0.9)), float(z),
+                one = _Pass(t, int(rng.choice([-1, 1])), float(rng.uniform(0.4, 0.75)), float(z),
                             float(rng.uniform(1.5, 1.88)), int(rng.integers(1 << 30)))
                 passes.append(one)
-                t += (WIDTH / FOCAL * one.z + 1.2) / one.speed + float(rng.uniform(2.0, 9.0))
+                t += (WIDTH / FOCAL * one.z + 1.2) / one.speed + float(rng.uniform(3.0, 12.0))
         return passes
 
     def photo(self, digit: int) -> Image | None:
@@ -672,7 +675,8 @@ class _Episode:
         if act is not None and act.value in OBJECTS:
             held = act.value
             goal = (neck[0] + m * (side * _mix(0.20, 0.31, act.a) + 0.015 * math.sin(t + a[12])),
-                    neck[1] + m * (_mix(0.20, 0.33, act.b) + 0.012 * math.sin(1.7 * t + a[13])))
+                    neck[1] + m * (_mix(0.25, 0.70, act.b) * min(0.40, self.above)
+                                   + 0.012 * math.sin(1.7 * t + a[13])))
             wrist = (_mix(wrist[0], goal[0], out), _mix(wrist[1], goal[1], out))
             angle = _mix(angle, 0.5 * (act.c - 0.5), _ease(out * 1.6))
         elif act is not None:
@@ -682,7 +686,7 @@ class _Episode:
             root = (neck[0] + side * 0.19 * m, neck[1] + 0.03 * m)
             to = (box.x + box.w / 2 - root[0], box.y + box.h * 0.35 - root[1])
             far = max(1e-6, math.hypot(*to))
-            reach = min(0.52 * m, max(0.06 * m, far - length - 0.45 * box.w))
+            reach = min(0.52 * m, max(-0.14 * m, far - length - 0.55 * box.w))
             goal = (root[0] + to[0] / far * reach, root[1] + to[1] / far * reach)
             # the index finger tip leans 16 degrees in the hand
             lean = math.radians(16.0) * (1 if side < 0 else -1)
@@ -700,11 +704,9 @@ class _Episode:
 
 def _arm(neck: Point, side: int, m: float, hand: Hand, held: str = '', target: int = -1,
          out: bool = False) -> Arm:
-    """Bend the elbow outward and down so that the wrist is where the hand is."""
+    """Let the upper arm hang when the wrist is near the shoulder, and stretch it with distance."""
     root = (neck[0] + side * 0.19 * m, neck[1] + 0.03 * m)
-    dx, dy = hand.x - root[0], hand.y - root[1]
-    far = max(1e-6, math.hypot(dx, dy))
-    upper = 0.29 * m
-    bend = math.sqrt(max(0.0, upper * upper - (far / 2) ** 2)) * side
-    elbow = (root[0] + dx / 2 - dy / far * bend, root[1] + dy / 2 + dx / far * bend)
+    straight = _ease((math.hypot(hand.x - root[0], hand.y - root[1]) / m - 0.28) / 0.24)
+    elbow = (_mix(root[0] + side * 0.07 * m, (root[0] + hand.x) / 2, straight),
+             _mix(root[1] + 0.27 * m, (root[1] + hand.y) / 2, straight))
     return Arm(root, elbow, hand, held, target, out)

@@ -441,11 +441,12 @@ def _post(canvas: Image, post: Region, look: int) -> None:
 # -- room ---------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=1)
-def _texture() -> npt.NDArray[np.float32]:
+def _texture() -> npt.NDArray[np.int16]:
+    """Return uneven paint, larger than a room so that each has its own part of it."""
     rng = np.random.default_rng(5)
-    size = (HEIGHT + PAD_TOP + PAD_LOW, WIDTH + 2 * PAD_X)
-    return np.asarray(9 * cv2.GaussianBlur(rng.normal(0, 4, size).astype(np.float32), (0, 0), 4),
-                      dtype=np.float32)
+    size = (HEIGHT + PAD_TOP + PAD_LOW + 200, WIDTH + 2 * PAD_X + 200)
+    paint = 9 * cv2.GaussianBlur(rng.normal(0, 4, size).astype(np.float32), (0, 0), 4)
+    return np.repeat(paint[:, :, None], 3, axis=2).astype(np.int16)
 
 
 @lru_cache(maxsize=24)
@@ -459,8 +460,9 @@ def _room(look: int) -> Image:
     slope = np.linspace(0.88, 1.08, h, dtype=np.float32)[:, None]
     rows = np.arange(h)[:, None]
     column = np.where(rows < floor, wall, ground).astype(np.float32) * slope
-    texture = np.roll(_texture(), tuple(int(v) for v in rng.integers(0, 300, 2)), (0, 1))
-    image = np.clip(column[:, None, :] + texture[:, :, None], 0, 255).astype(np.uint8)
+    dy, dx = rng.integers(0, 200, 2)
+    plain = np.repeat(np.clip(column, 0, 255).astype(np.uint8)[:, None, :], w, axis=1)
+    image = np.asarray(cv2.add(plain, _texture()[dy:dy + h, dx:dx + w], dtype=cv2.CV_8U))
     _rect(image, 0, floor - 9, w, 12, _lit((70, 64, 60), 1.0))
     kinds = rng.permutation(['window', 'poster', 'shelf', 'lamp', 'plant', 'door', 'poster',
                              'picture', 'shelf'])[:int(rng.integers(4, 7))]

@@ -25,6 +25,7 @@ PALM: tuple[Point, ...] = ((-0.15, -0.02), (0.15, -0.02), (0.21, 0.16), (0.235, 
 STRETCHED = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1), 4: (0, 1, 2, 3), 5: (0, 1, 2, 3),
              6: (0, 1, 2), 7: (0, 1, 3), 8: (0, 2, 3), 9: (1, 2, 3)}
 TOUCHED = {6: 3, 7: 2, 8: 1, 9: 0}     # the finger that the thumb touches
+EDGE = 0.016                           # width of the dark outline
 STEPS = 5                              # a hand forms in this many steps
 
 
@@ -109,6 +110,7 @@ def outline(pose: str, digit: int, step: int) -> tuple[Point, ...]:
     points = list(palm(pose, digit, step))
     for stroke in strokes(pose, digit, step):
         for x, y in stroke.points:
-            points += [(x + stroke.radius * math.cos(a), y + stroke.radius * math.sin(a))
+            r = stroke.radius + EDGE
+            points += [(x + r * math.cos(a), y + r * math.sin(a))
                        for a in (2 * math.pi * k / 12 for k in range(12))]
     return tuple(points)

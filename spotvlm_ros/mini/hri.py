@@ -54,7 +54,7 @@ INTENT = Query('intent', 'What does the person want?', 'choice',
 HRI_DESCRIBE = Query('describe', 'Describe the person.', 'text', rate_hz=0.5, deadline_s=1.0,
                      cloud_period_s=4.0, ttl_s={'default': 4.0})
 
-RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 1.6
+RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 2.2
 HAND_M = 0.21         # from the wrist to the tip of the middle finger
 SPRITE_PX = 100.0     # this many pixels of a photograph are HAND_M
 OUT = 0.85            # an arm that is out this far points or hands over
@@ -392,6 +392,14 @@ def _skin(photo: Image) -> tuple[float, float, float]:
     return float(r), float(g), float(b)
 
 
+def _exposed(photo: Image, level: float) -> Image:
+    """Return the photograph with skin as bright as asked, within what an exposure can do."""
+    gain = min(1.7, max(0.8, level / max(1.0, sum(_skin(photo)) / 3)))
+    bright = photo.copy()
+    bright[:, :, :3] = np.clip(photo[:, :, :3] * gain, 0, 255)
+    return bright
+
+
 # -- the script of one episode ------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -483,6 +491,7 @@ class _Episode:
         self.bank = hands if self.condition == 'real' else None
         self.split = split_of(seed)
         self.photos: dict[int, Image] = {}
+        self.exposure = float(rng.uniform(130, 185))
         near, far = DISTANCE[self.condition]
         middle = float(rng.uniform(near * 1.08, far * 0.93))
         self.z = (max(near, middle * 0.84), min(far, middle * 1.16))
@@ -520,7 +529,7 @@ class _Episode:
         visits, t = [], float(rng.uniform(-20, 4))
         while t < EPISODE_S:
             end = t + float(rng.uniform(22, 45))
-            first, last = t + 0.8 * WALK_S, end - 0.8 * WALK_S
+            first, last = t + 0.7 * WALK_S, end - 0.7 * WALK_S
             digits = [int(d) for d in rng.permutation(10)]
 
             def digit(left: list[int] = digits) -> str:
@@ -562,8 +571,8 @@ class _Episode:
         if self.bank is None:
             return None
         if digit not in self.photos:
-            self.photos[digit] = self.bank.pick(self.split, digit,
-                                                np.random.default_rng(self.key))
+            cut = self.bank.pick(self.split, digit, np.random.default_rng(self.key))
+            self.photos[digit] = _exposed(cut, self.exposure)
         return self.photos[digit]
 
     def scene(self, i: int, index: int) -> Scene:

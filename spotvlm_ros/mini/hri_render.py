@@ -141,7 +141,7 @@ def _sprite(pose: str, digit: int, step: int, skin: Color) -> Image:
         return ORIGIN[0] + SPRITE * point[0], ORIGIN[1] - SPRITE * point[1]
 
     def line(stroke: hand_shape.Stroke, fill: Color) -> None:
-        for grow, paint in ((0.016, dark), (0.0, fill)):
+        for grow, paint in ((hand_shape.EDGE, dark), (0.0, fill)):
             r = (stroke.radius + grow) * SPRITE
             for p, q in zip(stroke.points, stroke.points[1:]):
                 _capsule(color, at(p), at(q), r, r * 0.93, paint)
@@ -274,9 +274,7 @@ def _arm(canvas: Image, person: Person, arm: Arm, style: _Style, k: float) -> No
     fore = _lit(style.skin, 0.92 * k) if style.bare or hand.photo is not None else sleeve
     _capsule(canvas, arm.elbow, wrist, 0.050 * m, 0.033 * m, fore)
     if arm.held:
-        r = arm.held_region(m)
-        # what is held turns with the hand a little; its box stays the labelled one
-        _HELD[arm.held](canvas, r, k)
+        _HELD[arm.held](canvas, arm.held_region(m), k, person.look)
     _hand(canvas, hand, style.skin, k)
 
 
@@ -312,9 +310,17 @@ def _walker(canvas: Image, person: Person, k: float) -> None:
 
 # -- what is held out, and what stands on the counter -------------------------------------------
 
-def _apple(canvas: Image, r: Region, k: float) -> None:
+# Colours differ from episode to episode: the shape tells what it is.
+_LOOKS: dict[str, tuple[Color, ...]] = {
+    'apple': ((200, 32, 36), (120, 175, 50), (225, 175, 60)),
+    'bottle': ((40, 130, 75), (120, 72, 32), (95, 150, 200)),
+    'phone': ((90, 160, 235), (225, 120, 60), (70, 190, 120)),
+    'key': ((214, 170, 52), (190, 194, 200), (176, 108, 62)),
+}
+
+def _apple(canvas: Image, r: Region, k: float, look: int) -> None:
     u, v, a = r.x + r.w / 2, r.y + r.h * 0.56, r.w / 2
-    red = _lit((200, 32, 36), k)
+    red = _lit(_LOOKS['apple'][look % 3], k)
     for side in (-1, 1):
         _oval(canvas, u + side * 0.34 * a, v, 0.66 * a, 0.86 * a, red)
     _oval(canvas, u - 0.4 * a, v - 0.3 * a, 0.16 * a, 0.24 * a, _lit((240, 150, 140), k))
@@ -323,8 +329,9 @@ def _apple(canvas: Image, r: Region, k: float) -> None:
     _oval(canvas, u + 0.38 * a, v - 0.92 * a, 0.32 * a, 0.15 * a, _lit((60, 150, 50), k), -20)
 
 
-def _bottle(canvas: Image, r: Region, k: float) -> None:
-    glass, cap, sign = (_lit(c, k) for c in ((40, 130, 75), (225, 220, 210), (238, 232, 205)))
+def _bottle(canvas: Image, r: Region, k: float, look: int) -> None:
+    glass, cap, sign = (_lit(c, k) for c in (_LOOKS['bottle'][look % 3], (225, 220, 210),
+                                                (238, 232, 205)))
     x, y, w, h = r.x, r.y, r.w, r.h
     _poly(canvas, [(x + 0.36 * w, y + 0.04 * h), (x + 0.64 * w, y + 0.04 * h),
                    (x + 0.66 * w, y + 0.25 * h), (x + 0.98 * w, y + 0.40 * h),
@@ -335,17 +342,17 @@ def _bottle(canvas: Image, r: Region, k: float) -> None:
     _rect(canvas, x + 0.13 * w, y + 0.42 * h, 0.1 * w, 0.5 * h, _lit(glass, 1.35))
 
 
-def _phone(canvas: Image, r: Region, k: float) -> None:
+def _phone(canvas: Image, r: Region, k: float, look: int) -> None:
     _rect(canvas, r.x, r.y, r.w, r.h, _lit((18, 18, 22), k))
     _rect(canvas, r.x + 0.08 * r.w, r.y + 0.08 * r.h, 0.84 * r.w, 0.80 * r.h,
-          _lit((90, 160, 235), 0.5 + 0.5 * k))      # a screen shines by itself
+          _lit(_LOOKS['phone'][look % 3], 0.5 + 0.5 * k))      # a screen shines by itself
     for row in (0.2, 0.36, 0.52):
         _rect(canvas, r.x + 0.2 * r.w, r.y + row * r.h, 0.6 * r.w, 0.07 * r.h,
               _lit((235, 242, 250), 0.5 + 0.5 * k))
 
 
-def _key(canvas: Image, r: Region, k: float) -> None:
-    gold = _lit((214, 170, 52), k)
+def _key(canvas: Image, r: Region, k: float, look: int) -> None:
+    gold = _lit(_LOOKS['key'][look % 3], k)
     u, w = r.x + r.w / 2, r.w
     # the bow is up, the teeth point out of the hand to the side
     cv2.ellipse(canvas, (_fixed(u), _fixed(r.y + 0.5 * w)), (_fixed(0.37 * w), _fixed(0.37 * w)),
@@ -355,7 +362,7 @@ def _key(canvas: Image, r: Region, k: float) -> None:
         _rect(canvas, u, r.y + row * r.h, 0.46 * w, 0.08 * r.h, gold)
 
 
-_HELD: dict[str, Callable[[Image, Region, float], None]] = {
+_HELD: dict[str, Callable[[Image, Region, float, int], None]] = {
     'apple': _apple, 'bottle': _bottle, 'phone': _phone, 'key': _key}
 
 
@@ -517,7 +524,7 @@ def _shelf(image: Image, x: float, floor: float, rng: np.random.Generator) -> No
             if kind == 0:
                 _oval(image, at + 13, y - 13, 13, 13, color)
             elif kind == 1:
-                _bottle(image, Region(at, y - 55, 20, 55), 0.9)
+                _bottle(image, Region(at, y - 55, 20, 55), 0.9, int(rng.integers(3)))
             elif kind == 2:
                 _cup(image, Item('cup', at + 14, y, 28, int(rng.integers(1000))), 0.9)
             else:

@@ -233,6 +233,22 @@ class HriWorld:
         """Return the exact facts of the scene query for frame ``index``, with regions."""
         return label(self.scene(index), stamp_ns)
 
+    def follow(self, before: int, index: int) -> dict[str, Region]:
+        """Return where the things that frame ``before`` was labelled with are in ``index``."""
+        then, now = self.scene(before), self.scene(index)
+        if then.partner is None or now.partner is None:
+            return {}
+        first, other = now.partner.arms
+        seen = {'gaze': now.partner.head, 'gesture': first.hand.region,
+                'object': other.held_region(now.partner.m) if other.held else other.hand.region}
+        target = then.partner.arms[1].target
+        if target >= 0:
+            item = now.items[target].region
+            seen['pointing'] = _pointing(other.hand, item) if other.target == target else item
+        labelled = {fact.key for fact in label(then, 0) if fact.region is not None}
+        clipped = {key: region.clipped(WIDTH, HEIGHT) for key, region in seen.items()}
+        return {key: r for key, r in clipped.items() if r is not None and key in labelled}
+
     def answers(self, index: int, stamp_ns: int) -> dict[str, tuple[tuple[Fact, ...], str]]:
         """Return the exact facts and text of every query for frame ``index``, by query id."""
         facts = self.facts(index, stamp_ns)
@@ -546,9 +562,9 @@ class _Episode:
             visits.append(_Visit(
                 t, end, int(rng.choice([-1, 1])), int(rng.choice([-1, 1])),
                 int(rng.choice([-1, 1])),
-                _acts(rng, first, last, (0.3, 1.5), (3.1, 7.4), digit),
-                _acts(rng, first, last, (0.3, 1.4), (3.4, 7.5), other),
-                _acts(rng, first - 3.0, last + 7.5, (0.0, 0.0), (2.0, 7.0), gaze)))
+                _acts(rng, first, last, (0.5, 3.0), (5.0, 11.0), digit),
+                _acts(rng, first, last, (0.5, 2.5), (5.0, 11.0), other),
+                _acts(rng, first - 3.0, last + 7.5, (0.0, 0.0), (4.0, 12.0), gaze)))
             t = end + float(rng.uniform(1.5, 5.0))
         return visits
 
@@ -563,7 +579,7 @@ class _Episode:
                 one = _Pass(t, int(rng.choice([-1, 1])), float(rng.uniform(0.4, 0.75)), float(z),
                             float(rng.uniform(1.5, 1.88)), int(rng.integers(1 << 30)))
                 passes.append(one)
-                t += (WIDTH / FOCAL * one.z + 1.2) / one.speed + float(rng.uniform(3.0, 12.0))
+                t += (WIDTH / FOCAL * one.z + 1.2) / one.speed + float(rng.uniform(8.0, 24.0))
         return passes
 
     def photo(self, digit: int) -> Image | None:

@@ -31,8 +31,8 @@ from .models import add_tile_tags, build_model, build_processor, build_tokenizer
 from .models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, resolve, Shape
 from .score import evaluate, write_card
 
-LENGTH = {EDGE.name: 320, CLOUD.name: 1024}  # longest sequence, visual tokens included
-ANSWER = {EDGE.name: 48, CLOUD.name: 96}     # longest answer [tokens]
+LENGTH = {EDGE.name: 256, CLOUD.name: 1024}  # longest sequence, visual tokens included
+ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
 PICTURES = {EDGE.name: 3, CLOUD.name: CLOUD.images}  # stored per frame
 PER_DRIVE = 40                               # frames taken from one drive
 # Share of edge samples with context and focus, with context alone, with focus alone, with neither.

@@ -10,8 +10,9 @@ floor, z ahead [m]. 'left' and 'right' are those of the frame.
 What the labels mean. The *partner* stands behind the counter and faces the robot; *bystanders*
 walk by, seen from the side. A thing is labelled when at least half of it is inside the frame and
 not hidden, and 'none' otherwise. A gesture counts while the hand is raised and formed, pointing
-and handing over while the arm is out, the gaze changes in the middle of the head's turn. A person
-is counted where the head is visible.
+while the finger is stretched, handing over while the arm is out; the gaze changes in the middle of
+the head's turn. A person is counted where the head is visible. Of several heads the gaze is the
+partner's; of pointing, hand and target must both be visible.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ HRI_DESCRIBE = Query('describe', 'Describe the person.', 'text', rate_hz=0.5, de
 RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 2.6
 HAND_M = 0.21         # from the wrist to the tip of the middle finger
 SPRITE_PX = 100.0     # this many pixels of a photograph are HAND_M
-OUT = 0.85            # an arm that is out this far points or hands over
+OUT = 0.75            # an arm that is out this far points or hands over
+FORMED = 3            # a hand that is formed by so many steps of hand_shape.STEPS is a digit
 
 Point = tuple[float, float]
 Image = npt.NDArray[np.uint8]
@@ -265,7 +267,7 @@ def label(scene: Scene, stamp_ns: int) -> tuple[Fact, ...]:
         for arm in partner.arms:
             hand = arm.hand
             if hand.pose == 'digit':
-                if hand.step >= hand_shape.STEPS - 1 and _visible(hand.region, front):
+                if hand.step >= FORMED and _visible(hand.region, front):
                     found['gesture'] = (DIGITS[hand.digit], hand.region)
             elif arm.held and arm.out:
                 box = arm.held_region(partner.m)
@@ -543,7 +545,7 @@ class _Episode:
 
             def gaze() -> str:
                 return str(rng.choice(['robot', 'left', 'right', 'down'],
-                                      p=[0.43, 0.20, 0.20, 0.17]))
+                                      p=[0.49, 0.18, 0.18, 0.15]))
             visits.append(_Visit(
                 t, end, int(rng.choice([-1, 1])), int(rng.choice([-1, 1])),
                 int(rng.choice([-1, 1])),
@@ -673,15 +675,16 @@ class _Episode:
         out = 0.0 if act is None else act.out(t)
         wrist, angle, pose, digit, step = self._rest(side, neck, m), side * 2.9, 'fist', 0, 0
         if act is not None:
-            high = -0.17 + 0.12 * min(z, 2.3)
+            high = -0.17 + 0.12 * min(z, 2.3)                  # lower where the view is narrow,
+            drop = min(0.22, max(0.0, 0.8 * self.above + high))     # but over the counter
             wide = _mix(0.24, min(0.44, 0.22 + 0.10 * z), act.a)
             goal = (neck[0] + m * (side * wide + 0.02 * math.sin(1.3 * t + a[12])),
-                    neck[1] - m * (high - 0.22 * act.b + 0.015 * math.sin(1.9 * t + a[13])))
+                    neck[1] - m * (high - drop * act.b + 0.015 * math.sin(1.9 * t + a[13])))
             wrist = (_mix(wrist[0], goal[0], out), _mix(wrist[1], goal[1], out))
             angle = _mix(angle, 0.5 * (act.c - 0.5) + 0.06 * math.sin(1.1 * t + a[14]), out)
             step = act.formed(t)
             pose, digit = ('digit' if step else 'fist'), DIGITS.index(act.value)
-        photo = self.photo(digit) if step >= hand_shape.STEPS - 1 else None
+        photo = self.photo(digit) if step >= FORMED else None
         hand = Hand(*wrist, self.hand * m, angle, (side > 0) != self.mirror, pose, digit, step,
                     photo)
         return _arm(neck, side, m, hand)
@@ -701,7 +704,7 @@ class _Episode:
             angle = _mix(angle, 0.5 * (act.c - 0.5), _ease(out * 1.6))
         elif act is not None:
             target = self._target(visit, act)
-            pose = 'point' if out > 0.4 else 'fist'
+            pose = 'point' if out >= OUT else 'fist'   # a stretched finger is a labelled one
             box = items[target].region
             root = (neck[0] + side * 0.19 * m, neck[1] + 0.03 * m)
             to = (box.x + box.w / 2 - root[0], box.y + box.h * 0.35 - root[1])

@@ -90,12 +90,13 @@ def test_labels_fit_the_queries_and_the_frame(condition, toy_bank):
                 assert fact.region.w * fact.region.h < 0.45 * WIDTH * HEIGHT
 
 
-@pytest.mark.parametrize('condition', DRAWN)
-def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, monkeypatch):
+@pytest.mark.parametrize('condition', [*DRAWN, 'real'])
+def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, toy_bank,
+                                                                  monkeypatch):
     """A frame drawn without the hand, or the object, differs in the region and only there."""
     from spotvlm_ros.mini import hri_render
     seen = Counter()
-    for world in _worlds(condition, seeds=range(10)):
+    for world in _worlds(condition, toy_bank, range(10)):
         for index in range(200, 2300, 300):
             facts = {f.key: f for f in world.facts(index, 0)}
             whole = world.frame(index).astype(int)

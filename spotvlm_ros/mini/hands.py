@@ -3,9 +3,9 @@
 """
 Photographs of hands that show digits, cut out of their background.
 
-The data set is ardamavi/Sign-Language-Digits-Dataset (Apache-2.0; Mavi, "A New Dataset and Proposed
-Convolutional Neural Network Architecture for Classification of American Sign Language Digits",
-2020): ``<digit>/IMG_<n>.JPG``, 100 x 100 pixels. It is not part of this package.
+The data set is ardamavi/Sign-Language-Digits-Dataset (Apache-2.0; Mavi, "A New Dataset and
+Proposed Convolutional Neural Network Architecture for Classification of American Sign Language
+Digits", 2020): ``<digit>/IMG_<n>.JPG``, 100 x 100 pixels. It is not part of this package.
 """
 
 from __future__ import annotations

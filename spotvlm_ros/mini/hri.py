@@ -10,13 +10,14 @@ floor, z ahead [m]. 'left' and 'right' are those of the frame.
 What the labels mean. The *partner* stands behind the counter and faces the robot; *bystanders*
 walk by, seen from the side. A thing is labelled when at least half of it is inside the frame and
 not hidden, and 'none' otherwise. A gesture counts while the hand is raised and formed, pointing
-and handing over while the arm is out, the gaze changes in the middle of the head's turn. A person
-is counted where the head is visible.
+while the finger is stretched, handing over while the arm is out; the gaze changes in the middle of
+the head's turn. A person is counted where the head is visible. Of several heads the gaze is the
+partner's; of pointing, hand and target must both be visible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import math
@@ -54,16 +55,17 @@ INTENT = Query('intent', 'What does the person want?', 'choice',
 HRI_DESCRIBE = Query('describe', 'Describe the person.', 'text', rate_hz=0.5, deadline_s=1.0,
                      cloud_period_s=4.0, ttl_s={'default': 4.0})
 
-RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 2.2
+RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 2.6
 HAND_M = 0.21         # from the wrist to the tip of the middle finger
 SPRITE_PX = 100.0     # this many pixels of a photograph are HAND_M
-OUT = 0.85            # an arm that is out this far points or hands over
+OUT = 0.75            # an arm that is out this far points or hands over
+FORMED = 3            # a hand that is formed by so many steps of hand_shape.STEPS is a digit
 
 Point = tuple[float, float]
 Image = npt.NDArray[np.uint8]
 
 
-class Hands(Protocol):
+class Hands(Hashable, Protocol):
     """Where real hands come from; hands.HandBank is one."""
 
     def pick(self, split: str, digit: int, rng: np.random.Generator) -> Image:
@@ -281,7 +283,7 @@ def label(scene: Scene, stamp_ns: int) -> tuple[Fact, ...]:
         for arm in partner.arms:
             hand = arm.hand
             if hand.pose == 'digit':
-                if hand.step >= hand_shape.STEPS - 1 and _visible(hand.region, front):
+                if hand.step >= FORMED and _visible(hand.region, front):
                     found['gesture'] = (DIGITS[hand.digit], hand.region)
             elif arm.held and arm.out:
                 box = arm.held_region(partner.m)
@@ -476,7 +478,8 @@ def _mix(a: float, b: float, share: float) -> float:
 
 def _acts(rng: np.random.Generator, start: float, end: float, pause: tuple[float, float],
           hold: tuple[float, float], draw: Callable[[], str]) -> tuple[_Act, ...]:
-    acts, t, before = [], start + float(rng.uniform(0, pause[1])), ''
+    acts: list[_Act] = []
+    t, before = start + float(rng.uniform(0, pause[1])), ''
     while True:
         length = float(rng.uniform(*hold))
         value = draw()
@@ -545,7 +548,7 @@ class _Episode:
         visits, t = [], float(rng.uniform(-20, 4))
         while t < EPISODE_S:
             end = t + float(rng.uniform(22, 45))
-            first, last = t + 0.7 * WALK_S, end - 0.7 * WALK_S
+            first, last = t + 0.65 * WALK_S, end - 0.65 * WALK_S
             digits = [int(d) for d in rng.permutation(10)]
 
             def digit(left: list[int] = digits) -> str:
@@ -558,7 +561,7 @@ class _Episode:
 
             def gaze() -> str:
                 return str(rng.choice(['robot', 'left', 'right', 'down'],
-                                      p=[0.43, 0.20, 0.20, 0.17]))
+                                      p=[0.49, 0.18, 0.18, 0.15]))
             visits.append(_Visit(
                 t, end, int(rng.choice([-1, 1])), int(rng.choice([-1, 1])),
                 int(rng.choice([-1, 1])),
@@ -594,7 +597,6 @@ class _Episode:
     def scene(self, i: int, index: int) -> Scene:
         t, a = i / FPS, self.wobble
         rough = max(0.0, math.sin(0.41 * t + a[0])) ** 4 * self.shake
-        middle = (self.z[0] + self.z[1]) / 2
         yaw = (60.0 * math.sin(0.19 * t * self.sway[0] + a[1])
                + 5.0 * rough * math.sin(4.1 * t + a[2]))
         pitch = (self.pitch + 12.0 * math.sin(0.27 * t * self.sway[1] + a[3])
@@ -621,7 +623,7 @@ class _Episode:
                                       step=4.6 * one.speed * t * 1.6))
         walkers.sort(key=lambda w: -w.z)
         visit = next((v for v in self.visits if v.start <= t <= v.end), None)
-        partner = None if visit is None else self._partner(visit, t, project, items, middle)
+        partner = None if visit is None else self._partner(visit, t, project, items)
         rear, front = (project(0.0, self.counter_y, self.counter_z + d)[1]
                        for d in (0.5 * self.counter_depth, -0.5 * self.counter_depth))
         post = None
@@ -640,18 +642,9 @@ class _Episode:
             (rear, front, FOCAL / self.counter_z), tuple(items), post)
 
     def _partner(self, visit: _Visit, t: float, project: Callable[[float, float, float], Point],
-                 items: list[Item], middle: float) -> Person:
-        a, s = self.wobble, self.sway
-        z = middle + (self.z[1] - self.z[0]) / 2 * math.sin(0.31 * t * s[2] + a[7])
-        reach = (50 + 48 * (z - 0.7)) / FOCAL * z   # sways over more of the frame when far away
-        x = reach * (0.75 * math.sin(0.23 * t * s[3] + a[8])
-                     + 0.25 * math.sin(0.71 * t * s[4] + a[9]))
-        outside = WIDTH / 2 / FOCAL * z + 0.55 + 60 / FOCAL * z
-        here = 1.0
-        for since, side in ((t - visit.start, visit.enters), (visit.end - t, visit.leaves)):
-            share = _ease(since / WALK_S)
-            if share < here:
-                here, x = share, _mix(side * outside, x, share)
+                 items: list[Item]) -> Person:
+        a = self.wobble
+        x, z = self._where(visit, t)
         m = FOCAL / z
         u, v = project(x, self.size - 0.30 + 0.008 * math.sin(1.7 * t + a[10]), z)
         gaze, turn, nod = self._gaze(visit, t)
@@ -660,6 +653,26 @@ class _Episode:
                       0.23 * m, 0.29 * m)
         arms = (self._gesture(visit, t, (u, v), m, z), self._other(visit, t, (u, v), m, items))
         return Person(u, v, m, z, head, self.look, turn, nod, gaze, arms=arms)
+
+    def _where(self, visit: _Visit, t: float) -> tuple[float, float]:
+        """Return where the partner stands, to the right and ahead [m]."""
+        a, s = self.wobble, self.sway
+        low, high = self.z
+        z = (low + high) / 2 + (high - low) / 2 * math.sin(0.31 * t * s[2] + a[7])
+        reach = (50 + 48 * (z - 0.7)) / FOCAL * z   # sways over more of the frame when far away
+        x = reach * (0.75 * math.sin(0.23 * t * s[3] + a[8])
+                     + 0.25 * math.sin(0.71 * t * s[4] + a[9]))
+        outside = WIDTH / 2 / FOCAL * z + 0.55 + 60 / FOCAL * z
+        for since, side in ((t - visit.start, visit.enters), (visit.end - t, visit.leaves)):
+            x = _mix(side * outside, x, _ease(since / WALK_S))
+        return x, z
+
+    def _target(self, visit: _Visit, act: _Act) -> int:
+        """Return one of the items next to where the partner stands when the arm goes out."""
+        x, z = self._where(visit, act.start)
+        near = sorted(range(len(self.items)), key=lambda k: abs(
+            self.items[k][1] / self.counter_z - (x - visit.side * 0.25) / z))
+        return near[int(act.a * (3 if z < 1.8 else 2))]
 
     @staticmethod
     def _gaze(visit: _Visit, t: float) -> tuple[str, float, float]:
@@ -678,15 +691,16 @@ class _Episode:
         out = 0.0 if act is None else act.out(t)
         wrist, angle, pose, digit, step = self._rest(side, neck, m), side * 2.9, 'fist', 0, 0
         if act is not None:
-            high = -0.17 + 0.12 * min(z, 2.3)
+            high = -0.17 + 0.12 * min(z, 2.3)                  # lower where the view is narrow,
+            drop = min(0.22, max(0.0, 0.8 * self.above + high))     # but over the counter
             wide = _mix(0.24, min(0.44, 0.22 + 0.10 * z), act.a)
             goal = (neck[0] + m * (side * wide + 0.02 * math.sin(1.3 * t + a[12])),
-                    neck[1] - m * (high - 0.22 * act.b + 0.015 * math.sin(1.9 * t + a[13])))
+                    neck[1] - m * (high - drop * act.b + 0.015 * math.sin(1.9 * t + a[13])))
             wrist = (_mix(wrist[0], goal[0], out), _mix(wrist[1], goal[1], out))
             angle = _mix(angle, 0.5 * (act.c - 0.5) + 0.06 * math.sin(1.1 * t + a[14]), out)
             step = act.formed(t)
             pose, digit = ('digit' if step else 'fist'), DIGITS.index(act.value)
-        photo = self.photo(digit) if step >= hand_shape.STEPS - 1 else None
+        photo = self.photo(digit) if step >= FORMED else None
         hand = Hand(*wrist, self.hand * m, angle, (side > 0) != self.mirror, pose, digit, step,
                     photo)
         return _arm(neck, side, m, hand)
@@ -705,8 +719,8 @@ class _Episode:
             wrist = (_mix(wrist[0], goal[0], out), _mix(wrist[1], goal[1], out))
             angle = _mix(angle, 0.5 * (act.c - 0.5), _ease(out * 1.6))
         elif act is not None:
-            target = next(k for k, item in enumerate(items) if item.kind == act.value)
-            pose = 'point' if out > 0.4 else 'fist'
+            target = self._target(visit, act)
+            pose = 'point' if out >= OUT else 'fist'   # a stretched finger is a labelled one
             box = items[target].region
             root = (neck[0] + side * 0.19 * m, neck[1] + 0.03 * m)
             to = (box.x + box.w / 2 - root[0], box.y + box.h * 0.35 - root[1])
@@ -720,7 +734,7 @@ class _Episode:
             wrist = (_mix(wrist[0], goal[0], out), _mix(wrist[1], goal[1], out))
             angle += turned * out
         return _arm(neck, side, m, Hand(*wrist, length, angle, side > 0, pose), held, target,
-                    out >= OUT)
+                    out >= OUT, out if target >= 0 else 0.0)
 
     @staticmethod
     def _rest(side: int, neck: Point, m: float) -> Point:
@@ -728,10 +742,10 @@ class _Episode:
 
 
 def _arm(neck: Point, side: int, m: float, hand: Hand, held: str = '', target: int = -1,
-         out: bool = False) -> Arm:
+         out: bool = False, lift: float = 0.0) -> Arm:
     """Let the upper arm hang when the wrist is near the shoulder, and stretch it with distance."""
     root = (neck[0] + side * 0.19 * m, neck[1] + 0.03 * m)
     straight = _ease((math.hypot(hand.x - root[0], hand.y - root[1]) / m - 0.28) / 0.24)
-    elbow = (_mix(root[0] + side * 0.07 * m, (root[0] + hand.x) / 2, straight),
-             _mix(root[1] + 0.27 * m, (root[1] + hand.y) / 2, straight))
+    elbow = (_mix(root[0] + side * _mix(0.07, 0.19, lift) * m, (root[0] + hand.x) / 2, straight),
+             _mix(root[1] + _mix(0.27, 0.13, lift) * m, (root[1] + hand.y) / 2, straight))
     return Arm(root, elbow, hand, held, target, out)

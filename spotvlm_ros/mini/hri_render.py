@@ -318,6 +318,7 @@ _LOOKS: dict[str, tuple[Color, ...]] = {
     'key': ((214, 170, 52), (190, 194, 200), (176, 108, 62)),
 }
 
+
 def _apple(canvas: Image, r: Region, k: float, look: int) -> None:
     u, v, a = r.x + r.w / 2, r.y + r.h * 0.56, r.w / 2
     red = _lit(_LOOKS['apple'][look % 3], k)
@@ -331,7 +332,7 @@ def _apple(canvas: Image, r: Region, k: float, look: int) -> None:
 
 def _bottle(canvas: Image, r: Region, k: float, look: int) -> None:
     glass, cap, sign = (_lit(c, k) for c in (_LOOKS['bottle'][look % 3], (225, 220, 210),
-                                                (238, 232, 205)))
+                                             (238, 232, 205)))
     x, y, w, h = r.x, r.y, r.w, r.h
     _poly(canvas, [(x + 0.36 * w, y + 0.04 * h), (x + 0.64 * w, y + 0.04 * h),
                    (x + 0.66 * w, y + 0.25 * h), (x + 0.98 * w, y + 0.40 * h),

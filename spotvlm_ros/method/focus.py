@@ -28,9 +28,9 @@ class FocusConfig:
     """How regions become a view. Fractions are of the frame's width and height."""
 
     default: tuple[float, float, float, float] = (0.3, 0.3, 0.4, 0.4)  # x, y, w, h
-    margin: float = 1.6         # side of the crop over the longer side of the region
-    growth_per_s: float = 0.25  # the crop's side grows by this share per second of age
-    min_side_px: float = 48.0   # smallest crop, at camera resolution
+    margin: float = 1.4         # side of the crop over the longer side of the region
+    growth_per_s: float = 0.12  # the crop's side grows by this share per second of age
+    min_side_px: float = 40.0   # smallest crop, at camera resolution
 
 
 def crop_box(region: Region, age_s: float, width: int, height: int,

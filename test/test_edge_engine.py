@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.edge.grammar import Free, Guess, Slot, Template
-from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
+from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, make_world, SCENE
@@ -77,6 +78,19 @@ def test_tokens_are_those_of_generate(pairs, family, data):
         context = data.draw(contexts(query))
         frame = frame_of(data.draw(st.integers(0, 3)))
         assert tokens(fast, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
+
+
+@pytest.mark.parametrize('family', tiny.MAKERS)
+def test_an_answer_may_hold_the_token_that_stands_for_an_image(pairs, family):
+    """It is a word like any other there, when it is guessed too."""
+    fast, slow = pairs[family]
+    model = fast._model
+    for number in (0, 1):
+        want, _ = tokens(slow, frame_of(number), TEXT, None)
+        for draft in ([model.config.image_token_id] * 3, want[:1] + [model.config.image_token_id]):
+            tokens(fast, frame_of(1 - number), TEXT, None)
+            fast._drafts['text'] = _Draft(draft, (), None)
+            assert tokens(fast, frame_of(number), TEXT, None)[0] == want
 
 
 @pytest.mark.parametrize('family', tiny.MAKERS)
@@ -154,7 +168,6 @@ def test_an_unchanged_scene_costs_one_pass_over_the_new_tokens(mini):
 
 def test_the_clouds_news_are_the_guess(mini):
     """When the context changed, its values are tried first, else the last answer."""
-    from spotvlm_ros.edge.model import _Draft, _draft_values
     old = Context('scene', 0, (Fact('light', 'red', 0), Fact('lead', 'none', 0)))
     new = Context('scene', 0, (Fact('light', 'red', 0), Fact('lead', 'braking', 0)))
     last = _Draft([], (Fact('light', 'green', 0), Fact('lead', 'none', 0)), old)
@@ -200,7 +213,6 @@ def test_a_choice_scored_at_once_is_that_scored_step_by_step(pairs):
 
 
 def _views(model, frame):
-    from spotvlm_ros.method import focus
     return focus.views(frame, CHOICE, {}, model._view_size, model.focus)
 
 

@@ -193,8 +193,7 @@ class Engine:
             spread = np.zeros(len(ids), np.float32)
             spread[image] = prompt.bias
             kept.bias = spread[used]
-        fed = ids[used][begin:]
-        return self._forward(kept, fed, guess, np.flatnonzero(used[image]))
+        return self._forward(kept, ids[used][begin:], guess, np.flatnonzero(used[image]))
 
     def _extend(self, kept: _Kept, token: int, guess: Guess) -> torch.Tensor:
         """Feed a token and a guess; return logits after each."""
@@ -220,13 +219,15 @@ class Engine:
         kept.cache.span(begin, len(kept.ids))
         kept.fed = len(new)
 
-        allowed = family.allowed(kept.ids, len(new))
+        # An answer may hold the token that stands for an image; only in the prompt does it.
+        image = kept.ids == family.image_token
+        image[kept.prompt:] = False
+        allowed = family.allowed(image, len(new))
         allowed[len(fed):, begin + len(fed):] = guess.ancestors()
-        places = np.flatnonzero(new == family.image_token) if len(numbers) else numbers
+        places = np.flatnonzero(image[begin:])
         where = visual = None
         embeds = family.embedding(torch.from_numpy(
-            np.where(new == family.image_token, 0, new) if len(places) else new
-        ).to(self._device))[None]
+            np.where(image[begin:], 0, new)).to(self._device))[None]
         if len(places) and kept.visual is not None:
             where = torch.from_numpy(places).to(self._device)
             visual = kept.visual.part(torch.from_numpy(numbers[-len(places):]).to(self._device))

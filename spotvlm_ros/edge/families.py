@@ -69,9 +69,9 @@ class Family:
                              "back-end 'crop' with this model")
         return side, side
 
-    def allowed(self, ids: npt.NDArray[np.int64], new: int) -> Allowed:
-        """Return which keys (columns) the last ``new`` of the tokens may look at, by index."""
-        n = len(ids)
+    def allowed(self, image: Allowed, new: int) -> Allowed:
+        """Return which tokens (columns) the last ``new`` may look at; ``image``: of an image."""
+        n = len(image)
         return np.tri(new, n, n - new, dtype=np.bool_)
 
     def attention(self, mask: Callable[[Allowed], torch.Tensor], allowed: Allowed) -> Any:
@@ -111,12 +111,11 @@ class Gemma3(Family):
     why_not = ('the tokens of an image look at each other in both directions, so that leaving '
                'some out or favouring some changes all of them')
 
-    def allowed(self, ids: npt.NDArray[np.int64], new: int) -> Allowed:
-        """Return which keys the last ``new`` tokens may look at: those before, and their image."""
-        image = ids == self.image_token
+    def allowed(self, image: Allowed, new: int) -> Allowed:
+        """Return which tokens the last ``new`` may look at: those before, and their image."""
         block = np.where(image, np.cumsum(np.diff(image, prepend=False) & image), 0)
         same = (block[-new:, None] == block[None]) & image[-new:, None]
-        both: Allowed = super().allowed(ids, new) | same
+        both: Allowed = super().allowed(image, new) | same
         return both
 
     def attention(self, mask: Callable[[Allowed], torch.Tensor], allowed: Allowed) -> Any:

@@ -4,9 +4,12 @@
 What the engine must know of a model's architecture: its parts, positions and masks.
 
 Every family is made of the same parts: a vision tower whose output takes the places of the image
-tokens, a decoder and a head. They differ in the positions of image tokens (Qwen), in who may look
-at whom (Gemma 3 lets the tokens of one image see each other), and in what the vision tower feeds
-to later layers (Qwen3-VL). Weights and forward passes are those of transformers.
+tokens, a decoder and a head. The families differ in the positions of image tokens (Qwen), in who
+may look at whom (Gemma 3 lets the tokens of one image see each other), and in what the vision
+tower feeds to later layers (Qwen3-VL). Weights and forward passes are those of transformers.
+
+The engine makes the attention masks itself, and focus by ``attention`` adds to them. The kernels
+of `eager` and `sdpa` take such masks; `flash_attention_2` and `flex_attention` do not.
 """
 
 from __future__ import annotations
@@ -180,12 +183,19 @@ def family_of(model: Any) -> Family | None:
     return kind(model) if kind is not None else None
 
 
-def check_focus(backend: str, kind: str) -> None:
-    """Raise ValueError, with the reason, where a focus back-end does not suit an architecture."""
+def use_masks(model: Any) -> None:
+    """Have the decoder's attention run by a kernel that takes masks."""
+    if model.config.get_text_config()._attn_implementation not in ('eager', 'sdpa'):
+        model.set_attn_implementation('sdpa')
+
+
+def check_focus(backend: str, kind: str, engine: str = 'fast') -> None:
+    """Raise ValueError, with the reason, where a focus back-end does not suit a model."""
     family = FAMILIES.get(kind)
-    if backend == 'crop' or family is not None and backend in family.focus:
+    if backend == 'crop' or engine == 'fast' and family is not None and backend in family.focus:
         return
-    why = family.why_not if family is not None else 'spotvlm has no engine for this architecture'
+    why = ('model.generate takes no such prompts' if engine != 'fast' else
+           'spotvlm has no engine for this architecture' if family is None else family.why_not)
     able = ', '.join(sorted(k for k, f in FAMILIES.items() if backend in f.focus))
-    raise ValueError(f'focus_backend {backend!r} cannot be used with a {kind} model: {why}; use '
-                     f"'crop', which suits every model, or a model of {able or 'another kind'}")
+    raise ValueError(f'focus_backend {backend!r} cannot be used with this {kind} model: {why}; '
+                     f"use 'crop', which suits every model, or engine 'fast' and one of {able}")

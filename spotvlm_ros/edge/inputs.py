@@ -71,6 +71,7 @@ class Inputs:
         self._token_types = 'token_type_ids' in one
         self._mask_shape = (tuple(one['pixel_attention_mask'].shape[-2:])
                             if 'pixel_attention_mask' in one else None)
+        self._mask = torch.ones((1, 1, 1, 1), dtype=torch.int64)
         self._ndim = one['pixel_values'].ndim
         if not set(one) <= KNOWN or self._ndim not in (4, 5):
             return False
@@ -81,15 +82,14 @@ class Inputs:
 
     def _quick(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
         input_ids = torch.tensor([self._encode(chat)])
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() * self._scale
-        pixels = (pixels - self._mean) / self._std
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
+        pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
         inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
                   'pixel_values': pixels[None] if self._ndim == 5 else pixels}
         if self._token_types:
             inputs['token_type_ids'] = (input_ids == self._image_token_id).long()
         if self._mask_shape is not None:
-            inputs['pixel_attention_mask'] = torch.ones(
-                (1, len(views), *self._mask_shape), dtype=torch.int64)
+            inputs['pixel_attention_mask'] = self._mask.expand(1, len(views), *self._mask_shape)
         return inputs
 
     def _encode(self, chat: Sequence[Message]) -> list[int]:

@@ -23,8 +23,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .cpu import quicken
 from .engine import Decoded, Engine, Prompt
-from .families import family_of
+from .families import check_focus, FAMILIES, family_of, use_masks
 from .grammar import Free, Grammar, Templates
 from .inputs import Inputs
 from ..method import focus, prompt
@@ -69,7 +70,10 @@ class EdgeModel:
         self.name = name
         self.focus = focus_config or focus.FocusConfig()
         self._model = model.eval()
+        if engine == 'fast' and model.config.model_type in FAMILIES:
+            use_masks(model)
         self._tokenizer = processor.tokenizer
+        check_focus(self.focus.backend, model.config.model_type, engine)
         self._view_size = _view_size(processor)
         self._inputs = Inputs(processor, self._view_size)
         family = family_of(model) if engine == 'fast' else None
@@ -105,7 +109,13 @@ class EdgeModel:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ValueError(f'{path} cannot be loaded: {error}; see `spotvlm doctor` for what '
                              'this installation lacks') from error
+        if device == 'cpu' and engine == 'fast':
+            quicken(model)
         return cls(path.name, model.to(device), processor, focus_config, decoding, engine)
+
+    def use_processor(self) -> None:
+        """Have the processor prepare all inputs from now on, to compare with."""
+        self._inputs.fast = False
 
     def warm_up(self, queries: Iterable[Query]) -> None:
         """
@@ -149,8 +159,7 @@ class EdgeModel:
                 on_text(prompt.neutralise(self._decode(tokens)), len(tokens))
         stop = should_stop or (lambda: False)
         if self._engine is not None:
-            asked = Prompt(tuple(inputs['input_ids'][0].tolist()), inputs,
-                           b''.join(image.tobytes() for image in images))
+            asked = self._prompt(inputs, images, query, boxes, width, height)
             decoded = self._engine.answer(query.id, asked, self._grammar(query, context),
                                           query.max_new_tokens, stop, on_token)
         else:
@@ -168,6 +177,23 @@ class EdgeModel:
             context_tokens=self._count(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,
             passes=decoded.passes, computed_tokens=decoded.computed)
+
+    def _prompt(self, inputs: Mapping[str, Any], images: Sequence[focus.Image], query: Query,
+                boxes: Mapping[str, Sequence[int]], width: int, height: int) -> Prompt:
+        """Return what the engine is asked, with image tokens left out or favoured."""
+        ids = tuple(inputs['input_ids'][0].tolist())
+        seen = b''.join(image.tobytes() for image in images)
+        if not boxes or self.focus.backend == 'crop' or self._engine is None:
+            return Prompt(ids, inputs, seen)
+        family = self._engine.family
+        rows, columns = family.grid(inputs, len(images), ids.count(family.image_token))
+        regions = focus.regions_of_views(query, boxes, width, height, self.focus)
+        if self.focus.backend == 'tokens':
+            keep = focus.kept(regions, rows, columns, self.focus)
+            return Prompt(ids, inputs, (seen, keep.tobytes()), keep=keep)
+        bias = np.concatenate([focus.covered(view, rows, columns) for view in regions])
+        bias *= np.float32(self.focus.bias)
+        return Prompt(ids, inputs, (seen, bias.tobytes()), bias=bias)
 
     def _grammar(self, query: Query, context: Context | None) -> Grammar:
         """Return what may be answered; the guess is the last answer, or news from the cloud."""

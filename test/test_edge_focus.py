@@ -17,6 +17,7 @@ import torch
 
 FACTS = Query('scene', 'What is on the road?', 'facts',
               {'light': ('red', 'green', 'none'), 'lead': ('none', 'braking')}, max_new_tokens=8)
+ABLE = ['idefics3', 'smolvlm', 'llava', 'qwen2_5_vl', 'qwen3_vl']
 CONFIG = focus.FocusConfig(min_side_px=8)
 SEEN = Context('scene', 9 * NS, (Fact('light', 'red', 8 * NS), Fact('lead', 'none', 8 * NS)),
                focus={'light': Region(4, 4, 10, 10), 'lead': Region(40, 20, 12, 12)})
@@ -72,7 +73,7 @@ def test_the_middle_of_a_region_is_kept_first():
 
 
 @pytest.mark.parametrize('backend', ['tokens', 'attention'])
-@pytest.mark.parametrize('family', ['idefics3', 'smolvlm', 'llava'])
+@pytest.mark.parametrize('family', ABLE)
 def test_without_a_region_all_are_the_edge_alone(made, family, backend):
     model = EdgeModel(family, *made[family], replace(CONFIG, backend=backend), 'free')
     plain = EdgeModel(family, *made[family], CONFIG, engine='generate')
@@ -83,7 +84,7 @@ def test_without_a_region_all_are_the_edge_alone(made, family, backend):
         assert model._drafts['scene'].tokens == plain._drafts['scene'].tokens
 
 
-@pytest.mark.parametrize('family', ['idefics3', 'smolvlm', 'llava'])
+@pytest.mark.parametrize('family', ABLE)
 def test_tokens_uses_fewer(made, family):
     crop = EdgeModel(family, *made[family], CONFIG, 'free')
     thin = EdgeModel(family, *made[family], replace(CONFIG, backend='tokens'), 'free')

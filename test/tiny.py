@@ -12,6 +12,7 @@ import transformers as hf
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 END = '<end_of_utterance>'
 SPECIAL = ('<pad>', '<s>', END, '<fake_token_around_image>', '<image>', '<global-img>',
@@ -42,8 +43,8 @@ def tokenizer() -> Any:
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token='<pad>', bos_token='<s>', eos_token=END,
         extra_special_tokens={'image_token': '<image>', 'boi_token': '<start_of_image>',
-                              'eoi_token': '<end_of_image>'}, chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False)
+                              'eoi_token': '<end_of_image>', 'video_token': '<video>'},
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
 
 
 def _idefics3(words: Any, model: Any, config: Any) -> tuple[Any, Any]:
@@ -95,8 +96,69 @@ def gemma3(words: Any) -> tuple[Any, Any]:
         chat_template=CHAT_TEMPLATE.replace("'<image>'", "'<start_of_image>'"))
 
 
+class QwenInputs:
+    """
+    What Qwen's processor does to images and text.
+
+    The processor itself wants torchvision, for videos, which CPU installations lack; its image
+    part does not.
+    """
+
+    chat_template = CHAT_TEMPLATE.replace(
+        "'<image>'", "'<start_of_image><image><end_of_image>'")
+    image_token = '<image>'
+
+    def __init__(self, words: Any) -> None:
+        self.tokenizer = words
+        self.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, size={'shortest_edge': 64, 'longest_edge': 1024})
+
+    def apply_chat_template(self, chat: Any, add_generation_prompt: bool = False) -> str:
+        """Return the prompt."""
+        return str(self.tokenizer.apply_chat_template(
+            chat, chat_template=self.chat_template, add_generation_prompt=add_generation_prompt,
+            tokenize=False))
+
+    def __call__(self, images: Any, text: str, return_tensors: str) -> dict[str, Any]:
+        """Return the inputs of one prompt."""
+        found = self.image_processor(images, return_tensors=return_tensors)
+        parts = text.split(self.image_token)
+        counts = [int(n) // 4 for n in found['image_grid_thw'].prod(-1)] + [0]
+        ids = [i for part, n in zip(parts, counts, strict=True)
+               for i in (*self.tokenizer(part, add_special_tokens=False)['input_ids'], *[4] * n)]
+        input_ids = torch.tensor([ids])
+        return {**found, 'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
+                'mm_token_type_ids': (input_ids == 4).int()}
+
+
+def qwen2_5_vl(words: Any) -> tuple[Any, Any]:
+    """Return model and inputs; one of two vision layers looks through windows."""
+    made = hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
+        image_token_id=4, video_token_id=8, vision_start_token_id=6, vision_end_token_id=7,
+        vision_config={'depth': 2, 'hidden_size': 32, 'intermediate_size': 64, 'num_heads': 4,
+                       'patch_size': 4, 'window_size': 16, 'fullatt_block_indexes': [1],
+                       'out_hidden_size': 32, 'spatial_merge_size': 2, 'temporal_patch_size': 2},
+        text_config={'vocab_size': len(words), **TEXT, 'rope_parameters': {
+            'rope_type': 'default', 'rope_theta': 10000.0, 'mrope_section': [1, 1, 2]}}))
+    return made, QwenInputs(words)
+
+
+def qwen3_vl(words: Any) -> tuple[Any, Any]:
+    """Return model and inputs; an inner vision layer feeds the first layer of the decoder."""
+    made = hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(
+        image_token_id=4, video_token_id=8, vision_start_token_id=6, vision_end_token_id=7,
+        vision_config={'depth': 2, 'hidden_size': 32, 'intermediate_size': 64, 'num_heads': 4,
+                       'patch_size': 4, 'out_hidden_size': 32, 'spatial_merge_size': 2,
+                       'temporal_patch_size': 2, 'num_position_embeddings': 64,
+                       'deepstack_visual_indexes': [0]},
+        text_config={'vocab_size': len(words), **TEXT, 'rope_parameters': {
+            'rope_type': 'default', 'rope_theta': 10000.0, 'mrope_section': [2, 1, 1]}}))
+    return made, QwenInputs(words)
+
+
 MAKERS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
-    'idefics3': idefics3, 'smolvlm': smolvlm, 'llava': llava, 'gemma3': gemma3}
+    'idefics3': idefics3, 'smolvlm': smolvlm, 'llava': llava, 'gemma3': gemma3,
+    'qwen2_5_vl': qwen2_5_vl, 'qwen3_vl': qwen3_vl}
 
 
 def checkpoint(family: str, seed: int = 0, attention: str = 'sdpa') -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ from ..method.facts import Context, Fact, Query
 from ..method.history import compress
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
+SIDE = 384  # of a view where the processor takes any size [pixels]
 Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
 
@@ -274,14 +275,20 @@ def _view_size(processor: Any) -> tuple[int, int]:
     images = processor.image_processor
     if getattr(images, 'do_image_splitting', False):
         images.do_image_splitting = False  # two views are the budget; tiles would multiply it
+    size = dict(getattr(images, 'size', None) or {})
     longest = dict(getattr(images, 'max_image_size', None) or {}).get('longest_edge')
     if longest:
         return int(longest), int(longest)
-    size = dict(getattr(images, 'size', None) or {})
     if size.get('height') and size.get('width'):
         return int(size['width']), int(size['height'])
-    side = int(size.get('shortest_edge') or 384)
-    return (side, side) if side <= 1024 else (384, 384)  # Qwen gives a number of pixels there
+    merge = getattr(images, 'merge_size', None)
+    if merge:  # Qwen takes any multiple of this, up to a number of pixels
+        step = int(images.patch_size) * int(merge)
+        most = int(size.get('longest_edge') or SIDE ** 2) ** 0.5
+        side = max(step, min(round(SIDE / step), int(most / step)) * step)
+        return side, side
+    side = int(size.get('shortest_edge') or SIDE)
+    return side, side
 
 
 class _Stop(StoppingCriteria):

@@ -14,7 +14,7 @@ from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
 import torch
 from transformers import AutoProcessor
 
-SIZE = (96, 96)
+SIZE = (models.EDGE.image, models.EDGE.image)
 
 
 @pytest.fixture(scope='module')
@@ -46,12 +46,12 @@ def test_equal_to_the_processor(inputs, query, data):
 def test_another_processor_is_used_as_it_is():
     """One that changes pixels in a way not foreseen is found out, not trusted."""
     processor = AutoProcessor.from_pretrained(models.resolve('spot-mini-edge'))
-    processor.image_processor.max_image_size = {'longest_edge': 64}  # makes it resize the views
+    processor.image_processor.max_image_size = {'longest_edge': 40}  # makes it resize the views
     changed = Inputs(processor, SIZE)
     assert not changed.fast
     chat = prompt.messages(ACTION, None, 0, 1)
     view = np.zeros((*SIZE, 3), np.uint8)
-    assert changed(chat, [view])['pixel_values'].shape[-1] == 64
+    assert changed(chat, [view])['pixel_values'].shape[-1] == 40
 
 
 def test_check_turns_the_short_cut_off_where_it_would_differ(inputs):

@@ -5,9 +5,9 @@ Carries regions from the cloud's frame to the present one, over buffered small g
 
 Each step moves a region by sparse optical flow (pyramidal Lucas-Kanade) of corners inside it, of
 which only those count that flow back to where they came from (forward-backward check, Kalal et
-al., ICPR 2010) and that move like most of them do. Where a region has too few such corners it
-moves with the camera; where that goes on for too long it is lost, and a lost region is dropped
-rather than guessed.
+al., ICPR 2010) and that move like most of them do. A region with too few such corners is sought as a
+whole nearby; where that fails, too, it moves with the camera; where that goes on for too long it
+is lost, and a lost region is dropped rather than guessed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .facts import NS, Region
-from .gate import look, Look, similarity_of, thumbnail
+from .gate import FLAT, look, Look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
@@ -36,7 +36,9 @@ class FlowConfig:
     pad_px: float = 0.0           # corners are sought this far around a region, too
     back_px: float = 0.7          # a corner that flows back to farther away is not trusted
     min_corners: int = 3          # fewer trusted ones: move with the camera
-    max_coasting_s: float = 1.0   # with the camera for longer: lost
+    search_px: int = 8            # where corners fail the region itself is sought this far around
+    match: float = 0.8            # correlation at which it counts as found
+    max_coasting_s: float = 5.0   # where that fails, too, it moves with the camera, this long
     spread_px: float = 0.5        # a corner farther from the median motion is not used
     prior_px: float = 4.0         # how strongly growth is drawn to none
     max_scale: float = 1.15       # growth of a region in one step
@@ -84,9 +86,12 @@ def step(before: Grey, after: Grey, tracks: Mapping[Hashable, Track], scale: flo
         move, same = _Move.fit(own, there[part], trusted[part], config.min_corners, config)
         coasting = 0
         if move is None:
-            camera = camera or _camera(before, after, config)
-            move, coasting = camera, track.coasting_ns + elapsed_ns
-        if move is None or coasting > config.max_coasting_s * NS:
+            # A dark or plain picture does not tell how the camera moved: then it is taken to rest.
+            camera = camera or _camera(before, after, config) or _Move(1.0, (0.0, 0.0))
+            move = _matched(before, after, _scaled(track.region, scale), camera, config)
+            if move is None:
+                move, coasting = camera, track.coasting_ns + elapsed_ns
+        if coasting > config.max_coasting_s * NS:
             continue
         carried = _scaled(move.apply(_scaled(track.region, scale)), 1 / scale)
         if not _centred_in(_scaled(carried, scale), after):
@@ -112,6 +117,34 @@ def _camera(before: Grey, after: Grey, config: FlowConfig) -> _Move | None:
     points = _corners(before, whole, replace(config, corners=48, pad_px=0.0), spacing=16)
     there, trusted = _flow(before, after, points, config)
     return _Move.fit(points, there, trusted, 4, config)[0]
+
+
+def _matched(before: Grey, after: Grey, region: Region, camera: _Move,
+             config: FlowConfig) -> _Move | None:
+    """
+    Return the shift at which a region is found again near where the camera's motion puts it.
+
+    For what is too small or too plain for corners, such as a lamp at night.
+    """
+    inside = Region(region.x - 2, region.y - 2, region.w + 4, region.h + 4).clipped(
+        before.shape[1], before.shape[0])
+    if inside is None:
+        return None
+    x0, y0, w, h = int(inside.x), int(inside.y), max(4, round(inside.w)), max(4, round(inside.h))
+    patch = before[y0:y0 + h, x0:x0 + w]
+    there = camera.apply(Region(x0, y0, w, h))
+    u0, v0 = (max(0, round(a) - config.search_px) for a in (there.x, there.y))
+    window = after[v0:v0 + h + 2 * config.search_px, u0:u0 + w + 2 * config.search_px]
+    if (float(patch.std()) < FLAT or window.shape[0] < patch.shape[0]
+            or window.shape[1] < patch.shape[1]):
+        return None
+    _, best, _, (u, v) = cv2.minMaxLoc(cv2.matchTemplate(window, patch, cv2.TM_CCOEFF_NORMED))
+    if best < config.match:
+        return None
+    # The shift is that of the patch's corner; growth is the camera's, about the patch's centre.
+    dx, dy = u0 + u - x0, v0 + v - y0
+    g, cx, cy = camera.growth, x0 + w / 2, y0 + h / 2
+    return _Move(g, (cx + dx - g * cx, cy + dy - g * cy))
 
 
 @dataclass(frozen=True)

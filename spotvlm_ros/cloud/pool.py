@@ -1,0 +1,149 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Several servers in order of preference: the first that is well and has room gets the request.
+
+A server that fails is left alone by its breaker; when its pause is over, one request tries it,
+and when that is answered, all go there again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+import statistics
+
+from .breaker import Breaker, State
+from .budget import Budget, Cost
+from .client import CloudClient, CloudConfig, Transfer
+from .errors import CloudError, CloudRefused, PASSING
+
+ALONE_S = 2.0    # longest pause of a breaker where there is no other server
+BESIDE_S = 15.0  # and where another serves meanwhile
+DENIED_S = 30.0  # pause after a refusal that only a person can mend (key, address, model)
+IMAGE_TOKENS = 1000  # guess of what an image costs, until a server has told
+CHARS_PER_TOKEN = 3
+PATIENCE = 3.0    # times the usual round trip
+LEAST_PATIENCE_S = 1.0
+SHRINK = 0.6     # after HTTP 413
+LEAST_BYTES = 4096
+
+
+class Endpoint:
+    """A server, and what is known of it."""
+
+    def __init__(self, config: CloudConfig, alone: bool) -> None:
+        """Connect lazily."""
+        self.config = config
+        self.client = CloudClient(config)
+        self.breaker = Breaker(longest_s=ALONE_S) if alone else \
+            Breaker(threshold=2, longest_s=BESIDE_S)
+        self.in_flight = 0
+        self.requests = self.answers = self.errors = self.usage_missing = 0
+        self.max_image_bytes = 0  # what it found too large is not sent again
+        self._expected = Cost()   # of a request, from those before
+        self._round_trips_s: deque[float] = deque(maxlen=16)
+
+    @property
+    def room(self) -> bool:
+        """Whether one more request may be under way."""
+        return not self.config.concurrency or self.in_flight < self.config.concurrency
+
+    @property
+    def expected(self) -> Cost:
+        """What the next request will probably cost."""
+        return self._expected if self._expected.tokens else self._guess(0, 0)
+
+    def estimate(self, jpeg_bytes: int, question: str) -> Cost:
+        """Return what a request will probably cost."""
+        guess = self._guess(jpeg_bytes * 4 // 3 + len(question) + 400, len(question))
+        return guess if not self._expected.tokens else Cost(
+            guess.bytes, self._expected.tokens, self._expected.money)
+
+    def actual(self, transfer: Transfer, estimate: Cost, refused: bool) -> Cost:
+        """Return what a request has cost: as the server says, else as guessed."""
+        done = transfer.completion
+        if not done.began:
+            return Cost()
+        size = float(transfer.body_bytes + done.bytes_received)
+        if refused:
+            return Cost(size)
+        usage = done.usage
+        if usage.prompt is None or usage.completion is None:
+            self.usage_missing += done.finished
+            return Cost(size, estimate.tokens, estimate.money)
+        cost = Cost(size, usage.prompt + usage.completion,
+                    self._money(usage.prompt, usage.completion))
+        self._expected = cost
+        return cost
+
+    def patience_s(self, left_s: float) -> float:
+        """Return how long to wait for it where another server could be asked in its place [s]."""
+        if not self._round_trips_s:
+            return left_s / 2
+        return max(LEAST_PATIENCE_S, PATIENCE * statistics.median(self._round_trips_s))
+
+    def succeeded(self, round_trip_s: float) -> None:
+        """Note an answer."""
+        self.answers += 1
+        self._round_trips_s.append(round_trip_s)
+        self.breaker.success()
+
+    def failed(self, error: CloudError, now: float, photo_bytes: int) -> None:
+        """Note a request without an answer."""
+        self.errors += 1
+        if not isinstance(error, CloudRefused):
+            self.breaker.failure(now)
+        elif error.status == 413:  # the server is well, the photo was not
+            self.breaker.success()
+            self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * photo_bytes))
+        elif error.retry_after_s:
+            self.breaker.open_for(now, error.retry_after_s)
+        elif error.status not in PASSING and self.breaker.state is not State.CLOSED:
+            self.breaker.open_for(now, DENIED_S)
+        else:
+            self.breaker.failure(now)
+
+    def _guess(self, size: int, question: int) -> Cost:
+        prompt = IMAGE_TOKENS + question // CHARS_PER_TOKEN
+        completion = self.config.max_tokens
+        return Cost(size, prompt + completion, self._money(prompt, completion))
+
+    def _money(self, prompt: int, completion: int) -> float:
+        config = self.config
+        return config.price_request + 1e-6 * (
+            prompt * config.price_input + completion * config.price_output)
+
+
+class Pool:
+    """Picks the server for a request. Not thread-safe: the bridge holds its lock."""
+
+    def __init__(self, configs: Sequence[CloudConfig]) -> None:
+        """Keep the servers in order of preference."""
+        if not configs:
+            raise ValueError('no server is named; set base_url')
+        names = [c.name for c in configs]
+        if len(set(names)) != len(names):
+            raise ValueError(f'two servers have one name: {names}; name each once')
+        self.endpoints = [Endpoint(c, len(configs) == 1) for c in configs]
+        self.serving = self.endpoints[0]  # answered last
+
+    def pick(self, budget: Budget, now: float, without: Collection[Endpoint] = ()
+             ) -> Endpoint | str:
+        """Return the server for the next request, or why there is none."""
+        why = 'breaker'
+        for endpoint in self.endpoints:
+            if endpoint in without or not endpoint.breaker.ready(now):
+                continue
+            if not endpoint.room:
+                why = 'busy'
+                continue
+            lacking = budget.lacking(endpoint.expected, now)
+            if not lacking:
+                return endpoint
+            why = f'budget_{lacking}'
+        return why
+
+    def next_at(self, now: float) -> float:
+        """Return when a server may be asked again."""
+        return min(now if e.breaker.ready(now) else e.breaker.retry_at for e in self.endpoints)

@@ -26,7 +26,7 @@ CHARS_PER_TOKEN = 3
 PATIENCE = 3.0    # times the usual round trip
 LEAST_PATIENCE_S = 1.0
 SHRINK = 0.6     # after HTTP 413
-LEAST_BYTES = 4096
+LEAST_BYTES = 8192  # a server that finds this too large takes no images
 
 
 class Endpoint:
@@ -94,7 +94,7 @@ class Endpoint:
         self.errors += 1
         if not isinstance(error, CloudRefused):
             self.breaker.failure(now)
-        elif error.status == 413:  # the server is well, the photo was not
+        elif error.status == 413 and photo_bytes > LEAST_BYTES:  # the server is well
             self.breaker.success()
             self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * photo_bytes))
         elif error.retry_after_s:

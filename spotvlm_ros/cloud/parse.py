@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import json
 import re
 from typing import Annotated, Any, Literal
+import unicodedata
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
 
@@ -42,6 +43,9 @@ _INSTRUCTIONS = re.compile(
     r'\b(respond|reply|answer|say) only\b|\bpretend (to|that|you)\b|'
     r'https?:|\bwww\.|\b(sudo|rm -|curl|wget|eval|exec|import os)\b|api[ _-]?key',
     re.IGNORECASE)
+# Characters without width: they hide words from a search, and order text on a screen.
+_INVISIBLE = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff'
+                        '\U000e0000-\U000e007f]')
 _BRACKETS = re.compile(r'[\[\]{}]')
 
 
@@ -106,10 +110,10 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
 
 def _screened(text: str) -> tuple[str, bool]:
     """Return text that is harmless in a prompt or a log, and whether it had to be dropped."""
-    clean = neutralise(text)
-    suspicious = _INSTRUCTIONS.search(' '.join(text.split())) is not None or \
-        _INSTRUCTIONS.search(clean) is not None
-    return '' if suspicious else _ROLES.sub(r'\1 -', clean), suspicious
+    plain = _INVISIBLE.sub('', unicodedata.normalize('NFKC', text))
+    if _INSTRUCTIONS.search(' '.join(plain.split())):
+        return '', True
+    return _ROLES.sub(r'\1 -', neutralise(plain)), False
 
 
 def _too_deep(text: str) -> bool:

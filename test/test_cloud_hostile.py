@@ -50,7 +50,8 @@ good = st.lists(st.fixed_dictionaries(
     {'label': st.just('light'), 'value': st.sampled_from(['red', 'green'])},
     optional={'bbox_2d': st.lists(numbers, max_size=5), 'why': words}), min_size=1, max_size=3)
 contents = st.one_of(words, good.map(json.dumps), st.tuples(words, good).map(
-    lambda v: f'{v[0]} {json.dumps(v[1])} {v[0]}'), st.binary(max_size=200).map(lambda b: b.decode('latin-1')),
+    lambda v: f'{v[0]} {json.dumps(v[1])} {v[0]}'),
+                     st.binary(max_size=200).map(lambda b: b.decode('latin-1')),
                      trees.map(json.dumps), st.lists(items, max_size=5).map(json.dumps),
                      st.lists(items, max_size=3).map(lambda v: json.dumps({'facts': v})),
                      st.lists(items, max_size=3).map(lambda v: json.dumps(v)[:-7]))

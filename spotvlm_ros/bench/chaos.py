@@ -3,8 +3,8 @@
 """
 A chat completions server that fails in every way a server can.
 
-It speaks HTTP by hand on a plain socket: no library sends what it has to send. As a program
-(``python -m spotvlm_ros.bench.chaos``) it prints its port; ``PUT /fault/NAME`` changes what it does
+It speaks HTTP by hand on a plain socket: no library sends what it has to send. As a program,
+``python -m spotvlm_ros.bench.chaos``, it prints its port; ``PUT /fault/NAME`` changes what it does
 and ``GET /stats`` tells what it has done.
 """
 

@@ -1,0 +1,37 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The whole graph under faults: short forms of the commands in spotvlm_ros.bench."""
+
+from fakes import FakeEdge
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+
+from spotvlm_ros.bench.bridge_faults import all_faults  # noqa: E402, I100
+from spotvlm_ros.bench.bridge_perf import soak, wire  # noqa: E402
+
+
+def test_soak_leaves_nothing_behind():
+    """Half a minute; the command soaks for ten, with the shipped model."""
+    row, = soak(0.5, 10.0, FakeEdge().load)
+    assert row['faults'] >= 20 and row['answers'] >= 30 and row['errors'] >= 20, row
+    assert row['threads_left'] <= 0 and row['sockets_left'] <= 0 and row['most_jobs'] <= 4, row
+    assert row['internal_errors'] == 0
+    assert row['value'] < 10.0, 'MB in 20 s'
+
+
+def test_edge_keeps_answering_and_context_returns():
+    """A few faults of the kinds there are: silence, slowness, lies, breakage."""
+    names = ['hang', 'drip', 'reset', 'http_503', 'tokens', 'endless']
+    for trouble in all_faults(names, 4.0, 2.0, FakeEdge().load):
+        assert trouble.ratio > 0.7, trouble
+        assert trouble.context_s < 2.0, trouble
+        assert trouble.good_reply_s < 8.0, trouble
+
+
+def test_cost_of_the_bridge():
+    rows = {row['name']: row for row in wire(40)}
+    assert set(rows) == {'keyframe_to_wire_p95_ms', 'reply_to_answer_p95_ms'}
+    # Ten and five on a machine that is not busy with other tests.
+    assert rows['keyframe_to_wire_p95_ms']['value'] < 60.0
+    assert rows['reply_to_answer_p95_ms']['value'] < 30.0

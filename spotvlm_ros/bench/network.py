@@ -9,7 +9,7 @@ namespace elsewhere, and fails by being taken down, as a lost Wi-Fi does: packet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
 import shutil
 import subprocess
@@ -36,9 +36,9 @@ def why_not() -> str:
         f'network namespaces are not allowed here: {tried.stderr.strip() or tried.returncode}'
 
 
-def isolated(command: Sequence[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a network namespace of its own, the robot's."""
-    return subprocess.run([*ISOLATED, *command], text=True, **kwargs)  # type: ignore[call-overload]
+def isolated(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run a command in a network namespace of its own, the robot's; return its exit code."""
+    return subprocess.run([*ISOLATED, *command], env=env).returncode
 
 
 class TwoHosts:

@@ -33,7 +33,7 @@ CLEAN_S = 5.0
 BACK_S = 60.0  # longest wait for the first good reply
 SETTLE_S = 0.5
 BUSY = 0.25    # cores; with more than this taken by others a rate tells nothing
-MOST_TIMES = 3
+MOST_TIMES = 2
 
 
 @dataclass(frozen=True)

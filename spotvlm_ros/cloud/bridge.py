@@ -302,7 +302,9 @@ class CloudBridge:
                         raise error
                     raise _Skipped(endpoint)
                 endpoint.breaker.allow(now)
-                elsewhere = isinstance(
+                # A trial holds all others up, and so does a request that another server could
+                # answer.
+                brief = endpoint.breaker.state is State.HALF_OPEN or isinstance(
                     self._pool.pick(self.budget, now, [*failed, endpoint]), Endpoint)
                 endpoint.in_flight += 1
                 endpoint.requests += 1
@@ -311,7 +313,7 @@ class CloudBridge:
             try:
                 left = job.useful_until - now
                 await self._ask(job, endpoint, question, cost,
-                                min(left, endpoint.patience_s(left)) if elsewhere else left)
+                                endpoint.patience_s(left) if brief else left)
                 return
             except CloudError as failure:
                 error = failure

@@ -16,7 +16,7 @@ import statistics
 from .breaker import Breaker, State
 from .budget import Budget, Cost
 from .client import CloudClient, CloudConfig, Transfer
-from .errors import CloudError, CloudRefused, PASSING
+from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
 
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
 BESIDE_S = 15.0  # and where another serves meanwhile
@@ -42,6 +42,7 @@ class Endpoint:
         self.requests = self.answers = self.errors = self.usage_missing = 0
         self.max_image_bytes = 0  # what it found too large is not sent again
         self._expected = Cost()   # of a request, from those before
+        self._late = 0            # requests in a row without a reply in time
         self._round_trips_s: deque[float] = deque(maxlen=16)
 
     @property
@@ -78,20 +79,27 @@ class Endpoint:
         return cost
 
     def patience_s(self, left_s: float) -> float:
-        """Return how long to wait for it where another server could be asked in its place [s]."""
-        if not self._round_trips_s:
-            return left_s / 2
-        return max(LEAST_PATIENCE_S, PATIENCE * statistics.median(self._round_trips_s))
+        """
+        Return how long to wait where waiting longer would keep another request from going [s].
+
+        Doubled after each time it was too short: a server may have become slow for good.
+        """
+        usual = left_s / 2
+        if self._round_trips_s:
+            usual = max(LEAST_PATIENCE_S, PATIENCE * statistics.median(self._round_trips_s))
+        return min(left_s, usual * 2.0 ** min(self._late, 8))
 
     def succeeded(self, round_trip_s: float) -> None:
         """Note an answer."""
         self.answers += 1
+        self._late = 0
         self._round_trips_s.append(round_trip_s)
         self.breaker.success()
 
     def failed(self, error: CloudError, now: float, photo_bytes: int) -> None:
         """Note a request without an answer."""
         self.errors += 1
+        self._late += isinstance(error, CloudTimeout)
         if not isinstance(error, CloudRefused):
             self.breaker.failure(now)
         elif error.status == 413 and photo_bytes > LEAST_BYTES:  # the server is well

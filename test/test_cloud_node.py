@@ -40,7 +40,8 @@ def test_falls_back_counts_and_tells(tmp_path, monkeypatch):
                          lambda: probe.count('cloud', 'skipped.budget_tokens') >= 1)
             told = dict(probe.diagnostics['cloud'])
             answer = probe.cloud[-1]
-            status = wait_for(lambda: [s for s in probe.status if s.answers])[-1]
+            status = wait_for(lambda: [
+                s for s in probe.status if s.answers and s.skipped])[-1]
     finally:
         first.stop()
         second.stop()

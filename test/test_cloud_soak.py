@@ -23,7 +23,7 @@ def test_soak_leaves_nothing_behind():
 def test_edge_keeps_answering_and_context_returns():
     """A few faults of the kinds there are: silence, slowness, lies, breakage."""
     names = ['hang', 'drip', 'reset', 'http_503', 'tokens', 'endless']
-    for trouble in all_faults(names, 4.0, 2.0, FakeEdge().load):
+    for trouble in all_faults(names, 4.0, 2.0, 1, FakeEdge().load):
         assert trouble.ratio > 0.7, trouble
         assert trouble.context_s < 2.0, trouble
         assert trouble.good_reply_s < 8.0, trouble

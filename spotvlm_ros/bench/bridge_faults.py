@@ -33,7 +33,6 @@ CLEAN_S = 5.0
 BACK_S = 60.0  # longest wait for the first good reply
 SETTLE_S = 0.5
 BUSY = 0.25    # cores; with more than this taken by others a rate tells nothing
-MOST_TIMES = 2
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,16 @@ def show(trouble: Trouble) -> None:
           flush=True)
 
 
-def undisturbed(once: Callable[[], Trouble]) -> Trouble:
+def undisturbed(once: Callable[[], Trouble], times: int) -> Trouble:
     """Meet a trouble, again while others took the machine; return the least disturbed."""
     met: list[Trouble] = []
-    while len(met) < MOST_TIMES and (not met or met[-1].others > BUSY):
+    while len(met) < times and (not met or met[-1].others > BUSY):
         met.append(once())
         show(met[-1])
     return min(met, key=lambda t: t.others)
 
 
-def all_faults(names: Sequence[str], seconds: float, clean_s: float,
+def all_faults(names: Sequence[str], seconds: float, clean_s: float, times: int = 1,
                load_edge: Any = None) -> list[Trouble]:
     """Meet faults of the server, one after another, and an outage."""
     troubles = []
@@ -132,17 +131,17 @@ def all_faults(names: Sequence[str], seconds: float, clean_s: float,
         for name in names:
             troubles.append(undisturbed(lambda: meet(
                 robot, name, seconds, lambda: server.set(name), lambda: server.set('none'),
-                clean_s)))
+                clean_s), times))
     return troubles
 
 
-def real_network(outage_s: float, seconds: float, clean_s: float,
-                 load_edge: Any = None) -> list[Trouble]:
+def real_network(outage_s: float, seconds: float, clean_s: float, times: int = 1
+                 ) -> list[Trouble]:
     """Meet a killed server and a lost link; this process must be in a namespace of its own."""
     link = Link(delay_s=0.04, jitter_s=0.01, bytes_per_s=20e6 / 8)
     troubles = []
     with network.TwoHosts(link) as hosts, \
-            Robot(hosts.url, {'deadline_s': 5.0}, load_edge) as robot:
+            Robot(hosts.url, {'deadline_s': 5.0}) as robot:
         shaped = 'tc netem' if hosts.netem else 'relay'
         print(f'link: 40 ms and 10 ms of jitter each way, 20 Mbit/s ({shaped})', flush=True)
         robot.wait(lambda: robot.since('edge', 0.0), BACK_S)
@@ -150,7 +149,8 @@ def real_network(outage_s: float, seconds: float, clean_s: float,
                 ('server killed', seconds, hosts.kill_server, hosts.start_server),
                 ('link down', outage_s, lambda: hosts.connect(False),
                  lambda: hosts.connect(True))):
-            troubles.append(undisturbed(lambda: meet(robot, name, length, begin, end, clean_s)))
+            troubles.append(undisturbed(
+                lambda: meet(robot, name, length, begin, end, clean_s), times))
     return troubles
 
 
@@ -166,14 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                         'after, each [s]')
     parser.add_argument('--outage', type=float, default=30.0, help='time without a link [s]')
     parser.add_argument('--tolerance', type=float, default=0.05, help='of the edge rate')
+    parser.add_argument('--times', type=int, default=2, help='meet a trouble at most so often '
+                        'while other processes take the machine')
     parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
     arguments = parser.parse_args(argv)
     if arguments.network and os.environ.get('SPOTVLM_ISOLATED') != '1':
         return _isolate(list(sys.argv[1:] if argv is None else argv))
     if arguments.network:
-        troubles = real_network(arguments.outage, arguments.seconds, arguments.clean)
+        troubles = real_network(arguments.outage, arguments.seconds, arguments.clean, arguments.times)
     else:
-        troubles = all_faults(arguments.faults, arguments.seconds, arguments.clean)
+        troubles = all_faults(arguments.faults, arguments.seconds, arguments.clean, arguments.times)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(

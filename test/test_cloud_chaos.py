@@ -323,6 +323,22 @@ def test_budgets_are_kept_and_told(chaos, rigs, limit, reason):
     assert report[f'skipped.{reason}'] >= 1 and report['spent_hour_tokens'] == spent.tokens
 
 
+@pytest.mark.parametrize('usage', [
+    {'prompt_tokens': 9_999_999, 'completion_tokens': 1}, {'prompt_tokens': -5}, 'all', None,
+    {'prompt_tokens': True, 'completion_tokens': 1.5}])
+def test_nonsense_about_the_cost_spends_no_budget(chaos, rigs, usage, monkeypatch):
+    async def lie(x):
+        x.streamed = False
+        body = json.loads(x.body()) | {'usage': usage}
+        return await x.reply(json.dumps(body).encode())
+    monkeypatch.setitem(FAULTS, 'none', lie)
+    rig = rigs(chaos().url, budget=Budget(Cost(tokens=100_000), time.monotonic()))
+    rig.until(lambda: len(rig.answers) >= 5)
+    report = rig.bridge.report()
+    assert report['server0.usage_missing'] >= 5
+    assert 5_000 < report['spent_hour_tokens'] < 20_000, 'the estimate'
+
+
 def test_unpriced_server_serves_when_the_money_is_spent(chaos):
     paid, free = chaos(), chaos()
     answers = []

@@ -135,8 +135,8 @@ def all_faults(names: Sequence[str], seconds: float, clean_s: float, times: int 
     return troubles
 
 
-def real_network(outage_s: float, seconds: float, clean_s: float, times: int = 1
-                 ) -> list[Trouble]:
+def real_network(outage_s: float, seconds: float, clean_s: float,
+                 times: int = 1) -> list[Trouble]:
     """Meet a killed server and a lost link; this process must be in a namespace of its own."""
     link = Link(delay_s=0.04, jitter_s=0.01, bytes_per_s=20e6 / 8)
     troubles = []
@@ -172,10 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.network and os.environ.get('SPOTVLM_ISOLATED') != '1':
         return _isolate(list(sys.argv[1:] if argv is None else argv))
+    how = (arguments.seconds, arguments.clean, arguments.times)
     if arguments.network:
-        troubles = real_network(arguments.outage, arguments.seconds, arguments.clean, arguments.times)
+        troubles = real_network(arguments.outage, *how)
     else:
-        troubles = all_faults(arguments.faults, arguments.seconds, arguments.clean, arguments.times)
+        troubles = all_faults(arguments.faults, *how)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 import statistics
 
 from .breaker import Breaker, State
-from .budget import Budget, Cost
+from .budget import Budget, Cost, NAMES
 from .client import CloudClient, CloudConfig, Transfer
 from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
 
@@ -23,6 +23,7 @@ BESIDE_S = 15.0  # and where another serves meanwhile
 DENIED_S = 30.0  # pause after a refusal that only a person can mend (key, address, model)
 IMAGE_TOKENS = 1000  # guess of what an image costs, until a server has told
 CHARS_PER_TOKEN = 3
+IMPLAUSIBLE = 100    # times the guess
 PATIENCE = 3.0    # times the usual round trip
 LEAST_PATIENCE_S = 1.0
 SHRINK = 0.6     # after HTTP 413
@@ -41,7 +42,7 @@ class Endpoint:
         self.in_flight = 0
         self.requests = self.answers = self.errors = self.usage_missing = 0
         self.max_image_bytes = 0  # what it found too large is not sent again
-        self._expected = Cost()   # of a request, from those before
+        self._costs: deque[Cost] = deque(maxlen=16)
         self._late = 0            # requests in a row without a reply in time
         self._round_trips_s: deque[float] = deque(maxlen=16)
 
@@ -52,14 +53,15 @@ class Endpoint:
 
     @property
     def expected(self) -> Cost:
-        """What the next request will probably cost."""
-        return self._expected if self._expected.tokens else self._guess(0, 0)
+        """What the next request will probably cost: one that told nonsense does not count."""
+        costs = self._costs or (self._guess(0, 0),)
+        return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in NAMES))
 
     def estimate(self, jpeg_bytes: int, question: str) -> Cost:
         """Return what a request will probably cost."""
         guess = self._guess(jpeg_bytes * 4 // 3 + len(question) + 400, len(question))
-        return guess if not self._expected.tokens else Cost(
-            guess.bytes, self._expected.tokens, self._expected.money)
+        expected = self.expected if self._costs else guess
+        return Cost(guess.bytes, expected.tokens, expected.money)
 
     def actual(self, transfer: Transfer, estimate: Cost, refused: bool) -> Cost:
         """Return what a request has cost: as the server says, else as guessed."""
@@ -69,13 +71,14 @@ class Endpoint:
         size = float(transfer.body_bytes + done.bytes_received)
         if refused:
             return Cost(size)
-        usage = done.usage
-        if usage.prompt is None or usage.completion is None:
+        usage, most = done.usage, IMPLAUSIBLE * self._guess(0, 0).tokens
+        if usage.prompt is None or usage.completion is None or \
+                usage.prompt + usage.completion > most:
             self.usage_missing += done.finished
             return Cost(size, estimate.tokens, estimate.money)
         cost = Cost(size, usage.prompt + usage.completion,
                     self._money(usage.prompt, usage.completion))
-        self._expected = cost
+        self._costs.append(cost)
         return cost
 
     def patience_s(self, left_s: float) -> float:

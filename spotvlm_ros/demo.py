@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .method.facts import Fact, NS, Query
-from .mini.world import FPS, make_world, SCENE
+from .mini.world import FPS, SCENE
+from .mini.worlds import make_world
 from .signals import StopSignal
 
 COLORS = {'none': '#dddddd', 'red': '#d62728', 'yellow': '#e6b800', 'green': '#2ca02c',

@@ -8,7 +8,8 @@ import pytest
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.mini import dataset, models
-from spotvlm_ros.mini.world import ACTION, DESCRIBE, make_world, SCENE
+from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.worlds import make_world
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,7 @@ import pytest
 
 from spotvlm_ros.method import focus, prompt
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from spotvlm_ros.method.gate import Drop
 from spotvlm_ros.method.history import compress, fresh, History, HORIZON_S, MAX_TURNS
 from spotvlm_ros.method.keyframes import next_keyframe
 
@@ -363,9 +364,15 @@ def test_resize_keeps_a_plain_picture_at_any_size(width, height, to_width, to_he
     assert (resized == (10, 100, 200)).all() and resized.flags.c_contiguous
 
 
-def test_a_region_without_a_fact_is_no_focus():
-    context = Context('scene', s(0), focus={'light': Region(0, 0, 9, 9)})
-    assert focus.focus_boxes(SCENE, context, s(0), 640, 480, CONFIG) == {}
+def test_where_pixels_changed_is_looked_at_but_not_told():
+    history = History(SCENE)
+    history.add(turn(0, light='red', lead='braking'))
+    context = history.context(s(1), similarity={'light': 0.1, 'lead': 0.9})
+    assert [f.key for f in context.facts] == ['lead'] and set(context.focus) == {'light', 'lead'}
+    assert context.dropped == {'light': Drop.CHANGED}
+    boxes = focus.focus_boxes(SCENE, context, s(1), 640, 480, CONFIG)
+    assert set(boxes) == {'light', 'lead'}
+    assert set(fresh(context, SCENE, s(1)).focus) == {'light', 'lead'}
 
 
 # -- keyframes -----------------------------------------------------------------------------------

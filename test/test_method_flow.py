@@ -7,7 +7,8 @@ import pytest
 
 from spotvlm_ros.method.facts import NS, Region
 from spotvlm_ros.method.flow import Carrier, FlowConfig, shrink
-from spotvlm_ros.mini.world import make_world, SCENE
+from spotvlm_ros.mini.world import SCENE
+from spotvlm_ros.mini.worlds import make_world
 
 TENTH = NS // 10
 SIZE = (640, 480)

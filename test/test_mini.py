@@ -10,7 +10,8 @@ import pytest
 
 from spotvlm_ros.method.facts import Region
 from spotvlm_ros.mini import dataset, models
-from spotvlm_ros.mini.world import CONDITIONS, HEIGHT, make_world, SCENE, WIDTH, WORLDS
+from spotvlm_ros.mini.world import CONDITIONS, HEIGHT, SCENE, WIDTH
+from spotvlm_ros.mini.worlds import make_world
 
 SHIPPED = (models.EDGE, models.CLOUD)
 

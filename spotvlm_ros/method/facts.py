@@ -129,7 +129,8 @@ class Context:
     What the edge model is given for the next frame of one query.
 
     ``facts`` are newest per key; ``focus`` holds, per key, the region carried to the frame
-    acquired at ``stamp_ns``. Empty facts and text mean: no context.
+    acquired at ``stamp_ns``, also where the fact itself is not told; ``dropped`` says why it is
+    not (numbers of ``gate.Drop``). Empty facts and text mean: no context.
     """
 
     query_id: str
@@ -138,6 +139,7 @@ class Context:
     text: str = ''
     text_stamp_ns: int = 0
     focus: Mapping[str, Region] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .facts import NS, Region
+from .gate import look, Look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
@@ -51,7 +52,8 @@ class Track:
 
     region: Region
     corners: Points = field(default_factory=lambda: np.empty((0, 2), np.float32))
-    coasting_ns: int = 0  # for how long it has only moved with the camera
+    coasting_ns: int = 0          # for how long it has only moved with the camera
+    first: Look | None = None     # what it looked like in the cloud's frame
 
 
 def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
@@ -89,7 +91,7 @@ def step(before: Grey, after: Grey, tracks: Mapping[Hashable, Track], scale: flo
         carried = _scaled(move.apply(_scaled(track.region, scale)), 1 / scale)
         if not _centred_in(_scaled(carried, scale), after):
             continue  # it leaves the frame
-        result[key] = Track(carried, there[part][same], coasting)
+        result[key] = Track(carried, there[part][same], coasting, track.first)
     return result
 
 
@@ -196,8 +198,11 @@ class Carrier:
     """
 
     config: FlowConfig = field(default_factory=FlowConfig)
+    cut_below: float = -1.0       # a frame that correlates less with the last is another scene
     tracks: dict[Hashable, Track] = field(default_factory=dict)
     lost: int = 0                 # regions dropped since start
+    cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
+    cuts: int = 0                 # since start
     _frames: deque[tuple[int, Grey, float]] = field(default_factory=deque)  # stamp, grey, scale
 
     @property
@@ -212,7 +217,13 @@ class Carrier:
                              'before a stream starts over')
         grey = shrink(frame, self.config)
         if self._frames and self._frames[-1][1].shape != grey.shape:
-            self.clear()  # another camera mode: old frames cannot be compared
+            self._frames.clear()  # another camera mode: old frames cannot be compared
+            self.tracks = {}
+        if self._frames and similarity_of(thumbnail(self._frames[-1][1]),
+                                          thumbnail(grey)) < self.cut_below:
+            self.lost += len(self.tracks)
+            self._frames.clear()
+            self.tracks, self.cut_ns, self.cuts = {}, stamp_ns, self.cuts + 1
         if self._frames:
             self.tracks = self._step(self.tracks, len(self._frames) - 1, grey, stamp_ns)
         self._frames.append((stamp_ns, grey, grey.shape[1] / frame.shape[1]))
@@ -229,11 +240,14 @@ class Carrier:
         """
         stamps = np.array([f[0] for f in self._frames], dtype=np.int64)
         first = int(np.abs(stamps - stamp_ns).argmin()) if len(stamps) else 0
-        tracks: dict[Hashable, Track] = {key: Track(region) for key, region in regions.items()}
-        self.keep([key for key in self.tracks if key not in tracks])
+        self.keep([key for key in self.tracks if key not in regions])
         if not len(stamps) or abs(int(stamps[first]) - stamp_ns) > NS // 2:
-            self.lost += len(tracks)
+            self.lost += len(regions)
             return
+        _, grey, scale = self._frames[first]
+        tracks: dict[Hashable, Track] = {
+            key: Track(region, first=look(grey, _scaled(region, scale)))
+            for key, region in regions.items()}
         for i in range(first, len(self._frames) - 1):
             tracks = self._step(tracks, i, self._frames[i + 1][1], self._frames[i + 1][0])
         self.tracks |= tracks
@@ -246,10 +260,20 @@ class Carrier:
         """Return the regions in the newest frame [pixels of the camera frame]."""
         return {key: track.region for key, track in self.tracks.items()}
 
+    def similarities(self) -> dict[Hashable, float]:
+        """Return how much each region looks as it did in the cloud's frame, -1 to 1."""
+        found = {}
+        for key, track in self.tracks.items():
+            _, grey, scale = self._frames[-1]
+            now = look(grey, _scaled(track.region, scale))
+            if track.first is not None and now is not None:
+                found[key] = similarity_of(track.first, now)
+        return found
+
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""
         self._frames.clear()
-        self.tracks = {}
+        self.tracks, self.cut_ns = {}, 0
 
     def _step(self, tracks: Mapping[Hashable, Track], at: int, grey: Grey,
               stamp_ns: int) -> dict[Hashable, Track]:

@@ -62,8 +62,9 @@ def focus_boxes(query: Query, context: Context | None, now_ns: int, width: int, 
     for key in query.keys:
         region = context.focus.get(key)
         region = region.clipped(width, height) if region is not None else None
-        if region is not None and key in seen:
-            boxes[key] = crop_box(region, (now_ns - seen[key]) / NS, width, height, config)
+        if region is not None:
+            age_ns = now_ns - seen.get(key, context.stamp_ns)
+            boxes[key] = crop_box(region, age_ns / NS, width, height, config)
     return dict(list(boxes.items())[:CELLS])
 
 

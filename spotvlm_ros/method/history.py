@@ -10,10 +10,11 @@ edge's own turn for its frame; edge turns after it are evidence of change, weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from .facts import Context, Fact, NS, Query, Region, Source, Turn
+from .gate import Drop, GateConfig, why_dropped
 from .prompt import history_text
 
 HORIZON_S = 60.0   # turns older than this behind the newest are forgotten
@@ -32,10 +33,12 @@ class Evidence:
 class History:
     """Turns of one query, keyed by frame stamp; a cloud turn replaces the edge's own turn."""
 
-    def __init__(self, query: Query, evidence: Evidence | None = None) -> None:
+    def __init__(self, query: Query, evidence: Evidence | None = None,
+                 gate: GateConfig | None = None) -> None:
         """Start empty."""
         self.query = query
         self.evidence = evidence or Evidence()
+        self.gate = gate or GateConfig()
         self._edge: dict[int, Turn] = {}   # what the edge saw is kept beside the replacement:
         self._cloud: dict[int, Turn] = {}  # whether both agreed on a frame is evidence
 
@@ -75,38 +78,55 @@ class History:
         self._edge.clear()
         self._cloud.clear()
 
-    def context(self, now_ns: int, focus: Mapping[str, Region] | None = None) -> Context:
+    def context(self, now_ns: int, focus: Mapping[str, Region] | None = None,
+                similarity: Mapping[str, float] | None = None, cut_ns: int = 0) -> Context:
         """
         Return the compressed history for the frame acquired at `now_ns`.
 
         Newest cloud fact per key, older ones only fill what newer ones lack, and a newer value
-        of the edge where it has seen the fact change. Facts past their time to live and facts of
-        frames newer than now are left out. `focus` are the regions carried to that frame;
-        without it those of the facts stand where the cloud saw them.
+        of the edge where it has seen the fact change. Facts of frames newer than now are left
+        out, and what the gate does not let through: `similarity` tells, per key, how much the
+        fact's region still looks as it did, `cut_ns` is the first frame of the present scene.
+        `focus` are the regions carried to that frame; without it those of the facts stand where
+        the cloud saw them.
         """
+        kept, dropped, regions = [], {}, {}
+        alike = similarity or {}
         told = self.cloud_facts(now_ns)
-        kept = tuple(self._reconciled(told[k], now_ns) for k in self.query.keys if k in told)
-        text, text_stamp = self._text(now_ns)
-        if focus is None:
-            focus = {k: f.region for k, f in told.items() if f.region is not None}
-        return Context(self.query.id, now_ns, kept, text, text_stamp, focus)
+        for key in self.query.keys:
+            fact = told.get(key)
+            if fact is None:
+                continue
+            newer = self._reconciled(fact, now_ns)
+            why = why_dropped(fact, self.query, now_ns, self.gate, cut_ns, alike.get(key))
+            if newer is not fact and why is Drop.CHANGED:
+                why = None  # the edge has seen the change, and to what
+            if why is None:
+                kept.append(newer)
+            else:
+                dropped[key] = int(why)
+            if fact.region is not None and why in (None, Drop.CHANGED):
+                regions[key] = fact.region
+        text, text_stamp = self._text(now_ns, cut_ns)
+        if focus is not None:
+            regions = {k: r for k, r in focus.items() if k in regions}
+        return Context(self.query.id, now_ns, tuple(kept), text, text_stamp, regions, dropped)
 
     def cloud_facts(self, now_ns: int) -> dict[str, Fact]:
-        """Return the newest cloud fact per key that is alive at `now_ns`, with its region."""
+        """Return the newest cloud fact per key of a frame not newer than `now_ns`."""
         facts: dict[str, Fact] = {}
         for stamp in sorted(self._cloud, reverse=True):
-            if stamp > now_ns:
-                continue
-            for fact in self._cloud[stamp].facts:
-                if now_ns - fact.stamp_ns <= self.query.ttl_ns(fact.key):
+            if stamp <= now_ns:
+                for fact in self._cloud[stamp].facts:
                     facts.setdefault(fact.key, fact)
         return facts
 
-    def _text(self, now_ns: int) -> tuple[str, int]:
+    def _text(self, now_ns: int, cut_ns: int) -> tuple[str, int]:
         if self.query.format == 'text':
             for stamp in sorted(self._cloud, reverse=True):
-                fresh_enough = 0 <= now_ns - stamp <= self.query.ttl_ns('default')
-                if fresh_enough and self._cloud[stamp].text:
+                told = Fact('default', self._cloud[stamp].text, stamp)
+                if stamp <= now_ns and told.value and why_dropped(
+                        told, self.query, now_ns, self.gate, cut_ns) is None:
                     return self._cloud[stamp].text, stamp
         return '', 0
 
@@ -167,7 +187,7 @@ def compress(context: Context, query: Query, now_ns: int, budget: int,
     while True:
         kept = {f.key for f in facts}
         small = replace(context, facts=tuple(f for f in context.facts if f.key in kept),
-                        focus={k: r for k, r in context.focus.items() if k in kept})
+                        focus=_without(context, kept))
         if count(history_text(query, small, now_ns)) <= budget:
             return small
         if facts:
@@ -191,4 +211,10 @@ def fresh(context: Context, query: Query, now_ns: int) -> Context:
     keep = context.text and 0 <= now_ns - context.text_stamp_ns <= query.ttl_ns('default')
     return replace(context, facts=facts, text=context.text if keep else '',
                    text_stamp_ns=context.text_stamp_ns if keep else 0,
-                   focus={k: r for k, r in context.focus.items() if k in keys})
+                   focus=_without(context, keys))
+
+
+def _without(context: Context, kept: Collection[str]) -> dict[str, Region]:
+    """Return the focus regions less those of facts that are not kept."""
+    gone = {f.key for f in context.facts} - set(kept)
+    return {k: r for k, r in context.focus.items() if k not in gone}

@@ -17,23 +17,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .hands import HandBank
 from .models import EDGE, Shape
-from .world import ACTION, DESCRIBE, DrivingWorld, FPS, HEIGHT, make_world, SCENE, WIDTH
+from .worlds import make_world, NAMES, TRAIN_SEEDS, World
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.history import History
 
-# Seeds of worlds, disjoint: never train on a tuning or test drive.
-TRAIN_SEEDS = range(0, 1_000_000)
-TUNE_SEEDS = range(1_000_000, 1_100_000)
-TEST_SEEDS = range(2_000_000, 2_100_000)
-
 FOCUS = focus.FocusConfig()
-QUERIES = (SCENE, ACTION, DESCRIBE)
-SHARES = (0.76, 0.14, 0.10)     # of the samples, per query
+SHARES = (0.80, 0.12, 0.08)     # of the samples, per query of a world
 BOX_STEP = 20                   # boxes are written in thousandths, rounded to this
 VIEWS = 2                       # images that the edge model is given: the whole and the focus
-FIRST = int(12 * FPS)           # earliest frame, so that there is a past to have context from
+FPS = 20.0                      # of every world
+FIRST, LAST = 240, 2400         # frames used of an episode: there is a past to have context from
+GONE_LOST = 0.6                 # share of regions whose thing has left that the flow gives up
+LOST, STUCK = 0.12, 0.08        # share of the others that it loses, or leaves where they were
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Sample:
     cloud_answer: str                       # what the cloud model should write
 
 
-def cloud_text(query: Query, facts: Sequence[Fact], text: str) -> str:
+def cloud_text(query: Query, facts: Sequence[Fact], text: str, size: tuple[int, int]) -> str:
     """Return the answer of the cloud model: Qwen-style JSON for facts, boxes in thousandths."""
     if query.format == 'text':
         return text
@@ -58,24 +56,25 @@ def cloud_text(query: Query, facts: Sequence[Fact], text: str) -> str:
     for fact in facts:
         item: dict[str, Any] = {'label': fact.key}
         if fact.region is not None:
-            item['bbox_2d'] = _thousandths(fact.region)
+            item['bbox_2d'] = _thousandths(fact.region, size)
         items.append({**item, 'value': fact.value})
     return json.dumps(items)
 
 
-def _thousandths(region: Region) -> list[int]:
-    scaled = (region.x / WIDTH, region.y / HEIGHT,
-              (region.x + region.w) / WIDTH, (region.y + region.h) / HEIGHT)
+def _thousandths(region: Region, size: tuple[int, int]) -> list[int]:
+    width, height = size
+    scaled = (region.x / width, region.y / height,
+              (region.x + region.w) / width, (region.y + region.h) / height)
     x0, y0, x1, y1 = (int(round(1000 * v / BOX_STEP)) * BOX_STEP for v in scaled)
     return [x0, y0, max(x1, x0 + BOX_STEP), max(y1, y0 + BOX_STEP)]
 
 
-def late_context(world: DrivingWorld, query: Query, index: int,
-                 rng: np.random.Generator) -> Context:
+def late_context(world: World, query: Query, index: int, rng: np.random.Generator) -> Context:
     """
     Return the context that late cloud answers would have left for frame ``index``.
 
-    The cloud errs: a fact is missing in 8 %, wrong in 6 %, its box off by a few pixels.
+    The cloud errs: a fact is missing in 8 %, wrong in 6 %, its box off by a few pixels. Its
+    regions have been carried to the frame about as well as sparse flow does.
     """
     now = index * NS // int(FPS)
     history = History(query)
@@ -88,7 +87,25 @@ def late_context(world: DrivingWorld, query: Query, index: int,
         facts, text = world.answers(past, stamp)[query.id]
         seen = [_blunder(query, fact, rng) for fact in facts if rng.random() >= 0.08]
         history.add(Turn(query.id, stamp, Source.CLOUD, tuple(seen), text))
-    return history.context(now)
+    carried: dict[str, Region] = {}
+    for key, fact in history.cloud_facts(now).items():
+        if fact.region is not None:
+            now_at = world.follow(fact.stamp_ns * int(FPS) // NS, index).get(key)
+            region = _carried(fact.region, now_at, rng)
+            if region is not None:
+                carried[key] = region
+    return history.context(now, carried)
+
+
+def _carried(before: Region, now: Region | None, rng: np.random.Generator) -> Region | None:
+    if now is None:
+        return None if rng.random() < GONE_LOST else before
+    fate = rng.random()
+    if fate < LOST + STUCK:
+        return None if fate < LOST else before
+    dx, dy = (float(v) for v in rng.normal(0, 0.12 * max(now.w, now.h), 2))
+    grow = float(rng.uniform(0.8, 1.25))
+    return Region(now.x + dx, now.y + dy, now.w * grow, now.h * grow)
 
 
 def _blunder(query: Query, fact: Fact, rng: np.random.Generator) -> Fact:
@@ -111,11 +128,16 @@ def through_jpeg(frame: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.u
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
 
 
-def sample(world: DrivingWorld, index: int, rng: np.random.Generator,
+def drive(number: int, hands: HandBank | None = None) -> World:
+    """Return the training world of this number; the worlds take turns."""
+    return make_world(NAMES[number % len(NAMES)], TRAIN_SEEDS[number], hands=hands)
+
+
+def sample(world: World, index: int, rng: np.random.Generator,
            query: Query | None = None) -> Sample:
     """Return one sample for frame ``index`` of a world."""
     if query is None:
-        query = QUERIES[int(rng.choice(len(QUERIES), p=SHARES))]
+        query = world.queries[int(rng.choice(len(world.queries), p=SHARES))]
     stamp = index * NS // int(FPS)
     facts, text = world.answers(index, stamp)[query.id]
     frame = world.frame(index)
@@ -123,7 +145,7 @@ def sample(world: DrivingWorld, index: int, rng: np.random.Generator,
         frame = through_jpeg(frame, int(rng.integers(75, 96)))
     answer = text if query.format == 'text' else prompt.answer_text(query, facts)
     return Sample(frame, query, late_context(world, query, index, rng), stamp, answer,
-                  cloud_text(query, facts, text))
+                  cloud_text(query, facts, text, world.size))
 
 
 def edge_views(item: Sample, context: Context | None,
@@ -145,20 +167,20 @@ def cloud_chat(item: Sample) -> tuple[list[prompt.Message], str]:
     return [{'role': 'user', 'content': content}], item.cloud_answer
 
 
-def corpus(n: int = 150) -> list[str]:
+def corpus(n: int = 120) -> list[str]:
     """Return the texts that the tokenizer learns its pieces from."""
     rng = np.random.default_rng(1)
     texts = [f'{a}, {a}' for a in range(0, 1001, BOX_STEP)] * 2
     texts += [f' ({k / 2:.1f} s ago)' for k in range(40)] * 3
-    for seed in range(n):
-        world = make_world('driving', TRAIN_SEEDS[seed])
-        for query in QUERIES:
-            index = int(rng.integers(FIRST, 2400))
+    for number in range(n):
+        world = drive(number)
+        for query in world.queries:
+            index = int(rng.integers(FIRST, LAST))
             facts, text = world.answers(index, 0)[query.id]
             blank = Sample(np.zeros((1, 1, 3), np.uint8), query,
                            late_context(world, query, index, rng), index * NS // int(FPS),
                            text or prompt.answer_text(query, facts),
-                           cloud_text(query, facts, text))
+                           cloud_text(query, facts, text, world.size))
             for chat, answer in (edge_chat(blank, None), edge_chat(blank, blank.context),
                                  cloud_chat(blank)):
                 texts += [part['text'] for m in chat for part in m['content'] if 'text' in part]

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 CHECKPOINTS = Path(__file__).parent / 'checkpoints'
 PAD, END = '<pad>', '<end_of_utterance>'
 SPECIAL = (PAD, '<s>', END, '<fake_token_around_image>', '<image>', '<global-img>')
@@ -42,7 +45,7 @@ class Shape:
     image: int
     patch: int
     shuffle: int
-    tiles: int                          # the processor cuts a picture into tiles x tiles and whole
+    tiles: tuple[int, int]              # columns, rows that the processor cuts a 4:3 picture into
     vision: tuple[int, int, int]        # hidden, layers, heads
     text: tuple[int, int, int, int]     # hidden, layers, heads, feed-forward
 
@@ -51,9 +54,15 @@ class Shape:
         """Visual tokens that one image becomes."""
         return (self.image // self.patch // self.shuffle) ** 2
 
+    @property
+    def images(self) -> int:
+        """Images that one picture becomes: its tiles and the whole."""
+        columns, rows = self.tiles
+        return columns * rows + 1 if columns > 1 else 1
 
-EDGE = Shape('spot-mini-edge', 96, 8, 2, 1, (128, 4, 4), (192, 4, 4, 448))
-CLOUD = Shape('spot-mini-cloud', 96, 8, 2, 3, (128, 4, 4), (192, 4, 4, 448))
+
+EDGE = Shape('spot-mini-edge', 96, 8, 2, (1, 1), (160, 5, 5), (192, 4, 4, 448))
+CLOUD = Shape('spot-mini-cloud', 96, 8, 2, (5, 4), (160, 5, 5), (192, 4, 4, 448))
 
 
 def build_tokenizer(corpus: Iterable[str]) -> Any:
@@ -75,9 +84,10 @@ def build_tokenizer(corpus: Iterable[str]) -> Any:
         model_max_length=2048, clean_up_tokenization_spaces=False)
 
 
-def add_tile_tags(tokenizer: Any, tiles: int) -> None:
+def add_tile_tags(tokenizer: Any, shape: Shape) -> None:
     """Give the tokenizer the tags that Idefics3 puts before the tiles of a picture."""
-    tags = [f'<row_{r + 1}_col_{c + 1}>' for r in range(tiles) for c in range(tiles)]
+    side = range(1, max(shape.tiles) + 1)  # portraits have as many rows as others have columns
+    tags = [f'<row_{r}_col_{c}>' for r in side for c in side]
     tokenizer.add_tokens(tags, special_tokens=True)
 
 
@@ -85,11 +95,30 @@ def expand_images(shape: Shape, text: str) -> str:
     """Replace each image placeholder as the processor does for a picture of 4:3."""
     image = '<image>' * shape.tokens_per_image
     whole = f'<fake_token_around_image><global-img>{image}<fake_token_around_image>'
-    if shape.tiles > 1:
-        rows = [''.join(f'<fake_token_around_image><row_{r + 1}_col_{c + 1}>{image}'
-                        for c in range(shape.tiles)) + '\n' for r in range(shape.tiles)]
-        whole = ''.join(rows) + '\n' + whole
+    if shape.images > 1:
+        columns, rows = shape.tiles
+        lines = [''.join(f'<fake_token_around_image><row_{r + 1}_col_{c + 1}>{image}'
+                         for c in range(columns)) + '\n' for r in range(rows)]
+        whole = ''.join(lines) + '\n' + whole
     return text.replace('<image>', whole)
+
+
+def cut(shape: Shape, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the images that the processor makes of a 4:3 picture, n x side x side x 3."""
+    from PIL import Image
+
+    def squeeze(image: Image.Image, width: int, height: int) -> Image.Image:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+
+    (columns, rows), side = shape.tiles, shape.image
+    if shape.images == 1:
+        raise ValueError(f'{shape.name} is given views, not tiles')
+    height, width = picture.shape[:2]
+    image = squeeze(Image.fromarray(picture), columns * side, columns * side * height // width)
+    image = squeeze(image, columns * side, rows * side)
+    whole = np.asarray(squeeze(image, side, side))
+    tiles = np.asarray(image).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return np.concatenate([tiles.reshape(-1, side, side, 3), whole[None]])
 
 
 def build_processor(shape: Shape, tokenizer: Any) -> Any:
@@ -99,7 +128,7 @@ def build_processor(shape: Shape, tokenizer: Any) -> Any:
         Idefics3ImageProcessorPil)
 
     images = Idefics3ImageProcessorPil(
-        do_image_splitting=shape.tiles > 1, size={'longest_edge': shape.image * shape.tiles},
+        do_image_splitting=shape.images > 1, size={'longest_edge': shape.image * shape.tiles[0]},
         max_image_size={'longest_edge': shape.image}, resample=2, do_rescale=True,
         rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return Idefics3Processor(images, tokenizer, image_seq_len=shape.tokens_per_image,

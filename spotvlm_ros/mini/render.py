@@ -53,11 +53,11 @@ def _disc(canvas: Image, x: float, y: float, r: float, color: Color) -> None:
 
 
 def _dim(scene: Scene, color: Color, z: float, lit: bool = False) -> Color:
-    """Darken at night (headlights reach about 35 m) and fade into haze with distance."""
+    """Darken at night (headlights reach about 40 m) and fade into haze with distance."""
     if lit:
         return color
     if scene.condition == 'night':
-        gain = 0.17 + 0.5 * math.exp(-((z / 20.0) ** 2))
+        gain = 0.20 + 0.5 * math.exp(-((z / 24.0) ** 2))
         return (color[0] * gain, color[1] * gain, color[2] * gain)
     haze = (1 - math.exp(-z / (110.0 if scene.condition == 'rain' else 320.0)))
     fog = 150.0 if scene.condition == 'rain' else 200.0
@@ -300,7 +300,7 @@ def _blur(canvas: Image, length: float) -> Image:
 def _noise_bank(condition: str) -> npt.NDArray[np.int16]:
     rng = np.random.default_rng(99)
     noise = np.asarray(rng.normal(0, 16, (HEIGHT + 64, WIDTH + 64, 3)), dtype=np.int16)
-    return noise // {'day': 4, 'rain': 2, 'night': 1}[condition]
+    return noise // {'day': 4, 'rain': 3, 'night': 2}[condition]
 
 
 def _sensor(canvas: Image, condition: str, rng: np.random.Generator) -> Image:

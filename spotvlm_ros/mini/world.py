@@ -27,7 +27,8 @@ EPISODE_S = 120.0     # after this a new episode with a derived seed begins
 CONDITIONS = ('day', 'rain', 'night')
 
 # Beyond these distances [m] a thing is neither drawn nor labelled.
-RANGE = {'light': 48.0, 'limit': 36.0, 'lead': 40.0, 'pedestrian': 38.0}
+RANGE = {'light': 46.0, 'limit': 32.0, 'lead': 44.0, 'pedestrian': 34.0}
+SOLID = ('building', 'parked', 'lead', 'pedestrian')  # hide what is behind them
 LIMITS = ('30', '50', '80', '100')
 
 SCENE = Query('scene', 'What is on the road?', 'facts', {
@@ -55,6 +56,7 @@ class Thing:
     h: float       # height [m]
     state: str = ''
     look: int = 0  # picks colours and variants
+    name: int = 0  # the same for the same thing in every frame of an episode
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,25 @@ class Scene:
 
     def region(self, thing: Thing) -> Region | None:
         """Return the part of the frame that a thing covers, None when it is outside."""
+        return self._box(thing).clipped(WIDTH, HEIGHT)
+
+    def visible(self, thing: Thing) -> float:
+        """Return the share of a thing that is inside the frame and not behind another, 0..1."""
+        box = self._box(thing)
+        u = box.x + box.w * (np.arange(6) + 0.5)[None, :] / 6
+        v = box.y + box.h * (np.arange(8) + 0.5)[:, None] / 8
+        seen = (u >= 0) & (u < WIDTH) & (v >= 0) & (v < HEIGHT)
+        for other in self.things:
+            if other.kind in SOLID and other.z < thing.z:
+                cover = self._box(other)
+                seen &= ~((u >= cover.x) & (u <= cover.x + cover.w)
+                          & (v >= cover.y) & (v <= cover.y + cover.h))
+        return float(seen.mean())
+
+    def _box(self, thing: Thing) -> Region:
         u, v = self.project(thing.x, thing.base, thing.z)
         w, h = FOCAL * thing.w / thing.z, FOCAL * thing.h / thing.z
-        return Region(u - w / 2, v - h, w, h).clipped(WIDTH, HEIGHT)
+        return Region(u - w / 2, v - h, w, h)
 
 
 class DrivingWorld:
@@ -115,6 +133,18 @@ class DrivingWorld:
         """Return the exact facts of the scene query for frame ``index``, with regions."""
         return label(self.scene(index), stamp_ns)
 
+    def follow(self, before: int, index: int) -> dict[str, Region]:
+        """Return where the things that frame ``before`` was labelled with are in ``index``."""
+        scene = self.scene(index)
+        now = {(t.kind, t.name): t for t in scene.things}
+        found = {}
+        for key, thing in asked_about(self.scene(before)).items():
+            same = now.get((thing.kind, thing.name))
+            region = scene.region(same) if same is not None else None
+            if region is not None:
+                found[key] = region
+        return found
+
     def answers(self, index: int, stamp_ns: int) -> dict[str, tuple[tuple[Fact, ...], str]]:
         """Return the exact facts and text of every query for frame ``index``, by query id."""
         facts = self.facts(index, stamp_ns)
@@ -125,33 +155,20 @@ class DrivingWorld:
         }
 
 
-WORLDS = {'driving': DrivingWorld}
-
-
-def make_world(name: str, seed: int, condition: str | None = None) -> DrivingWorld:
-    """Return the named world."""
-    if name not in WORLDS:
-        raise ValueError(f'there is no world {name!r}; use one of {", ".join(WORLDS)}')
-    return WORLDS[name](seed, condition)
+def asked_about(scene: Scene) -> dict[str, Thing]:
+    """Return the nearest thing of each kind that is half visible; a crossing pedestrian first."""
+    best: dict[str, Thing] = {}
+    for thing in sorted(scene.things, key=lambda t: (t.state != 'crossing', t.z)):
+        if thing.kind in SCENE.choices and thing.kind not in best and scene.visible(thing) >= 0.5:
+            best[thing.kind] = thing
+    return best
 
 
 def label(scene: Scene, stamp_ns: int) -> tuple[Fact, ...]:
-    """Return the nearest visible thing of each kind as a fact; a crossing pedestrian first."""
-    best: dict[str, tuple[tuple[bool, float], Thing, Region]] = {}
-    for thing in scene.things:
-        if thing.kind not in SCENE.choices:
-            continue
-        region = scene.region(thing)
-        if region is None:
-            continue
-        full = (FOCAL / thing.z) ** 2 * thing.w * thing.h
-        if region.w * region.h < 0.5 * full:  # more than half outside the frame
-            continue
-        rank = (thing.state != 'crossing', thing.z)
-        if thing.kind not in best or rank < best[thing.kind][0]:
-            best[thing.kind] = (rank, thing, region)
-    return tuple(Fact(key, best[key][1].state, stamp_ns, 1.0, best[key][2]) if key in best
-                 else Fact(key, 'none', stamp_ns) for key in SCENE.keys)
+    """Return what there is of each kind as a fact."""
+    things = asked_about(scene)
+    return tuple(Fact(key, things[key].state, stamp_ns, 1.0, scene.region(things[key]))
+                 if key in things else Fact(key, 'none', stamp_ns) for key in SCENE.keys)
 
 
 def action(facts: tuple[Fact, ...]) -> str:
@@ -240,7 +257,7 @@ class _Episode:
                         for s in self._places(rng, 20, length, 32, 64)]
         self.scenery = [Thing(str(rng.choice(['building', 'building', 'tree', 'clutter', 'clutter',
                                               'parked'])),
-                              float(rng.choice([-1, 1])) * rng.uniform(6.5, 12), 0.0, s,
+                              float(rng.choice([-1, 1])) * rng.uniform(6.5, 11), 0.0, s,
                               rng.uniform(3, 9), rng.uniform(3, 9), '', int(rng.integers(1 << 30)))
                         for s in self._places(rng, 6, length, 3, 9)]
         self._drive(rng)
@@ -258,9 +275,9 @@ class _Episode:
     def _drive(self, rng: np.random.Generator) -> None:
         """Integrate the ego car, the lead vehicle and the pedestrians at the frame rate."""
         n, dt = int(EPISODE_S * FPS), 1.0 / FPS
-        cruise = rng.uniform(5.0, 9.0)
+        cruise = rng.uniform(3.0, 5.5)
         s, v = 0.0, cruise
-        gap, lead_on, lead_until = rng.uniform(10, 30), bool(rng.random() < 0.75), 0.0
+        gap, lead_on, lead_until = rng.uniform(12, 40), bool(rng.random() < 0.75), 0.0
         target_gap, braking, brake_until = gap, False, 0.0
         lead_look = int(rng.integers(1 << 30))
         self.track = np.zeros((n, 4))           # distance, speed, gap (0 = none), braking
@@ -271,12 +288,12 @@ class _Episode:
                 lead_on = not lead_on if i else lead_on
                 lead_until = t + (rng.uniform(15, 30) if lead_on else rng.uniform(5, 12))
                 lead_look = int(rng.integers(1 << 30))
-                gap = rng.uniform(12, 36)
+                gap = rng.uniform(14, 42)
             stop = self._stop_distance(s, t)
             if t >= brake_until:
                 braking = not braking and bool(rng.random() < 0.75)
-                brake_until = t + rng.uniform(4.0, 10.0)
-                target_gap = rng.uniform(8, 18) if braking else rng.uniform(14, 36)
+                brake_until = t + rng.uniform(6.0, 14.0)
+                target_gap = rng.uniform(10, 24) if braking else rng.uniform(16, 42)
             wanted = min(cruise, math.sqrt(2 * 3.0 * max(0.0, stop - 11.0)))
             if lead_on and braking:
                 wanted = min(wanted, 0.55 * cruise)
@@ -301,32 +318,36 @@ class _Episode:
         t = i / FPS
         s, v, gap, braking = self.track[i]
         things = []
-        for light in self.lights:
+        for k, light in enumerate(self.lights):
             if 2.0 < light.s - s < RANGE['light']:
-                things.append(Thing('light', light.x, 2.6, light.s - s, 0.5, 1.35, light.state(t)))
-        for at, x, value in self.signs:
+                things.append(Thing('light', light.x, 2.6, light.s - s, 0.5, 1.35, light.state(t),
+                                    0, k))
+        for k, (at, x, value) in enumerate(self.signs):
             if 2.0 < at - s < RANGE['limit']:
-                things.append(Thing('limit', x, 1.7, at - s, 1.25, 1.25, value))
-        for walker in self.walkers:
+                things.append(Thing('limit', x, 1.7, at - s, 1.25, 1.25, value, 0, k))
+        for k, walker in enumerate(self.walkers):
             if 2.0 < walker.s - s < RANGE['pedestrian']:
                 state = 'crossing' if walker.crossing(t) else 'sidewalk'
                 moving = int(t * 6) if walker.started is not None else 0
                 things.append(Thing('pedestrian', walker.x(t), 0.0, walker.s - s, 0.6, 1.75,
-                                    state, walker.look + moving % 2))
+                                    state, walker.look & ~1 | moving % 2, k))
         if gap > 0:
             things.append(Thing('lead', 0.0, 0.0, gap, 1.85, 1.5,
-                                'braking' if braking else 'cruising', int(self.lead_looks[i])))
+                                'braking' if braking else 'cruising', int(self.lead_looks[i]),
+                                int(self.lead_looks[i])))
         for item in self.scenery:
             if 1.5 < item.z - s < 90.0:
-                x = math.copysign(5.2, item.x) if item.kind == 'parked' else item.x
                 size = (1.9, 1.6) if item.kind == 'parked' else (item.w, item.h)
+                x = (math.copysign(5.2, item.x) if item.kind == 'parked' else
+                     item.x + math.copysign(item.w / 2, item.x) if item.kind == 'building'
+                     else item.x)
                 things.append(Thing(item.kind, x, 0.0, item.z - s, *size, '', item.look))
         a = self.wobble
         rough = 0.5 + 0.5 * math.sin(0.37 * t + a[5])
-        shake = v / 9.0
+        shake = v / 5.5
         return Scene(
             index, self.condition, self.look,
-            pitch=3.0 * shake * math.sin(5.1 * t + a[0]) + 3.0 * math.sin(0.6 * t + a[1]),
-            yaw=14.0 * math.sin(0.23 * t + a[2]) + 3.0 * shake * math.sin(3.3 * t + a[3]),
-            curve=0.0012 * math.sin(0.15 * t + a[4]),
+            pitch=3.0 * shake * math.sin(5.1 * t + a[0]) + 16.0 * math.sin(0.17 * t + a[1]),
+            yaw=125.0 * math.sin(0.16 * t + a[2]) + 3.0 * shake * math.sin(3.3 * t + a[3]),
+            curve=0.003 * math.sin(0.15 * t + a[4]),
             blur=shake * (1.0 + 5.0 * rough ** 3), distance=float(s), things=tuple(things))

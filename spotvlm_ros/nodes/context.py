@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 import threading
 from typing import Any
 
@@ -15,20 +14,21 @@ from .base import latched, RELIABLE, SpotNode
 from .convert import context_msg, turn_from_msg
 from .frames import Frame, FrameError, FrameHub, Mailbox, RESTART_S
 from .input import FrameInput
-from ..method.facts import NS, Query, Region, Source
-from ..method.flow import Carrier
-from ..method.history import History, HORIZON_S
+from ..method.facts import Context, NS, Query, Source
+from ..method.gate import Drop, GateConfig
+from ..method.transfer import Transfer, TransferConfig
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
-Name = tuple[str, str]  # query and key
+WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
+    Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 
 
 class ContextNode(SpotNode):
     """
-    One history per query; a late cloud answer replaces the edge's own turn of its frame.
+    Late cloud answers replace the edge's own turns; see `method/transfer.py` for what happens.
 
     Callbacks insert turns. One thread carries the regions of the context's facts from frame to
-    frame and publishes; it alone touches the carrier. The lock guards the histories.
+    frame and publishes. The lock guards all of `Transfer` but `carry`.
     """
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
@@ -36,18 +36,14 @@ class ContextNode(SpotNode):
         super().__init__('context', **kwargs)
         self._hub = hub
         self._queries: dict[str, Query] = {}
-        self._histories: dict[str, History] = {}
-        self._newest_ns: dict[str, int] = {}  # newest frame answered by the edge, per query
+        self._transfer = Transfer(())
         self._reset_gate: dict[str, int] = {}  # why a history is empty, until it fills again
         self._frame_id = ''
         self._contexts: Any = None
         self._replaced = 0
         self._lock = threading.RLock()
-        self._carrier = Carrier()
-        self._carried: dict[Name, int] = {}    # what is carried -> stamp of the fact
-        self._focus: Mapping[Name, Region] = {}  # regions in the frame of _focus_ns
-        self._focus_ns = 0
-        self._start_over = False
+        self._flow_lock = threading.Lock()     # held while regions are carried
+        self._seen_ns = 0                      # newest frame that regions were carried to
         self._mailbox = Mailbox()
         self._input: FrameInput | None = None
         self._running = False
@@ -55,7 +51,13 @@ class ContextNode(SpotNode):
 
     def setup(self) -> None:
         """Read the queries."""
-        self._queries = {q.id: q for q in self.queries()}
+        queries = self.queries()
+        self._queries = {q.id: q for q in queries}
+        self._transfer = Transfer(queries, TransferConfig(
+            carry=self.param('flow_hz') > 0,
+            gate=GateConfig(age_limit_s=self.param('age_limit_s'),
+                            changed_below=self.param('changed_below'),
+                            cut_below=self.param('cut_below'))))
         self._contexts = self.advertise(ContextMsg, 'context', latched(len(self._queries)))
 
     def start(self) -> None:
@@ -82,7 +84,7 @@ class ContextNode(SpotNode):
     def release(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._queries, self._histories = {}, {}
+            self._queries, self._transfer = {}, Transfer(())
             if self._contexts is not None:
                 self.destroy_lifecycle_publisher(self._contexts)
                 self._contexts = None
@@ -97,11 +99,11 @@ class ContextNode(SpotNode):
         """Return what /diagnostics shows."""
         with self._lock:
             report: dict[str, Any] = {
-                'turns_replaced': self._replaced, 'regions_carried': len(self._carrier.tracks),
-                'regions_lost': self._carrier.lost, 'flow_frames_dropped': self._mailbox.dropped}
-            for query_id, history in self._histories.items():
-                context = history.context(self._newest_ns[query_id])
-                report[f'{query_id}.turns'] = len(history)
+                'turns_replaced': self._replaced, **self._transfer.report(),
+                'flow_frames_dropped': self._mailbox.dropped}
+            for query_id in self._queries:
+                context = self._transfer.context(query_id)
+                report[f'{query_id}.turns'] = len(self._transfer.turns(query_id))
                 report[f'{query_id}.facts'] = len(context.facts)
                 if not context.empty:
                     report[f'{query_id}.age_s'] = (context.stamp_ns - context.newest_ns) / NS
@@ -114,16 +116,12 @@ class ContextNode(SpotNode):
         if query is None or message.error_code != Answer.ERROR_NONE:
             return  # an ad-hoc question, or nothing to remember
         turn = turn_from_msg(message)
+        if turn.source is Source.EDGE and \
+                turn.stamp_ns < self._transfer.newest_ns(query.id) - RESTART_S * NS:
+            self._restarted()  # not under the lock: the flow thread takes both in the other order
         with self._lock:
-            newest = self._newest_ns[query.id]
-            if turn.source is Source.EDGE:
-                if turn.stamp_ns < newest - RESTART_S * NS:
-                    self._restarted()
-                self._newest_ns[query.id] = max(self._newest_ns[query.id], turn.stamp_ns)
-            elif newest and turn.stamp_ns > newest + HORIZON_S * NS:
-                return  # asked before the stream restarted
             self._frame_id = message.header.frame_id
-            if not self._histories[query.id].add(turn) or turn.source is not Source.CLOUD:
+            if not self._transfer.add(turn) or turn.source is not Source.CLOUD:
                 return
             self._replaced += 1
             self._reset_gate[query.id] = ContextMsg.GATE_EMPTY
@@ -136,30 +134,27 @@ class ContextNode(SpotNode):
 
     def _publish(self, query: Query) -> None:
         """Publish the context for the newest frame that is known of."""
-        history = self._histories[query.id]
-        turns = history.turns
-        now_ns = max(self._newest_ns[query.id], turns[-1].stamp_ns if turns else 0,
-                     self._focus_ns)
-        if not turns and self._reset_gate[query.id] == ContextMsg.GATE_EMPTY:
+        gate = self._reset_gate[query.id]
+        if not self._transfer.turns(query.id) and gate == ContextMsg.GATE_EMPTY:
             return  # nothing has been said yet
-        context = history.context(now_ns)
-        if self._running:
-            focus = self._focus  # lost regions are not in it
-            context = replace(context, focus={
-                f.key: focus[query.id, f.key] for f in context.facts
-                if (query.id, f.key) in focus})
-        cloud = {f.key for t in turns if t.source is Source.CLOUD for f in t.facts}
-        gate = self._reset_gate[query.id] if context.empty else ContextMsg.GATE_OPEN
+        context = self._transfer.context(query.id)
         if self._contexts is not None:
-            self._contexts.publish(context_msg(context, query, self._frame_id, gate,
-                                               len(cloud) - len(context.facts)))
+            self._contexts.publish(context_msg(
+                context, query, self._frame_id, self._gate(context, gate),
+                sum(self._transfer.dropped.values())))
+
+    @staticmethod
+    def _gate(context: Context, reset: int) -> int:
+        if not context.empty:
+            return ContextMsg.GATE_OPEN
+        whole = set(context.dropped.values())
+        return WHOLE.get(whole.pop(), reset) if len(whole) == 1 else reset
 
     def _forget(self, gate: int) -> None:
-        with self._lock:
-            self._histories = {q.id: History(q) for q in self._queries.values()}
-            self._newest_ns = dict.fromkeys(self._queries, 0)
+        with self._flow_lock, self._lock:
+            self._transfer.clear()
+            self._seen_ns = 0
             self._reset_gate = dict.fromkeys(self._queries, gate)
-            self._focus, self._focus_ns, self._start_over = {}, 0, True
             self._mailbox.clear()
 
     def _restarted(self) -> None:
@@ -182,34 +177,18 @@ class ContextNode(SpotNode):
 
     def _carry(self, frame: Frame) -> None:
         """Carry all regions to a frame, take up those of new facts, publish."""
-        if self._start_over:
-            self._start_over = False
-            self._carrier.clear()
-            self._carried.clear()
         # Frames come a little early or late: half a period is tolerance enough.
-        if frame.stamp_ns - self._carrier.newest_ns < 0.5 * NS / self.param('flow_hz'):
+        if frame.stamp_ns - self._seen_ns < 0.5 * NS / self.param('flow_hz'):
             return
-        self._carrier.add(frame.stamp_ns, frame.rgb())
-        with self._lock:
-            wanted = {(query.id, fact.key): fact for query in self._queries.values()
-                      for fact in self._histories[query.id].cloud_facts(frame.stamp_ns).values()
-                      if fact.region is not None}
-        self._carrier.keep(wanted.keys())
-        new: dict[int, dict[Hashable, Region]] = {}
-        for name, fact in wanted.items():
-            if self._carried.get(name) != fact.stamp_ns and fact.region is not None:
-                new.setdefault(fact.stamp_ns, {})[name] = fact.region
-        for stamp_ns, regions in new.items():
-            self._carrier.start(regions, stamp_ns)
-        self._carried = {name: fact.stamp_ns for name, fact in wanted.items()}
-        if self._start_over or not (wanted or self._focus):
-            return
-        self._focus = {name: region for name, region in self._carrier.regions().items()
-                       if isinstance(name, tuple)}
-        self._focus_ns = frame.stamp_ns
-        with self._lock:
-            for query_id in {query_id for query_id, _ in wanted}:
-                self._publish(self._queries[query_id])
+        with self._flow_lock:
+            self._seen_ns = frame.stamp_ns
+            with self._lock:
+                wanted = self._transfer.wanted(frame.stamp_ns)
+            self._transfer.carry(frame.stamp_ns, frame.rgb(), wanted)
+            with self._lock:
+                self._transfer.carried(frame.stamp_ns)
+                for query_id in {query_id for query_id, _ in wanted}:
+                    self._publish(self._queries[query_id])
 
 
 def make_nodes() -> list[SpotNode]:

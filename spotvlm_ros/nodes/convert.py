@@ -106,6 +106,8 @@ def context_msg(context: Context, query: Query, frame_id: str, gate: int,
         text=context.text, text_stamp=time_msg(context.text_stamp_ns),
         focus=[region_msg(r) for r in list(context.focus.values())[:MAX_FOCUS]],
         focus_keys=list(context.focus)[:MAX_FOCUS],
+        dropped_keys=list(context.dropped)[:MAX_FACTS],
+        dropped_reasons=list(context.dropped.values())[:MAX_FACTS],
         tokens=round(words * WORD_TOKENS), gate=gate, facts_dropped=dropped)
 
 
@@ -114,4 +116,5 @@ def context_from_msg(message: ContextMsg) -> Context:
     facts = tuple(fact_from_msg(f) for f in message.facts)
     focus = {key: region_from_msg(r) for key, r in zip(message.focus_keys, message.focus)}
     return Context(message.query_id, stamp_ns(message.header.stamp), facts, message.text,
-                   stamp_ns(message.text_stamp), focus)
+                   stamp_ns(message.text_stamp), focus,
+                   dict(zip(message.dropped_keys, message.dropped_reasons)))

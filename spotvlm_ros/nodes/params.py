@@ -97,7 +97,7 @@ CAMERA = (
     Param('frame_id', 'camera_optical_frame', 'optical frame of the images (REP-105)'),
     Param('publish_image', 'auto', 'publish image: auto does while somebody subscribes',
           choices=('auto', 'always', 'never'), when='run'),
-    Param('world', 'driving', 'miniature world to render', choices=('driving',)),
+    Param('world', 'driving', 'miniature world to render', choices=('driving', 'hri')),
     Param('seed', 1, 'episode of the miniature world', 0, 2**31 - 1),
     Param('condition', '', 'weather and light of the miniature world; empty: by seed'),
     Param('wait_for_listener_s', 30.0, 'hold the first frame until node edge listens, at most '
@@ -180,6 +180,12 @@ CONTEXT = (
           'regions were carried to, and at once when the cloud answered', 0.1, 50.0),
     Param('flow_hz', 5.0, 'focus regions are carried to the present frame this often; 0: they '
           'stay where the cloud saw them', 0.0, 60.0),
+    Param('age_limit_s', 12.0, 'no fact older than this is told, whatever its time to live [s]',
+          0.1, 86400.0),
+    Param('changed_below', 0.3, 'a fact is not told when its region correlates less than this '
+          'with how the cloud saw it; -1: never', -1.0, 1.0),
+    Param('cut_below', 0.4, 'all facts are dropped when a frame correlates less than this with '
+          'the last one (scene cut); -1: never', -1.0, 1.0),
     *INPUT, *QUERIES,
 )
 TABLES: Mapping[str, tuple[Param, ...]] = {

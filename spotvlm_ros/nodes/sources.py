@@ -124,7 +124,7 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[Shot]:
 def mini(world: str, seed: int, condition: str = '', rate_hz: float = 0.0,
          stop: Callable[[], bool] = lambda: False) -> Iterator[Shot]:
     """Yield frames of the miniature world without end; pure functions of seed and index."""
-    from ..mini.world import make_world
+    from ..mini.worlds import make_world
     scene = make_world(world, seed=seed, condition=condition or None)
     rate = rate_hz or scene.fps
     step = scene.fps / rate  # frames of the world per frame of the camera

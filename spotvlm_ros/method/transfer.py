@@ -1,0 +1,156 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Context Transfer put together: answers of both kinds and frames in, context for the next frame out.
+
+The node and the benchmark run this same object. It is a plain state machine: the same calls in the
+same order give the same contexts, which is what makes a recorded run replayable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .facts import Context, Fact, NS, Query, Region, Source, Turn
+from .flow import Carrier, FlowConfig
+from .gate import Drop, GateConfig
+from .history import Evidence, History, HORIZON_S
+
+Name = tuple[str, str]  # query and key
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """The rules of the method; every one has a default that was measured."""
+
+    evidence: Evidence = field(default_factory=Evidence)
+    gate: GateConfig = field(default_factory=GateConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    carry: bool = True   # regions are carried to the present frame; False: they stay
+
+
+class Transfer:
+    """
+    One history per query, and the regions of their facts.
+
+    `add` and `context` may be called from one thread while another is in `carry`, if `wanted` and
+    `carried` are called under the lock that guards `add` and `context`. `frame` does all three.
+    """
+
+    def __init__(self, queries: Sequence[Query], config: TransferConfig | None = None) -> None:
+        """Start empty."""
+        self.queries = {q.id: q for q in queries}
+        self.config = config or TransferConfig()
+        self.dropped: Counter[Drop] = Counter()  # facts that were not told, each once per reason
+        self._carrier = Carrier(self.config.flow, cut_below=self.config.gate.cut_below)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything (clock jump, stream restart)."""
+        self._histories = {q.id: History(q, self.config.evidence, self.config.gate)
+                           for q in self.queries.values()}
+        self._newest_ns = dict.fromkeys(self.queries, 0)   # newest frame that the edge answered
+        self._regions: Mapping[Name, Region] = {}          # in the frame of _frame_ns
+        self._alike: Mapping[Name, float] = {}
+        self._frame_ns = self._cut_ns = 0
+        self._taken: dict[Name, int] = {}                  # what is carried -> stamp of the fact
+        self._noted: dict[Name, tuple[int, int]] = {}      # newest fact noted as dropped, and why
+        self._carrier.clear()
+
+    def add(self, turn: Turn) -> bool:
+        """
+        Take an answer; return whether the history is another now.
+
+        A cloud answer about a frame from before a restart is not taken.
+        """
+        newest = self._newest_ns[turn.query_id]
+        if turn.source is Source.EDGE:
+            self._newest_ns[turn.query_id] = max(newest, turn.stamp_ns)
+        elif newest and turn.stamp_ns > newest + HORIZON_S * NS:
+            return False
+        return self._histories[turn.query_id].add(turn)
+
+    def newest_ns(self, query_id: str) -> int:
+        """Return the newest frame that the edge answered; 0 before the first."""
+        return self._newest_ns[query_id]
+
+    def turns(self, query_id: str) -> list[Turn]:
+        """Return the history of a query, oldest first, edge turns replaced by the cloud's."""
+        return self._histories[query_id].turns
+
+    # Frames
+
+    def frame(self, stamp_ns: int, image: npt.NDArray[np.uint8]) -> None:
+        """Take a frame (height x width x 3, RGB, or grey) and carry all regions to it."""
+        self.carry(stamp_ns, image, self.wanted(stamp_ns))
+        self.carried(stamp_ns)
+
+    def wanted(self, stamp_ns: int) -> dict[Name, Fact]:
+        """Return the facts whose regions are of use for the frame acquired at ``stamp_ns``."""
+        found = {}
+        for query in self.queries.values():
+            for fact in self._histories[query.id].cloud_facts(stamp_ns).values():
+                life = min(query.ttl_ns(fact.key), int(self.config.gate.age_limit_s * NS))
+                if fact.region is not None and stamp_ns - fact.stamp_ns <= life:
+                    found[query.id, fact.key] = fact
+        return found
+
+    def carry(self, stamp_ns: int, image: npt.NDArray[np.uint8],
+              wanted: Mapping[Name, Fact]) -> None:
+        """Carry the regions to a frame newer than the last; touches the carrier only."""
+        self._carrier.add(stamp_ns, image)
+        self._carrier.keep(wanted.keys())
+        new: dict[int, dict[Hashable, Region]] = {}
+        for name, fact in wanted.items():
+            if self._taken.get(name) != fact.stamp_ns and fact.region is not None:
+                new.setdefault(fact.stamp_ns, {})[name] = fact.region
+        for seen_ns, regions in new.items():
+            self._carrier.start(regions, seen_ns)
+        self._taken = {name: fact.stamp_ns for name, fact in wanted.items()}
+
+    def carried(self, stamp_ns: int) -> None:
+        """Put what `carry` found to use."""
+        self._regions = {n: r for n, r in self._carrier.regions().items() if isinstance(n, tuple)}
+        self._alike = {n: v for n, v in self._carrier.similarities().items()
+                       if isinstance(n, tuple)}
+        self._frame_ns, self._cut_ns = stamp_ns, self._carrier.cut_ns
+
+    @property
+    def carried_ns(self) -> int:
+        """Stamp of the newest frame that regions were carried to; 0 before the first."""
+        return self._frame_ns
+
+    def report(self) -> dict[str, int]:
+        """Return counts since start."""
+        return {'regions_carried': len(self._regions), 'regions_lost': self._carrier.lost,
+                'scene_cuts': self._carrier.cuts} | {
+                    f'dropped_{why.name.lower()}': self.dropped[why] for why in Drop}
+
+    # Context
+
+    def context(self, query_id: str, now_ns: int = 0) -> Context:
+        """Return the context for a frame, by default for the newest one that is known of."""
+        history = self._histories[query_id]
+        if not now_ns:
+            turns = history.turns
+            now_ns = max(self._newest_ns[query_id], turns[-1].stamp_ns if turns else 0,
+                         self._frame_ns)
+        own: dict[str, Region] | None = None
+        if self.config.carry:
+            own = {key: r for (query, key), r in self._regions.items() if query == query_id}
+        # The look of a region that has been replaced by a newer fact's says nothing about that.
+        facts = history.cloud_facts(now_ns)
+        alike = {key: v for (query, key), v in self._alike.items() if query == query_id
+                 and key in facts and facts[key].stamp_ns == self._taken.get((query, key))}
+        context = history.context(now_ns, own, alike, self._cut_ns)
+        for key, why in context.dropped.items():
+            note = (facts[key].stamp_ns, why)
+            if self._noted.get((query_id, key)) != note:
+                self._noted[query_id, key] = note
+                self.dropped[Drop(why)] += 1
+        return context

@@ -9,6 +9,10 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from spotvlm_ros.bench.bridge_faults import all_faults  # noqa: E402, I100
 from spotvlm_ros.bench.bridge_perf import soak, wire  # noqa: E402
+from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402
+from spotvlm_ros.bench.robots import carry  # noqa: E402
+from spotvlm_ros.cloud.client import CloudConfig  # noqa: E402
+from spotvlm_ros.method.facts import Query  # noqa: E402
 
 
 def test_soak_leaves_nothing_behind():
@@ -35,3 +39,15 @@ def test_cost_of_the_bridge():
     # Ten and five on a machine that is not busy with other tests.
     assert rows['keyframe_to_wire_p95_ms']['value'] < 60.0
     assert rows['reply_to_answer_p95_ms']['value'] < 30.0
+
+
+def test_simulated_robots_share_a_server():
+    queries = (Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=0.5),)
+    server = ChaosServer(pause_s=0.05)
+    try:
+        got = carry(3, CloudConfig(server.url, 'm'), queries, 2.0, warm_up_s=0.5)
+    finally:
+        server.stop()
+    assert 1.0 < got['answers_per_s_per_robot'] < 2.6 and got['errors'] == 0
+    assert 0.05 < got['round_trip_p50_s'] < 0.5
+    assert got['round_trip_p50_s'] < got['context_age_p95_s'] < 2.0

@@ -47,7 +47,7 @@ def wire(keyframes: int = KEYFRAMES) -> list[dict[str, Any]]:
 
 
 def _frames(count: int) -> list[Any]:
-    from ..mini.world import make_world
+    from ..mini.worlds import make_world
     world = make_world('driving', 1)
     import cv2
     return [cv2.resize(world.frame(4 * i), (640, 480)) for i in range(count)]

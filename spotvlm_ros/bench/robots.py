@@ -30,7 +30,7 @@ from ..cloud.photo import Photo
 from ..cloud.server import EmbeddedServer
 from ..method.facts import Query
 from ..mini.models import resolve
-from ..mini.world import make_world
+from ..mini.worlds import make_world, TUNE_SEEDS
 from ..nodes.params import check_file, lookup, read_queries
 from ..nodes.runner import find_profile
 
@@ -44,9 +44,9 @@ class Robot:
     """A camera and a bridge."""
 
     def __init__(self, number: int, config: CloudConfig, queries: Sequence[Query],
-                 in_flight: int) -> None:
+                 in_flight: int, world_name: str) -> None:
         """Begin to ask."""
-        world = make_world('driving', 1000 + number)
+        world = make_world(world_name, TUNE_SEEDS.start + number)
         self._photos = [_photo(world.frame(5 * i)) for i in range(DISTINCT)]
         self._main = queries[0].id
         self.answers: list[CloudAnswer] = []
@@ -90,9 +90,9 @@ def _photo(pixels: Any) -> Photo:
 
 
 def carry(count: int, config: CloudConfig, queries: Sequence[Query], seconds: float,
-          in_flight: int = 2, warm_up_s: float = 3.0) -> dict[str, Any]:
+          in_flight: int = 2, warm_up_s: float = 3.0, world: str = 'driving') -> dict[str, Any]:
     """Return what ``count`` robots get of a server."""
-    robots = [Robot(number, config, queries, in_flight) for number in range(count)]
+    robots = [Robot(number, config, queries, in_flight, world) for number in range(count)]
     try:
         time.sleep(warm_up_s)
         for robot in robots:
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--robots', type=int, nargs='+', default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument('--profile', default='driving', help='whose queries are asked')
+    parser.add_argument('--profile', default='driving',
+                        help='whose queries are asked about whose world')
     parser.add_argument('--seconds', type=float, default=20.0, help='per number of robots')
     parser.add_argument('--age', type=float, default=3.0,
                         help='95 %% of the time the newest answer must be younger than this [s]')
@@ -129,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--threads', type=int, default=1, help='of the embedded server')
     parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
     arguments = parser.parse_args(argv)
-    flat = check_file(find_profile(arguments.profile))['cloud']
+    profile = check_file(find_profile(arguments.profile))
+    flat, world = profile['cloud'], profile['camera'].get('world', 'driving')
     queries = read_queries(lambda param, name: lookup(flat, param, name))
     with ExitStack() as stack:
         url, model = arguments.url, arguments.model
@@ -140,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = []
         print('robots  answers/s  each   round trip p50, p95   context age p50, p95   errors')
         for count in arguments.robots:
-            rows.append(carry(count, config, queries, arguments.seconds, arguments.in_flight))
+            rows.append(carry(count, config, queries, arguments.seconds, arguments.in_flight,
+                              world=world))
             row = rows[-1]
             print(f'{count:6}  {row["answers_per_s"]:9.2f}  {row["answers_per_s_per_robot"]:4.2f}'
                   f'   {row["round_trip_p50_s"]:6.2f} s {row["round_trip_p95_s"]:6.2f} s'

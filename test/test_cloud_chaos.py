@@ -128,7 +128,7 @@ def test_fault_is_survived_counted_and_over_at_once(chaos, rigs, fault):
     assert sum(by_kind.values()) == rig.bridge.stats.errors and 'internal' not in by_kind
     assert by_kind, fault
     server.fault = 'none'
-    rig.until(lambda: rig.answers, 33.0 if fault in ('http_400', 'http_401', 'redirect') else 8.0)
+    rig.until(lambda: rig.answers, 13.0 if fault in ('http_400', 'http_401', 'redirect') else 8.0)
     assert rig.bridge.breaker_state is State.CLOSED and not rig.bridge.stats.last_error
 
 

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API key: used, and nowhere else to be found. Masked parts of the image never leave."""
 
+import asyncio
 import base64
 import json
 import os
 from pathlib import Path
 import signal
+import ssl
 import subprocess
 import sys
 
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.bench.chaos import ChaosServer
-from spotvlm_ros.cloud.client import CloudConfig, read_api_key
+from spotvlm_ros.cloud.client import CloudClient, CloudConfig, read_api_key
+from spotvlm_ros.cloud.errors import CloudUnreachable
 
 SECRET = 'sk-kEy4711-do-not-tell'
 
@@ -48,18 +51,18 @@ def test_credentials_in_the_address_are_refused(url):
     assert SECRET not in str(caught.value)
 
 
-def test_tls_is_verified(tmp_path):
+@pytest.mark.parametrize('vouched', [False, True])
+def test_tls_is_verified(tmp_path, monkeypatch, vouched):
     """A server with a certificate that nobody vouches for gets no request."""
-    import asyncio
-    import ssl
-    from spotvlm_ros.cloud.client import CloudClient
-    from spotvlm_ros.cloud.errors import CloudUnreachable
     certificate, key = tmp_path / 'cert.pem', tmp_path / 'key.pem'
-    made = subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days',
-                           '1', '-subj', '/CN=localhost', '-keyout', key, '-out', certificate],
-                          capture_output=True)
+    made = subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', '-subj',
+         '/CN=localhost', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out',
+         certificate], capture_output=True)
     if made.returncode:
         pytest.skip('openssl cannot make a certificate here')
+    if vouched:
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     heard = []
@@ -67,6 +70,7 @@ def test_tls_is_verified(tmp_path):
     async def ask():
         async def serve(reader, writer):
             heard.append(await reader.read(1000))
+            writer.close()
         server = await asyncio.start_server(serve, '127.0.0.1', 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         client = CloudClient(CloudConfig(f'https://127.0.0.1:{port}/v1', 'm', api_key=SECRET))
@@ -77,7 +81,8 @@ def test_tls_is_verified(tmp_path):
             await client.close()
             server.close()
     asyncio.run(ask())
-    assert not any(SECRET.encode() in data or b'POST' in data for data in heard)
+    assert any(b'Bearer ' + SECRET.encode() in data for data in heard) == vouched
+    assert any(b'POST' in data for data in heard) == vouched
 
 
 @pytest.fixture(scope='module')

@@ -21,11 +21,10 @@ from urllib.parse import urlsplit
 
 from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV
 from .parse import BoxScale
-from .transport import Completion, Transport
+from .transport import Completion, LOOPBACK, Transport
 
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
 REFUSED_S = 600.0  # how long a server is not asked again for what it has refused
-LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
 class Dialect(IntEnum):

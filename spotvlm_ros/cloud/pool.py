@@ -20,7 +20,7 @@ from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
 
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
 BESIDE_S = 15.0  # and where another serves meanwhile
-DENIED_S = 30.0  # pause after a refusal that only a person can mend (key, address, model)
+DENIED_S = 10.0  # pause after a refusal that only a person can mend (key, address, model)
 IMAGE_TOKENS = 1000  # guess of what an image costs, until a server has told
 CHARS_PER_TOKEN = 3
 IMPLAUSIBLE = 100    # times the guess

@@ -33,6 +33,7 @@ MAX_TOKENS = 10_000_000  # a usage beyond this is no usage
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
 END_S = 0.1             # a connection whose end does not come after the last event is given up
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 IDLE_S = 30.0           # an unused connection is kept this long
 
 
@@ -232,7 +233,8 @@ def _usage(raw: Any) -> Usage:
 def _proxy(url: str) -> str | None:
     """Return the proxy that the environment names for an address."""
     parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ''):
+    host = parts.hostname or ''
+    if host in LOOPBACK or urllib.request.proxy_bypass(host):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -164,6 +165,21 @@ def outage(pairs: int = 5, seconds: float = 6.0) -> list[dict[str, Any]]:
     return [result | {'up_hz': [round(v, 2) for v in up], 'down_hz': [round(v, 2) for v in down]}]
 
 
+def _clip(folder: str) -> str:
+    """
+    Write a few seconds of the miniature world, to be shown again and again.
+
+    The world itself keeps scenery that it has drawn, which would hide what the bridge keeps.
+    """
+    import cv2
+    path = str(Path(folder) / 'clip.avi')
+    video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*'MJPG'), 12.0, (640, 480))
+    for pixels in _frames(60):
+        video.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    video.release()
+    return path
+
+
 def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: Any = None,
          tell: bool = False) -> list[dict[str, Any]]:
     """
@@ -175,11 +191,13 @@ def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: Any = None,
     # Often: faults are met by keyframes, not by the clock.
     cloud = {'deadline_s': 2.0, 'max_in_flight': 4, 'scene.cloud_period_s': 0.2,
              'action.cloud_period_s': 0.2}
-    with ChaosProcess('random') as server:
-        with Robot(server.url, cloud, load_edge):
+    with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder, \
+            ChaosProcess('random') as server:
+        camera = {'source': 'video', 'path': _clip(folder), 'loop': True}
+        with Robot(server.url, cloud, load_edge, camera):
             pass  # what ROS and torch keep for ever is no leak of a run
         before = resources()
-        with Robot(server.url, cloud, load_edge) as robot:
+        with Robot(server.url, cloud, load_edge, camera) as robot:
             began = time.monotonic()
             while (passed := time.monotonic() - began) < 60 * minutes:
                 time.sleep(min(SAMPLE_S, 60 * minutes / 20))

@@ -58,19 +58,22 @@ class Robot:
     """The driving profile on the miniature world, with the cloud at ``base_url``."""
 
     def __init__(self, base_url: str, cloud: Mapping[str, Any] | None = None,
-                 load_edge: Callable[..., Any] | None = None) -> None:
+                 load_edge: Callable[..., Any] | None = None,
+                 camera: Mapping[str, Any] | None = None) -> None:
         """Prepare; ``load_edge`` takes the place of the real model's."""
         self.cloud_node: Any = None
         self.listener: Any = None
-        self._cloud = {'base_url': base_url, **(cloud or {})}
+        self._nodes = {'cloud': {'base_url': base_url, **(cloud or {})},
+                       **({'camera': dict(camera)} if camera else {})}
         self._load = {'load': load_edge} if load_edge is not None else {}
         self._graph: Any = None
 
     def __enter__(self) -> Robot:
         """Start, and wait for the first answer."""
         with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
-            file = Path(folder) / 'cloud.yaml'
-            file.write_text(json.dumps({'/**/cloud': {'ros__parameters': self._cloud}}))
+            file = Path(folder) / 'nodes.yaml'
+            file.write_text(json.dumps({f'/**/{node}': {'ros__parameters': values}
+                                        for node, values in self._nodes.items()}))
             self._graph = Graph(self._make, [
                 '--ros-args', '--log-level', 'fatal', '--params-file',
                 str(find_profile('driving')), '--params-file', str(file)])
@@ -195,16 +198,8 @@ def row(name: str, value: float, unit: str, baseline: float | None) -> dict[str,
 
 
 def resources() -> dict[str, int]:
-    """Return what a leak would show in: memory in use [bytes], threads, sockets."""
+    """Return what a leak would show in: memory [bytes], threads, TCP connections (not DDS's)."""
     gc.collect()
     process = psutil.Process()
     return {'rss': process.memory_info().rss, 'threads': threading.active_count(),
-            'sockets': len([f for f in Path('/proc/self/fd').iterdir()
-                            if _link(f).startswith('socket')])}
-
-
-def _link(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ''
+            'sockets': len(process.net_connections('tcp'))}

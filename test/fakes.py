@@ -42,7 +42,7 @@ class FakeEdge:
         self.seconds = seconds
         self.seen: list[tuple[int, Any]] = []  # frame stamp, context
 
-    def load(self, path: str, device: str, threads: int) -> FakeEdge:
+    def load(self, path: str, device: str, threads: int, **options: Any) -> FakeEdge:
         """Take the place of load_edge_model."""
         return self
 

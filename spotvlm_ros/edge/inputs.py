@@ -12,6 +12,7 @@ again for each query at warm-up; if anything differs, the processor is used.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 from ..method.focus import Image
 from ..method.prompt import Message
 
-KNOWN = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask'}
+KNOWN = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask', 'token_type_ids'}
+REMEMBERED = 32  # prompts whose tokens are kept; a prompt changes only with its context
 
 
 class Inputs:
@@ -31,6 +33,7 @@ class Inputs:
         """Learn what the processor does to one image of ``view_size`` (width, height)."""
         self.processor = processor
         self.fast = False
+        self._tokens: OrderedDict[str, list[int]] = OrderedDict()
         try:
             self.fast = self._learn(view_size)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
@@ -64,9 +67,13 @@ class Inputs:
         blank = np.zeros((view_size[1], view_size[0], 3), dtype=np.uint8)
         one = self.processor(images=[blank], text=self._token, return_tensors='pt')
         self._image_ids = one['input_ids'][0].tolist()
+        self._image_token_id = self._tokenizer.convert_tokens_to_ids(self._token)
+        self._token_types = 'token_type_ids' in one
         self._mask_shape = (tuple(one['pixel_attention_mask'].shape[-2:])
                             if 'pixel_attention_mask' in one else None)
-        if not set(one) <= KNOWN or one['pixel_values'].ndim != 5:
+        self._mask = torch.ones((1, 1, 1, 1), dtype=torch.int64)
+        self._ndim = one['pixel_values'].ndim
+        if not set(one) <= KNOWN or self._ndim not in (4, 5):
             return False
         self.fast = True
         noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
@@ -74,18 +81,30 @@ class Inputs:
         return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
 
     def _quick(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
-        text = self._tokenizer.apply_chat_template(
-            list(chat), chat_template=self.processor.chat_template, tokenize=False,
-            add_generation_prompt=True)
-        ids: list[int] = []
-        for i, part in enumerate(text.split(self._token)):
-            ids += self._image_ids if i else []
-            ids += self._tokenizer(part, add_special_tokens=False)['input_ids'] if part else []
-        input_ids = torch.tensor([ids])
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() * self._scale
+        input_ids = torch.tensor([self._encode(chat)])
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
+        pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
         inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
-                  'pixel_values': ((pixels - self._mean) / self._std)[None]}
+                  'pixel_values': pixels[None] if self._ndim == 5 else pixels}
+        if self._token_types:
+            inputs['token_type_ids'] = (input_ids == self._image_token_id).long()
         if self._mask_shape is not None:
-            inputs['pixel_attention_mask'] = torch.ones(
-                (1, len(views), *self._mask_shape), dtype=torch.int64)
+            inputs['pixel_attention_mask'] = self._mask.expand(1, len(views), *self._mask_shape)
         return inputs
+
+    def _encode(self, chat: Sequence[Message]) -> list[int]:
+        """Return the tokens of a chat, from memory where it was seen lately."""
+        key = repr(chat)
+        ids = self._tokens.pop(key, None)
+        if ids is None:
+            text = self._tokenizer.apply_chat_template(
+                list(chat), chat_template=self.processor.chat_template, tokenize=False,
+                add_generation_prompt=True)
+            ids = []
+            for i, part in enumerate(text.split(self._token)):
+                ids += self._image_ids if i else []
+                ids += self._tokenizer(part, add_special_tokens=False)['input_ids'] if part else []
+        self._tokens[key] = ids
+        if len(self._tokens) > REMEMBERED:
+            self._tokens.popitem(last=False)
+        return ids

@@ -4,16 +4,18 @@
 The edge model: one frame, one query and its context in; an answer out.
 
 Any checkpoint that `AutoModelForImageTextToText` and `AutoProcessor` can load will do. Decoding is
-greedy, so the same input always gives the same answer.
+greedy, so the same input always gives the same answer, whatever was answered before. Architectures
+that the engine does not know are run by `model.generate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +23,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .cpu import quicken
+from .engine import Decoded, Engine, Prompt
+from .families import check_focus, FAMILIES, family_of, use_masks
+from .grammar import Free, Grammar, Templates
 from .inputs import Inputs
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, Query
 from ..method.history import compress
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
+SIDE = 384  # of a view where the processor takes any size [pixels]
+Decoding = Literal['constrained', 'free']
+EngineKind = Literal['fast', 'generate']
 
 
 @dataclass(frozen=True)
@@ -42,24 +51,44 @@ class EdgeAnswer:
     preprocess_s: float
     inference_s: float
     partial: bool                # stopped before the model was done
+    passes: int = 0              # forward passes of the decoder
+    computed_tokens: int = 0     # that went through it; the others were kept from before
 
 
 class EdgeModel:
     """A loaded checkpoint. Not thread-safe: one inference thread per model."""
 
-    def __init__(self, name: str, model: Any, processor: Any, focus_config: focus.FocusConfig,
-                 ) -> None:
-        """Wrap a model and its processor; `load` is the usual way in."""
+    def __init__(self, name: str, model: Any, processor: Any,
+                 focus_config: focus.FocusConfig | None = None,
+                 decoding: Decoding = 'constrained', engine: EngineKind = 'fast') -> None:
+        """
+        Wrap a model and its processor; `load` is the usual way in.
+
+        `decoding` constrained: answers keep to the query's keys and choices (see `grammar`);
+        free: the model may say anything, and what is no answer is rejected afterwards.
+        `engine` generate: run `model.generate` as it is, to compare with; it is always free.
+        """
         self.name = name
-        self.focus = focus_config
+        self.focus = focus_config or focus.FocusConfig()
         self._model = model.eval()
+        if engine == 'fast' and model.config.model_type in FAMILIES:
+            use_masks(model)
         self._tokenizer = processor.tokenizer
+        check_focus(self.focus.backend, model.config.model_type, engine)
         self._view_size = _view_size(processor)
         self._inputs = Inputs(processor, self._view_size)
+        family = family_of(model) if engine == 'fast' else None
+        self._engine = Engine(family) if family is not None else None
+        self._ends = _ends(model)
+        self._templates = (Templates(self._tokenizer, processor.chat_template, self._ends)
+                           if decoding == 'constrained' and self._engine is not None else None)
+        self._drafts: dict[str, _Draft] = {}
+        self._count = lru_cache(256)(self._count_tokens)
 
     @classmethod
     def load(cls, path: str | Path, device: str = 'cpu', threads: int = 1,
-             focus_config: focus.FocusConfig | None = None) -> EdgeModel:
+             focus_config: focus.FocusConfig | None = None, decoding: Decoding = 'constrained',
+             engine: EngineKind = 'fast') -> EdgeModel:
         """
         Load a checkpoint folder.
 
@@ -81,7 +110,13 @@ class EdgeModel:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ValueError(f'{path} cannot be loaded: {error}; see `spotvlm doctor` for what '
                              'this installation lacks') from error
-        return cls(path.name, model.to(device), processor, focus_config or focus.FocusConfig())
+        if device == 'cpu' and engine == 'fast':
+            quicken(model)
+        return cls(path.name, model.to(device), processor, focus_config, decoding, engine)
+
+    def use_processor(self) -> None:
+        """Have the processor prepare all inputs from now on, to compare with."""
+        self._inputs.fast = False
 
     def warm_up(self, queries: Iterable[Query]) -> None:
         """
@@ -96,6 +131,7 @@ class EdgeModel:
             for context in (None, Context(query.id, 0, told, text='x' * (not told))):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
                 self.answer(frame, query, context, 0)
+        self._drafts.clear()
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
                on_text: Callable[[str, int], None] | None = None,
@@ -104,7 +140,8 @@ class EdgeModel:
         Answer a query about a frame.
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with
-        the answer so far and its number of tokens; `should_stop` is asked before each token.
+        the answer so far and its number of tokens; `should_stop` is asked before each forward
+        pass.
         """
         begin = time.perf_counter()
         height, width = frame.shape[:2]
@@ -118,41 +155,112 @@ class EdgeModel:
         history = prompt.history_text(query, context, stamp_ns) if context is not None else ''
         ready = time.perf_counter()
 
-        stop = _Stop(should_stop)
-        start = inputs['input_ids'].shape[1]
-        with torch.inference_mode():
-            out = self._model.generate(
-                **inputs, do_sample=False, max_new_tokens=query.max_new_tokens,
-                return_dict_in_generate=True, output_logits=True,
-                stopping_criteria=StoppingCriteriaList([stop]),
-                streamer=_Streamer(self._tokenizer, on_text) if on_text else None)
-        tokens = out.sequences[0, start:].tolist()
-        said = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        def on_token(tokens: list[int]) -> None:
+            if on_text is not None:
+                on_text(prompt.neutralise(self._decode(tokens)), len(tokens))
+        stop = should_stop or (lambda: False)
+        if self._engine is not None:
+            asked = self._prompt(inputs, images, query, boxes, width, height)
+            decoded = self._engine.answer(query.id, asked, self._grammar(query, context),
+                                          query.max_new_tokens, stop, on_token)
+        else:
+            decoded = self._generate(inputs, query.max_new_tokens, stop, on_token)
+        said = self._decode(decoded.tokens)
         done = time.perf_counter()
 
         lines = [prompt.neutralise(line) for line in said.strip().splitlines()]
         facts, rejected = prompt.parse_answer(query, said, stamp_ns)
-        facts = _with_confidence(facts, self._line_confidence(tokens, out.logits))
+        facts = _with_confidence(facts, self._line_confidence(decoded))
+        self._drafts[query.id] = _Draft(decoded.tokens, facts, context)
         return EdgeAnswer(
             text='\n'.join(lines), facts=facts, rejected=tuple(rejected),
             used_context=bool(history), used_focus=bool(boxes),
             context_tokens=self._count(history),
-            preprocess_s=ready - begin, inference_s=done - ready, partial=stop.stopped)
+            preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,
+            passes=decoded.passes, computed_tokens=decoded.computed)
 
-    def _count(self, text: str) -> int:
+    def _prompt(self, inputs: Mapping[str, Any], images: Sequence[focus.Image], query: Query,
+                boxes: Mapping[str, Sequence[int]], width: int, height: int) -> Prompt:
+        """Return what the engine is asked, with image tokens left out or favoured."""
+        ids = tuple(inputs['input_ids'][0].tolist())
+        seen = b''.join(image.tobytes() for image in images)
+        if not boxes or self.focus.backend == 'crop' or self._engine is None:
+            return Prompt(ids, inputs, seen)
+        family = self._engine.family
+        rows, columns = family.grid(inputs, len(images), ids.count(family.image_token))
+        regions = focus.regions_of_views(query, boxes, width, height, self.focus)
+        if self.focus.backend == 'tokens':
+            keep = focus.kept(regions, rows, columns, self.focus)
+            return Prompt(ids, inputs, (seen, keep.tobytes()), keep=keep)
+        bias = np.concatenate([focus.covered(view, rows, columns) for view in regions])
+        bias *= np.float32(self.focus.bias)
+        return Prompt(ids, inputs, (seen, bias.tobytes()), bias=bias)
+
+    def _grammar(self, query: Query, context: Context | None) -> Grammar:
+        """Return what may be answered; the guess is the last answer, or news from the cloud."""
+        draft = self._drafts.get(query.id)
+        template = (self._templates.start(query, _draft_values(draft, context))
+                    if self._templates is not None else None)
+        return template or Free(self._ends, draft.tokens if draft is not None else ())
+
+    def _generate(self, inputs: Mapping[str, Any], limit: int, should_stop: Callable[[], bool],
+                  on_token: Callable[[list[int]], None]) -> Decoded:
+        """Answer with `model.generate`."""
+        stop = _Stop(should_stop)
+        start = inputs['input_ids'].shape[1]
+        with torch.inference_mode():
+            out = self._model.generate(
+                **inputs, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True,
+                output_logits=True, stopping_criteria=StoppingCriteriaList([stop]),
+                streamer=_Streamer(on_token))
+        tokens = out.sequences[0, start:].tolist()
+        rows = torch.cat([row[:1] for row in out.logits]).float().softmax(-1)
+        chosen = rows[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
+        return Decoded(tokens, chosen, stop.stopped, len(tokens), 0, start + len(tokens) - 1)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text."""
         return len(self._tokenizer(text, add_special_tokens=False)['input_ids']) if text else 0
 
-    def _line_confidence(self, tokens: Sequence[int], logits: Sequence[Any]) -> list[float]:
+    def _line_confidence(self, decoded: Decoded) -> list[float]:
         """Return, for each line of the answer, the product of its tokens' probabilities."""
-        rows = torch.cat([row[:1] for row in logits]).float().softmax(-1)
-        chosen = rows[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
         lines = [1.0]
-        for piece, probability in zip(self._tokenizer.convert_ids_to_tokens(tokens), chosen):
-            if NEWLINE & set(piece):
+        pieces = self._tokenizer.convert_ids_to_tokens(decoded.tokens)
+        for piece, probability in zip(pieces, decoded.probabilities):
+            if NEWLINE & set(piece or ''):  # None: a row of the model without a token
                 lines.append(1.0)
             lines[-1] *= probability
         return lines
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """The last answer to a query, and the context it was given with."""
+
+    tokens: list[int]
+    facts: tuple[Fact, ...]
+    context: Context | None
+
+
+def _draft_values(last: _Draft | None, context: Context | None) -> dict[str, str]:
+    """Return the values likely to be answered: the last ones, unless the cloud says new ones."""
+    before = _values(last.context) if last is not None else {}
+    told = _values(context)
+    news = {k: v for k, v in told.items() if before.get(k) != v}
+    return told | ({f.key: f.value for f in last.facts} if last is not None else {}) | news
+
+
+def _values(context: Context | None) -> dict[str, str]:
+    return {f.key: f.value for f in context.facts} if context is not None else {}
+
+
+def _ends(model: Any) -> frozenset[int]:
+    """Return the tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
 
 
 def _with_confidence(facts: Sequence[Fact], lines: Sequence[float]) -> tuple[Fact, ...]:
@@ -167,29 +275,34 @@ def _view_size(processor: Any) -> tuple[int, int]:
     images = processor.image_processor
     if getattr(images, 'do_image_splitting', False):
         images.do_image_splitting = False  # two views are the budget; tiles would multiply it
+    size = dict(getattr(images, 'size', None) or {})
     longest = dict(getattr(images, 'max_image_size', None) or {}).get('longest_edge')
     if longest:
         return int(longest), int(longest)
-    size = dict(getattr(images, 'size', None) or {})
     if size.get('height') and size.get('width'):
         return int(size['width']), int(size['height'])
-    side = int(size.get('shortest_edge') or 384)
-    return (side, side) if side <= 1024 else (384, 384)  # Qwen gives a number of pixels there
+    merge = getattr(images, 'merge_size', None)
+    if merge:  # Qwen takes any multiple of this, up to a number of pixels
+        step = int(images.patch_size) * int(merge)
+        most = int(size.get('longest_edge') or SIDE ** 2) ** 0.5
+        side = max(step, min(round(SIDE / step), int(most / step)) * step)
+        return side, side
+    side = int(size.get('shortest_edge') or SIDE)
+    return side, side
 
 
 class _Stop(StoppingCriteria):
-    def __init__(self, asked: Callable[[], bool] | None) -> None:
+    def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked, self.stopped = asked, False
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        if self._asked is not None and self._asked():
-            self.stopped = True
+        self.stopped = self.stopped or self._asked()
         return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):
-    def __init__(self, tokenizer: Any, on_text: Callable[[str, int], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, on_token: Callable[[list[int]], None]) -> None:
+        self._on_token = on_token
         self._tokens: list[int] | None = None  # the first call brings the prompt
 
     def put(self, value: Any) -> None:
@@ -197,8 +310,7 @@ class _Streamer(BaseStreamer):
             self._tokens = []
             return
         self._tokens += value.flatten().tolist()
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        self._on_text(prompt.neutralise(text), len(self._tokens))
+        self._on_token(self._tokens)
 
     def end(self) -> None:
         """Nothing is left to say."""

@@ -1,17 +1,24 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
 """
-Visual focus, back-end ``crop``: two views of a frame inside a fixed visual-token budget.
+Visual focus: two views of a frame inside a fixed visual-token budget, in three ways.
 
-The first view is the whole frame. The second shows, at camera resolution where possible, either
-the regions carried from the cloud's frame (a two by two mosaic, one cell per key) or, when nothing
-is known, the default region. The number of views, and so of visual tokens, never changes.
+The first view is the whole frame. With back-end ``crop`` the second shows, at camera resolution
+where possible, either the regions carried from the cloud's frame (a two by two mosaic, one cell
+per key) or, when nothing is known, the default region. The number of views, and so of visual
+tokens, never changes.
+
+``tokens`` has the same views and leaves out image tokens that show no region, thinned evenly, down
+to a share of all. ``attention`` has the views of a frame about which nothing is known, and adds to
+the attention to image tokens in proportion to how much of each a region covers. With no region all
+three are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,7 +27,11 @@ import numpy.typing as npt
 from .facts import Context, NS, Query, Region
 
 Image = npt.NDArray[np.uint8]   # height x width x 3
+Array = npt.NDArray[np.float32]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+Backend = Literal['crop', 'tokens', 'attention']
 CELLS = 4                       # cells of the mosaic
+ELSEWHERE = 1 / 3               # share of the kept tokens that show no region, where there are any
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,12 @@ class FocusConfig:
     """How regions become a view. Fractions are of the frame's width and height."""
 
     default: tuple[float, float, float, float] = (0.3, 0.3, 0.4, 0.4)  # x, y, w, h
-    margin: float = 1.6         # side of the crop over the longer side of the region
-    growth_per_s: float = 0.25  # the crop's side grows by this share per second of age
-    min_side_px: float = 48.0   # smallest crop, at camera resolution
+    margin: float = 1.4         # side of the crop over the longer side of the region
+    growth_per_s: float = 0.12  # the crop's side grows by this share per second of age
+    min_side_px: float = 40.0   # smallest crop, at camera resolution
+    backend: Backend = 'crop'
+    keep: float = 0.4           # tokens: share of the image tokens that is kept
+    bias: float = 1.0           # attention: added before the softmax where a region covers all
 
 
 def crop_box(region: Region, age_s: float, width: int, height: int,
@@ -73,17 +87,17 @@ def views(frame: Image, query: Query, boxes: Mapping[str, Sequence[int]], size: 
     """
     Return the whole frame and the focus view, each of size (width, height).
 
-    Cells without a region show the default region.
+    Cells without a region show the default region. Back-end ``attention`` shows no cells.
     """
     width, height = size
     whole = resize(frame, width, height)
     fallback = _crop(frame, default_box(frame.shape[1], frame.shape[0], config))
-    if not boxes:
+    if not boxes or config.backend == 'attention':
         return [whole, resize(fallback, width, height)]
     cell_w, cell_h = width // 2, height // 2
-    shown = dict.fromkeys(range(CELLS), fallback)
-    shown |= {cell: _crop(frame, boxes[key]) for key, cell in cells(query, boxes).items()}
-    small = [resize(shown[i], cell_w, cell_h) for i in range(CELLS)]
+    small = [resize(fallback, cell_w, cell_h)] * CELLS
+    for key, cell in cells(query, boxes).items():
+        small[cell] = resize(_crop(frame, boxes[key]), cell_w, cell_h)
     mosaic = np.vstack([np.hstack(small[:2]), np.hstack(small[2:])])
     return [whole, resize(mosaic, width, height)]
 
@@ -98,6 +112,68 @@ def cells(query: Query, boxes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     placed = {key: i for i, key in enumerate(query.keys[:CELLS]) if key in boxes}
     free = (i for i in range(CELLS) if i not in placed.values())
     return placed | dict(zip((key for key in query.keys[CELLS:] if key in boxes), free))
+
+
+def regions_of_views(query: Query, boxes: Mapping[str, Sequence[int]], width: int, height: int,
+                     config: FocusConfig) -> tuple[list[Box], list[Box]]:
+    """Return where each view shows a region, as parts of its width and height."""
+    whole = [_part(box, (0, 0, width, height)) for box in boxes.values()]
+    if config.backend == 'attention':
+        frame = default_box(width, height, config)
+        return whole, [_part(box, frame) for box in boxes.values()]
+    return whole, [(0.5 * (cell % 2), 0.5 * (cell // 2), 0.5 * (cell % 2) + 0.5,
+                    0.5 * (cell // 2) + 0.5) for cell in cells(query, boxes).values()]
+
+
+def covered(regions: Sequence[Box], rows: int, columns: int) -> Array:
+    """Return how much of each token of a view, row by row, its best region covers, 0..1."""
+    found = np.zeros((rows, columns), np.float32)
+    for x0, y0, x1, y1 in regions:
+        found = np.maximum(found, np.outer(_overlap(y0, y1, rows), _overlap(x0, x1, columns)))
+    return found.ravel()
+
+
+def kept(regions: Sequence[Sequence[Box]], rows: int, columns: int,
+         config: FocusConfig) -> npt.NDArray[np.bool_]:
+    """Return which image tokens stay: those of regions, from their middle out; others evenly."""
+    near = np.concatenate([_nearness(view, rows, columns) for view in regions])
+    budget = max(1, int(config.keep * len(near)))
+    inside = np.flatnonzero(near > 0)
+    outside = np.flatnonzero(near <= 0)
+    n_inside = min(len(inside), budget - min(len(outside), int(ELSEWHERE * budget)))
+    chosen = np.zeros(len(near), np.bool_)
+    chosen[inside[np.argsort(-near[inside], kind='stable')[:n_inside]]] = True
+    n_outside = min(len(outside), budget - n_inside)
+    if n_outside:
+        step = len(outside) / n_outside
+        chosen[outside[((np.arange(n_outside) + 0.5) * step).astype(int)]] = True
+    return chosen
+
+
+def _nearness(regions: Sequence[Box], rows: int, columns: int) -> Array:
+    """Return, per token, how near to the middle of a region it is: 1 there, 0 outside of all."""
+    best = np.zeros((rows, columns), np.float32)
+    for x0, y0, x1, y1 in regions:
+        touched = np.outer(_overlap(y0, y1, rows), _overlap(x0, x1, columns)) > 1e-6
+        away = np.maximum(
+            np.abs((np.arange(rows) + 0.5) / rows - (y0 + y1) / 2)[:, None] / (y1 - y0 + 1 / rows),
+            np.abs((np.arange(columns) + 0.5) / columns - (x0 + x1) / 2)[None]
+            / (x1 - x0 + 1 / columns))
+        best = np.maximum(best, np.where(touched, 1.0 - away, 0.0).astype(np.float32))
+    return best.ravel()
+
+
+def _overlap(begin: float, end: float, n: int) -> Array:
+    """Return the share of each of n equal parts of 0..1 that lies between begin and end."""
+    edges = np.arange(n + 1, dtype=np.float32) / n
+    shared = np.minimum(edges[1:], end) - np.maximum(edges[:-1], begin)
+    return np.clip(shared * n, 0.0, 1.0).astype(np.float32)
+
+
+def _part(box: Sequence[int], frame: Sequence[int]) -> Box:
+    width, height = frame[2] - frame[0], frame[3] - frame[1]
+    return ((box[0] - frame[0]) / width, (box[1] - frame[1]) / height,
+            (box[2] - frame[0]) / width, (box[3] - frame[1]) / height)
 
 
 def _crop(frame: Image, box: Sequence[int]) -> Image:

@@ -73,7 +73,7 @@ def late_context(world: World, query: Query, index: int, rng: np.random.Generato
     """
     Return the context that late cloud answers would have left for frame ``index``.
 
-    The cloud errs: a fact is missing in 8 %, wrong in 6 %, its box off by a few pixels. Its
+    The cloud errs: a fact is missing in 5 %, wrong in 5 %, its box off by a few pixels. Its
     regions have been carried to the frame about as well as sparse flow does.
     """
     now = index * NS // int(FPS)
@@ -85,7 +85,7 @@ def late_context(world: World, query: Query, index: int, rng: np.random.Generato
             continue
         stamp = past * NS // int(FPS)
         facts, text = world.answers(past, stamp)[query.id]
-        seen = [_blunder(query, fact, rng) for fact in facts if rng.random() >= 0.08]
+        seen = [_blunder(query, fact, rng) for fact in facts if rng.random() >= 0.05]
         history.add(Turn(query.id, stamp, Source.CLOUD, tuple(seen), text))
     carried: dict[str, Region] = {}
     for key, fact in history.cloud_facts(now).items():
@@ -114,7 +114,7 @@ def _blunder(query: Query, fact: Fact, rng: np.random.Generator) -> Fact:
         dx, dy = (float(v) for v in rng.normal(0, 3, 2))
         grow = float(rng.uniform(0.85, 1.2))
         region = Region(region.x + dx, region.y + dy, region.w * grow, region.h * grow)
-    if rng.random() < 0.06:
+    if rng.random() < 0.05:
         wrong = [v for v in query.choices[fact.key] if v != fact.value]
         return replace(fact, value=str(rng.choice(wrong)), region=region)
     return replace(fact, region=region)

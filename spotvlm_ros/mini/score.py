@@ -135,7 +135,7 @@ def write_card(shape: Shape, folder: Path, record: dict[str, Any]) -> None:
         'settings and losses are in `training_log.json`. Accuracy per fact on '
         f'{record["scored_on"]} frames of tuning seeds per condition (rendered, never trained '
         'on), greedy decoding; the context of the edge model is that of a simulated late cloud '
-        'which errs in 6 % of its facts. Reprint with `spotvlm train --score-only --device cpu '
+        'which errs in 5 % of its facts. Reprint with `spotvlm train --score-only --device cpu '
         f'--models {"edge" if shape is EDGE else "cloud"} --evaluate {record["scored_on"]} '
         '--hands FOLDER`:', '',
         '| set and system | mean | per key |', '|---|---|---|', *rows, '']))

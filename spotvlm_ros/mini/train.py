@@ -31,12 +31,13 @@ from .models import add_tile_tags, build_model, build_processor, build_tokenizer
 from .models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, resolve, Shape
 from .score import evaluate, write_card
 
-LENGTH = {EDGE.name: 256, CLOUD.name: 1024}  # longest sequence, visual tokens included
+LENGTH = {EDGE.name: 224, CLOUD.name: 1024}  # longest sequence, visual tokens included
 ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
 PICTURES = {EDGE.name: 3, CLOUD.name: CLOUD.images}  # stored per frame
 PER_DRIVE = 40                               # frames taken from one drive
 # Share of edge samples with context and focus, with context alone, with focus alone, with neither.
 SHARES = (0.50, 0.10, 0.08, 0.32)
+SHIFT = 2                                    # pictures are moved by up to so many pixels
 Array = npt.NDArray[Any]
 
 
@@ -169,8 +170,7 @@ class Mirror:
         else:
             told = torch.zeros_like(picked)
             x = images[picked]
-        gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(rows), 1, 1, 1, 1))).to(device)
-        x = (x.permute(0, 1, 4, 2, 3) * gain.float()).clamp(0, 255) / 127.5 - 1.0
+        x = _varied(x.permute(0, 1, 4, 2, 3), rng)
         first, end = (t[picked, told].long()[:, None] for t in (start, length))
         columns = torch.arange(ids.shape[2], device=device)
         tokens = torch.where(columns < end, ids[picked, told].long(), pad)
@@ -179,6 +179,21 @@ class Mirror:
         inside = places + 1 < end
         places = places.clamp(max=ids.shape[2] - 2)
         return x, tokens, places, torch.where(inside, tokens.gather(1, places + 1), -100)
+
+
+def _varied(x: Any, rng: np.random.Generator) -> Any:
+    """Return pictures (batch x n x 3 x side x side, 0 to 255) as -1 to 1: light, noise, place."""
+    import torch
+    from torch.nn import functional
+
+    n, side = len(x), x.shape[-1]
+    gain = rng.uniform(0.8, 1.2, (n, 1, 1, 1, 1)) * rng.uniform(0.93, 1.07, (n, 1, 3, 1, 1))
+    x = x * torch.from_numpy(gain.astype(np.float32)).to(x.device)
+    noise = torch.from_numpy(rng.uniform(0, 6, (n, 1, 1, 1, 1)).astype(np.float32)).to(x.device)
+    x = (x + noise * torch.randn_like(x)).clamp(0, 255) / 127.5 - 1.0
+    x = functional.pad(x.flatten(0, 1), [SHIFT] * 4, mode='replicate')
+    dx, dy = (int(v) for v in rng.integers(0, 2 * SHIFT + 1, 2))
+    return x[..., dy:dy + side, dx:dx + side].unflatten(0, (n, -1))
 
 
 def batches(mirror: Mirror, size: int, steps: int, seed: int) -> Iterator[Array]:
@@ -239,7 +254,7 @@ def fit(shape: Shape, model: Any, store: Store, rendering: Rendering, tokenizer:
     image_token = tokenizer.convert_tokens_to_ids('<image>')
     run = torch.compile(forward) if args.compile else forward
     optimizer = torch.optim.AdamW(
-        [{'params': [p for p in model.parameters() if p.ndim >= 2], 'weight_decay': 0.05},
+        [{'params': [p for p in model.parameters() if p.ndim >= 2], 'weight_decay': 0.1},
          {'params': [p for p in model.parameters() if p.ndim < 2], 'weight_decay': 0.0}],
         lr=rate, betas=(0.9, 0.98), fused=device.type == 'cuda')
     mirror = Mirror(store, rendering, device)
@@ -325,7 +340,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', default='cuda', help='cuda or cpu')
     parser.add_argument('--compile', action='store_true', help='use torch.compile')
     parser.add_argument('--workers', type=int, default=15, help='processes that render')
-    parser.add_argument('--frames', type=int, default=70_000, help='training frames')
+    parser.add_argument('--frames', type=int, default=90_000, help='training frames')
     parser.add_argument('--first', type=int, default=10_000,
                         help='begin training when so many frames are ready')
     parser.add_argument('--warm-up', type=int, default=300, help='steps of rising rate')
@@ -336,7 +351,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f'--limit-{name}', type=float, default=float('inf'),
                             help='stop training this model after so many seconds')
     parser.add_argument('--evaluate', type=int, default=100,
-                        help='tuning frames per world and condition')
+                        help='tuning frames per world and condition; 0: do not score')
     parser.add_argument('--score-only', action='store_true',
                         help='train nothing, print the accuracy of the shipped checkpoints')
     return parser.parse_args(argv)
@@ -363,7 +378,8 @@ def train(args: argparse.Namespace) -> None:
         folder = args.edge or str(resolve(EDGE.name))
         for shape in wanted:
             torch.manual_seed(args.seed)
-            model = (build_model(EDGE, tokenizer) if shape is EDGE else _load(folder))
+            model = (build_model(EDGE, tokenizer) if shape is EDGE
+                     else _grown(_load(folder), CLOUD, tokenizer))
             log = fit(shape, model, stores[shape.name], rendering, tokenizer, args)
             folder = folder if shape is CLOUD else str(args.out / shape.name)
             save(shape, model, tokenizer, log, {}, args, args.out / shape.name)
@@ -375,6 +391,21 @@ def _load(folder: str | Path) -> Any:
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+def _grown(small: Any, shape: Shape, tokenizer: Any) -> Any:
+    """Return a model of another shape with the weights of a small one, positions interpolated."""
+    from torch.nn import functional
+
+    weights = small.state_dict()
+    model = build_model(shape, tokenizer)
+    name = 'model.vision_model.embeddings.position_embedding.weight'
+    side, wanted = (round(len(m.state_dict()[name]) ** 0.5) for m in (small, model))
+    grid = weights[name].T.reshape(1, -1, side, side)
+    grid = functional.interpolate(grid, (wanted, wanted), mode='bilinear', align_corners=False)
+    weights[name] = grid.flatten(2)[0].T
+    model.load_state_dict(weights)
+    return model
 
 
 def score(shape: Shape, args: argparse.Namespace) -> None:
@@ -398,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.score_only:
         train(args)
     for name, shape in (('edge', EDGE), ('cloud', CLOUD)):
-        if name in args.models:
+        if name in args.models and args.evaluate:
             score(shape, args)
     return 0
 

@@ -29,17 +29,20 @@ from .frames import Frame, FrameError, FrameHub, Mailbox
 from .input import FrameInput
 from .schedule import Schedule
 from ..method.facts import Context, NS, Query
+from ..method.focus import Backend, FocusConfig
 from ..method.history import fresh
 from ..method.prompt import neutralise
 
 IDLE_S = 0.1  # the inference thread looks up at least this often
-Load = Callable[..., Any]  # path, device, threads -> EdgeModel
+Load = Callable[..., Any]  # path, device, threads and options -> EdgeModel
 
 
-def load_edge_model(path: str, device: str, threads: int) -> Any:
+def load_edge_model(path: str, device: str, threads: int, focus_backend: Backend = 'crop',
+                    **options: Any) -> Any:
     """Load the model; torch is imported here, not when the node is created."""
     from ..edge.model import EdgeModel
-    return EdgeModel.load(path, device=device, threads=threads)
+    return EdgeModel.load(path, device=device, threads=threads,
+                          focus_config=FocusConfig(backend=focus_backend), **options)
 
 
 @dataclass
@@ -83,7 +86,9 @@ class EdgeNode(SpotNode):
         """Load the model."""
         self._queries = {q.id: q for q in self.queries()}
         self._model = self._load(model_path(self.param('model')), self.param('device'),
-                                 self.param('threads'))
+                                 self.param('threads'),
+                                 focus_backend=self.param('focus_backend'),
+                                 decoding=self.param('decoding'), engine=self.param('engine'))
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         try:
             from vision_msgs.msg import Detection2DArray

@@ -110,6 +110,13 @@ EDGE = (
     Param('model', 'spot-mini-edge', 'name of a shipped checkpoint or folder of another'),
     Param('device', 'cpu', 'torch device to run on, such as cpu or cuda'),
     Param('threads', 1, 'CPU threads of the model', 1, 64),
+    Param('focus_backend', 'crop', 'how focus regions are shown: crop suits every model; tokens '
+          'leaves out image tokens; attention favours some', choices=('crop', 'tokens',
+                                                                      'attention')),
+    Param('decoding', 'constrained', 'constrained: answers keep to keys and choices; free: the '
+          'model may say anything', choices=('constrained', 'free')),
+    Param('engine', 'fast', 'fast: keeps and drafts from frame to frame; generate: transformers '
+          'as it is, to compare with', choices=('fast', 'generate')),
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
     Param('max_start_age_s', 0.005, 'start only on frames younger than this, measured from '

@@ -1,0 +1,268 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Prefill and decode on transformers' own model classes, with what stays between frames kept.
+
+`model.generate` computes each prompt from its first token, and then one token per forward pass.
+The engine keeps the key-value cache of each query: the part of a prompt that is as it was for the
+last frame (system, question, history, and images if no pixel changed) is not computed again. It
+feeds tokens that are likely to follow (`guess`) together with the prompt, so that an answer that
+is as guessed costs one forward pass. What is chosen depends only on the model's own output for
+the tokens before it, so greedy answers are those of `generate`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import Cache
+
+from .families import Allowed, Family, Tensors, Visual
+from .grammar import Grammar, Guess
+
+Tokens = npt.NDArray[np.int64]
+Bias = npt.NDArray[np.float32]
+QUERIES_KEPT = 8   # queries whose key-value cache is kept
+STEP = 256         # key-value buffers are made in multiples of this [tokens]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and its images; ``seen`` is equal when the images and their treatment are."""
+
+    ids: tuple[int, ...]
+    inputs: Tensors
+    seen: object
+    keep: Allowed | None = None     # which image tokens are used; None: all
+    bias: Bias | None = None        # added to the attention to each image token
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An answer in tokens, with the probability of each and what it took."""
+
+    tokens: list[int]
+    probabilities: list[float]
+    partial: bool       # stopped before the end
+    passes: int         # of the decoder
+    guessed: int        # tokens that were guessed right
+    computed: int       # tokens that went through the decoder
+
+
+class Buffers(Cache):
+    """Key-value buffers of fixed size: what is written is seen up to there, and no further."""
+
+    def __init__(self) -> None:
+        """Start empty; the first layer to write decides on dtype and device."""
+        super().__init__(layers=[])
+        self.room = 0
+        self._begin = self._end = 0   # where the present forward pass writes
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def make_room(self, tokens: int) -> bool:
+        """Make the buffers hold that many tokens; return False if that loses what they held."""
+        if tokens <= self.room:
+            return True
+        self.room = -(-tokens // STEP) * STEP
+        self._pairs = []
+        return False
+
+    def span(self, begin: int, end: int) -> None:
+        """Set where the next forward pass writes."""
+        self._begin, self._end = begin, end
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
+               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of one layer; return all up to them."""
+        if layer_idx == len(self._pairs):
+            self._pairs.append((self._empty(key_states), self._empty(value_states)))
+        keys, values = self._pairs[layer_idx]
+        keys[:, :, self._begin:self._end] = key_states
+        values[:, :, self._begin:self._end] = value_states
+        return keys[:, :, :self._end], values[:, :, :self._end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of tokens before the present forward pass."""
+        return self._begin
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_zeros((*states.shape[:2], self.room, states.shape[-1]))
+
+
+class _Kept:
+    """What stays of a query between frames, and between the passes of one answer."""
+
+    def __init__(self) -> None:
+        self.cache = Buffers()
+        self.ids = np.zeros(0, np.int64)     # tokens whose keys and values are in the cache
+        self.prompt = 0                      # how many of them are the prompt
+        self.fed = 0                         # how many the last forward pass computed
+        self.seen: object = None
+        self.visual: Visual | None = None
+        self.bias: Bias | None = None        # added to the attention to each token of the prompt
+        self.positions = torch.zeros((1, 0), dtype=torch.int64)  # of the prompt's tokens
+        self.laid_out: object = None         # what the positions belong to
+
+
+class Engine:
+    """Answers prompts, one at a time, in one thread."""
+
+    def __init__(self, family: Family) -> None:
+        """Wrap the parts of a model."""
+        self.family = family
+        self._all_kept: OrderedDict[str, _Kept] = OrderedDict()
+        weight = family.embedding.weight
+        self._device, self._dtype = weight.device, weight.dtype
+        self._never = torch.finfo(self._dtype).min
+
+    def forget(self) -> None:
+        """Drop what is kept between frames."""
+        self._all_kept.clear()
+
+    @torch.inference_mode()
+    def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
+               stop: Callable[[], bool] = lambda: False,
+               on_token: Callable[[list[int]], None] = lambda tokens: None) -> Decoded:
+        """
+        Return the greedy answer to a prompt, of at most ``limit`` tokens.
+
+        ``grammar`` says which tokens may come, and which are likely to. ``stop`` is asked before
+        each forward pass.
+        """
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        passes = guessed = computed = 0
+        kept = self._recall(query)
+        while not grammar.done and len(tokens) < limit:
+            if stop():
+                return Decoded(tokens, probabilities, True, passes, guessed, computed)
+            guess = grammar.guess()
+            if passes:
+                kept.ids = kept.ids[:kept.prompt + len(tokens) - 1]  # drop what was guessed wrong
+                rows = self._extend(kept, tokens[-1], guess)
+            else:
+                rows = self._prefill(kept, prompt, guess, limit)
+            passes += 1
+            computed += kept.fed
+            row: int | None = 0
+            while row is not None and not grammar.done and len(tokens) < limit:
+                token, probability = grammar.choose(rows[row])
+                tokens.append(token)
+                probabilities.append(probability)
+                on_token(tokens)
+                row = guess.after(row, token)
+                guessed += row is not None
+            for token in grammar.rest()[:limit - len(tokens)]:
+                tokens.append(token)
+                probabilities.append(1.0)
+                on_token(tokens)
+        return Decoded(tokens, probabilities, False, passes, guessed, computed)
+
+    def _recall(self, query: str) -> _Kept:
+        kept = self._all_kept.pop(query, None) or _Kept()
+        self._all_kept[query] = kept
+        if len(self._all_kept) > QUERIES_KEPT:
+            self._all_kept.popitem(last=False)
+        return kept
+
+    def _prefill(self, kept: _Kept, prompt: Prompt, guess: Guess, limit: int) -> torch.Tensor:
+        """Feed a prompt and a guess; return logits after the prompt and after each guess."""
+        family, ids = self.family, np.asarray(prompt.ids, np.int64)
+        image = ids == family.image_token
+        used = np.ones(len(ids), np.bool_)
+        if prompt.keep is not None:
+            used[image] = prompt.keep
+        same = kept.visual is not None and kept.seen == prompt.seen
+        begin = _shared(kept.ids, ids[used], len(ids) if same else _first(image[used]))
+        room = len(ids) + max(limit, len(guess.tokens))
+        if not kept.cache.make_room(room):
+            begin = 0
+        kept.ids = kept.ids[:begin]
+        if not same:
+            kept.visual, kept.seen = family.visual(prompt.inputs), prompt.seen
+        kept.prompt = int(used.sum())
+        self._lay_out(kept, prompt, used)
+        kept.bias = None
+        if prompt.bias is not None:
+            spread = np.zeros(len(ids), np.float32)
+            spread[image] = prompt.bias
+            kept.bias = spread[used]
+        return self._forward(kept, ids[used][begin:], guess, np.flatnonzero(used[image]))
+
+    def _extend(self, kept: _Kept, token: int, guess: Guess) -> torch.Tensor:
+        """Feed a token and a guess; return logits after each."""
+        return self._forward(kept, np.asarray([token], np.int64), guess, np.zeros(0, np.int64))
+
+    def _lay_out(self, kept: _Kept, prompt: Prompt, used: Allowed) -> None:
+        """Find the positions of the prompt's tokens, unless it is laid out as the last one."""
+        grid = prompt.inputs.get('image_grid_thw')
+        layout = (prompt.ids, None if grid is None else grid.tolist(), used.tobytes())
+        if kept.laid_out != layout:
+            found = self.family.positions(torch.tensor(prompt.ids), prompt.inputs)
+            kept.positions, kept.laid_out = found[:, torch.from_numpy(used)], layout
+
+    def _forward(self, kept: _Kept, fed: Tokens, guess: Guess, numbers: Tokens) -> torch.Tensor:
+        """
+        Run the decoder on tokens that follow the cache; return logits after them and each guess.
+
+        ``numbers`` are the numbers of the image tokens of the whole prompt in `kept.visual`.
+        """
+        family, begin, n_guess = self.family, len(kept.ids), len(guess.tokens)
+        new = np.concatenate([fed, np.asarray(guess.tokens, np.int64)])
+        kept.ids = np.concatenate([kept.ids, new])
+        kept.cache.span(begin, len(kept.ids))
+        kept.fed = len(new)
+
+        # An answer may hold the token that stands for an image; only in the prompt does it.
+        image = kept.ids == family.image_token
+        image[kept.prompt:] = False
+        allowed = family.allowed(image, len(new))
+        allowed[len(fed):, begin + len(fed):] = guess.ancestors()
+        places = np.flatnonzero(image[begin:])
+        where = visual = None
+        embeds = family.embedding(torch.from_numpy(
+            np.where(image[begin:], 0, new)).to(self._device))[None]
+        if len(places) and kept.visual is not None:
+            where = torch.from_numpy(places).to(self._device)
+            visual = kept.visual.part(torch.from_numpy(numbers[-len(places):]).to(self._device))
+            embeds[0, where] = visual.rows.to(embeds.dtype)
+        hidden = family.decode(
+            visual, where, inputs_embeds=embeds, use_cache=True, past_key_values=kept.cache,
+            position_ids=self._positions(kept, begin, len(fed), guess),
+            attention_mask=family.attention(lambda a: self._mask(a, kept.bias), allowed))
+        logits: torch.Tensor = family.head(hidden[0, -1 - n_guess:]).float()
+        return logits
+
+    def _positions(self, kept: _Kept, begin: int, n_fed: int, guess: Guess) -> torch.Tensor:
+        """Return the positions of the tokens to be fed, as the decoder takes them."""
+        known = kept.positions[:, begin:begin + n_fed]
+        after = begin + n_fed - kept.prompt   # tokens of the answer before the guess
+        steps = [*range(after - n_fed + known.shape[1], after),
+                 *(after + depth for depth in guess.depths())]
+        answer = int(kept.positions.max()) + 1 + torch.tensor(steps, dtype=torch.int64)
+        both = torch.cat([known, answer.expand(len(known), -1)], 1).to(self._device)
+        return both if len(both) == 1 else both[:, None]
+
+    def _mask(self, allowed: Allowed, bias: Bias | None) -> torch.Tensor:
+        """Return what is added to the attention, 1 x 1 x queries x keys."""
+        added = np.where(allowed, np.float32(0), np.float32(self._never))
+        if bias is not None:
+            added[:, :len(bias)] += bias
+        return torch.from_numpy(added)[None, None].to(self._device, self._dtype)
+
+
+def _shared(old: Tokens, new: Tokens, limit: int) -> int:
+    """Return how many first tokens are the same; at least one of the new ones is left to feed."""
+    n = min(len(old), len(new) - 1, limit)
+    return n if n <= 0 else _first(old[:n] != new[:n])
+
+
+def _first(flags: npt.NDArray[np.bool_]) -> int:
+    """Return the number of flags before the first that is set."""
+    return int(flags.argmax()) if flags.any() else len(flags)

@@ -1,0 +1,201 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the engine must know of a model's architecture: its parts, positions and masks.
+
+Every family is made of the same parts: a vision tower whose output takes the places of the image
+tokens, a decoder and a head. The families differ in the positions of image tokens (Qwen), in who
+may look at whom (Gemma 3 lets the tokens of one image see each other), and in what the vision
+tower feeds to later layers (Qwen3-VL). Weights and forward passes are those of transformers.
+
+The engine makes the attention masks itself, and focus by ``attention`` adds to them. The kernels
+of `eager` and `sdpa` take such masks; `flash_attention_2` and `flex_attention` do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Tensors = Mapping[str, torch.Tensor]
+Allowed = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Outputs of the vision tower: one row per image token, and rows added to later layers."""
+
+    rows: torch.Tensor
+    deep: tuple[torch.Tensor, ...] = ()
+
+    def part(self, index: torch.Tensor) -> Visual:
+        """Return the rows of some image tokens."""
+        return Visual(self.rows[index], tuple(d[index] for d in self.deep))
+
+
+class Family:
+    """A model whose image tokens have plain positions and plain causal attention (LLaVA)."""
+
+    focus: frozenset[str] = frozenset({'crop', 'tokens', 'attention'})
+    why_not = ''
+
+    def __init__(self, model: Any) -> None:
+        """Find the parts of a loaded `...ForConditionalGeneration`."""
+        self.core = model.model
+        self.decoder = getattr(self.core, 'language_model', None) or self.core.text_model
+        self.head = model.get_output_embeddings()
+        self.embedding = model.get_input_embeddings()
+        self.image_token = int(model.config.image_token_id)
+        self.text_config = model.config.get_text_config()
+
+    def visual(self, inputs: Tensors) -> Visual:
+        """Return what the vision tower makes of the images."""
+        found = self.core.get_image_features(pixel_values=inputs['pixel_values'],
+                                             return_dict=True).pooler_output
+        rows = torch.cat(list(found)) if isinstance(found, (list, tuple)) else found
+        return Visual(rows.reshape(-1, rows.shape[-1]))
+
+    def positions(self, ids: torch.Tensor, inputs: Tensors) -> torch.Tensor:
+        """Return the positions of a prompt's tokens, axes x tokens."""
+        return torch.arange(len(ids))[None]
+
+    def grid(self, inputs: Tensors, n_images: int, n_tokens: int) -> tuple[int, int]:
+        """Return rows and columns of image tokens of each image."""
+        side = round((n_tokens / max(1, n_images)) ** 0.5)
+        if side * side * n_images != n_tokens:
+            raise ValueError(f'{n_tokens} image tokens are not {n_images} squares; use the focus '
+                             "back-end 'crop' with this model")
+        return side, side
+
+    def allowed(self, image: Allowed, new: int) -> Allowed:
+        """Return which tokens (columns) the last ``new`` may look at; ``image``: of an image."""
+        n = len(image)
+        return np.tri(new, n, n - new, dtype=np.bool_)
+
+    def attention(self, mask: Callable[[Allowed], torch.Tensor], allowed: Allowed) -> Any:
+        """Return the mask as the decoder takes it."""
+        return mask(allowed)
+
+    def decode(self, visual: Visual | None, where: torch.Tensor | None,
+               **kwargs: Any) -> torch.Tensor:
+        """Run the decoder; ``visual`` are image tokens among its inputs, at places ``where``."""
+        hidden: torch.Tensor = self.decoder(**kwargs).last_hidden_state
+        return hidden
+
+
+class Idefics3(Family):
+    """Idefics3 and SmolVLM."""
+
+    def visual(self, inputs: Tensors) -> Visual:
+        """
+        Return what the vision tower makes of the images.
+
+        The model's own `get_image_features` first looks for pixels that are padding. Our views
+        have none, so vision tower and connector are called directly.
+        """
+        pixels = inputs['pixel_values'].flatten(0, 1)
+        patch = self.core.config.vision_config.patch_size
+        real = torch.ones((len(pixels), pixels.shape[2] // patch, pixels.shape[3] // patch),
+                          dtype=torch.bool, device=pixels.device)
+        seen = self.core.vision_model(pixel_values=pixels, patch_attention_mask=real)
+        rows = self.core.connector(seen.last_hidden_state)
+        return Visual(rows.reshape(-1, rows.shape[-1]))
+
+
+class Gemma3(Family):
+    """Gemma 3: tokens of one image see each other, some layers see only the last tokens."""
+
+    focus = frozenset({'crop'})
+    why_not = ('the tokens of an image look at each other in both directions, so that leaving '
+               'some out or favouring some changes all of them')
+
+    def allowed(self, image: Allowed, new: int) -> Allowed:
+        """Return which tokens the last ``new`` may look at: those before, and their image."""
+        block = np.where(image, np.cumsum(np.diff(image, prepend=False) & image), 0)
+        same = (block[-new:, None] == block[None]) & image[-new:, None]
+        both: Allowed = super().allowed(image, new) | same
+        return both
+
+    def attention(self, mask: Callable[[Allowed], torch.Tensor], allowed: Allowed) -> Any:
+        """Return one mask per kind of layer."""
+        new, n = allowed.shape
+        window = int(self.text_config.sliding_window)
+        near = ~np.tri(new, n, n - new - window, dtype=np.bool_)
+        return {'full_attention': mask(allowed), 'sliding_attention': mask(allowed & near)}
+
+
+class Qwen(Family):
+    """Qwen2.5-VL: image tokens have positions in time, height and width."""
+
+    def __init__(self, model: Any) -> None:
+        """Find the parts."""
+        super().__init__(model)
+        self.merge = int(self.core.visual.spatial_merge_size)
+
+    def visual(self, inputs: Tensors) -> Visual:
+        """Return what the vision tower makes of the images."""
+        found = self.core.get_image_features(inputs['pixel_values'], inputs['image_grid_thw'],
+                                             return_dict=True)
+        deep = getattr(found, 'deepstack_features', None) or ()
+        return Visual(torch.cat(list(found.pooler_output)),
+                      tuple(torch.cat(list(d)) for d in deep))
+
+    def positions(self, ids: torch.Tensor, inputs: Tensors) -> torch.Tensor:
+        """Return the positions in time, height and width."""
+        kinds = (ids == self.image_token).int()[None]
+        found, _ = self.core.get_rope_index(
+            ids[None], mm_token_type_ids=kinds, image_grid_thw=inputs['image_grid_thw'].cpu())
+        return torch.as_tensor(found[:, 0])
+
+    def grid(self, inputs: Tensors, n_images: int, n_tokens: int) -> tuple[int, int]:
+        """Return rows and columns of image tokens of each image; all have the same size."""
+        _, height, width = inputs['image_grid_thw'][0].tolist()
+        return height // self.merge, width // self.merge
+
+
+class Qwen3(Qwen):
+    """Qwen3-VL: as Qwen2.5-VL, with outputs of inner vision layers added to the first layers."""
+
+    def decode(self, visual: Visual | None, where: torch.Tensor | None,
+               **kwargs: Any) -> torch.Tensor:
+        """Run the decoder."""
+        if visual is not None and where is not None and visual.deep:
+            places = torch.zeros(kwargs['inputs_embeds'].shape[:2], dtype=torch.bool,
+                                 device=kwargs['inputs_embeds'].device)
+            places[0, where] = True
+            kwargs |= {'visual_pos_masks': places, 'deepstack_visual_embeds': list(visual.deep)}
+        return super().decode(None, None, **kwargs)
+
+
+FAMILIES: Mapping[str, type[Family]] = {
+    'idefics3': Idefics3, 'smolvlm': Idefics3, 'llava': Family, 'gemma3': Gemma3,
+    'qwen2_5_vl': Qwen, 'qwen3_vl': Qwen3}
+
+
+def family_of(model: Any) -> Family | None:
+    """Return what is known of the model's architecture, None where the engine does not fit."""
+    kind = FAMILIES.get(model.config.model_type)
+    return kind(model) if kind is not None else None
+
+
+def use_masks(model: Any) -> None:
+    """Have the decoder's attention run by a kernel that takes masks."""
+    if model.config.get_text_config()._attn_implementation not in ('eager', 'sdpa'):
+        model.set_attn_implementation('sdpa')
+
+
+def check_focus(backend: str, kind: str, engine: str = 'fast') -> None:
+    """Raise ValueError, with the reason, where a focus back-end does not suit a model."""
+    family = FAMILIES.get(kind)
+    if backend == 'crop' or engine == 'fast' and family is not None and backend in family.focus:
+        return
+    why = ('model.generate takes no such prompts' if engine != 'fast' else
+           'spotvlm has no engine for this architecture' if family is None else family.why_not)
+    able = ', '.join(sorted(k for k, f in FAMILIES.items() if backend in f.focus))
+    raise ValueError(f'focus_backend {backend!r} cannot be used with this {kind} model: {why}; '
+                     f"use 'crop', which suits every model, or engine 'fast' and one of {able}")

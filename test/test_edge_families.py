@@ -1,0 +1,97 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The whole path, frame and late context in, facts out, on every supported architecture."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from spotvlm_ros.method.history import History
+import tiny
+
+SCENE = Query('scene', 'What is on the road?', 'facts',
+              {'light': ('red', 'green', 'none'), 'lead': ('none', 'braking')})
+FRAME = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def late():
+    """Return what a cloud answer about an older frame has left."""
+    history = History(SCENE)
+    history.add(Turn('scene', 7 * NS, Source.EDGE, (Fact('light', 'green', 7 * NS),)))
+    history.add(Turn('scene', 7 * NS, Source.CLOUD, (
+        Fact('light', 'red', 7 * NS, region=Region(10, 8, 12, 12)),
+        Fact('lead', 'braking', 7 * NS))))
+    return history.context(9 * NS, {'light': Region(12, 8, 12, 12)})
+
+
+@pytest.mark.parametrize('family', tiny.MAKERS)
+def test_whole_path(tmp_path, family):
+    """Saved, loaded by its name where the processor can be, asked with a replaced turn."""
+    model, processor = tiny.checkpoint(family)
+    if family in ('idefics3', 'llava', 'gemma3'):
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        edge = EdgeModel.load(tmp_path)
+    else:
+        edge = EdgeModel(family, model, processor)
+    edge.warm_up([SCENE])
+    prompts = []
+    assert edge._engine is not None
+    engine_answer = edge._engine.answer
+    edge._engine.answer = lambda q, p, *a: prompts.append(p) or engine_answer(q, p, *a)
+    answer = edge.answer(FRAME, SCENE, late(), 9 * NS)
+    assert answer.used_context and answer.used_focus and answer.context_tokens > 0
+    assert [f.key for f in answer.facts] == ['light', 'lead'] and not answer.rejected
+    assert all(f.value in SCENE.choices[f.key] and f.stamp_ns == 9 * NS for f in answer.facts)
+    told = edge._decode(prompts[0].ids)
+    assert 'light: red (2.0 s ago)' in told and 'green (' not in told, 'the replaced turn'
+    assert told.index('red (') < told.index('Now: What is on the road?')
+    alone = edge.answer(FRAME, SCENE, Context('scene', 9 * NS), 9 * NS)
+    assert alone.facts and not alone.used_context and not alone.used_focus
+
+
+def test_an_unknown_architecture_is_run_by_generate():
+    """The engine is for the families that it knows; others still answer."""
+    model, processor = tiny.checkpoint('llava')
+    known = EdgeModel('a', model, processor, decoding='free').answer(FRAME, SCENE, None, 0)
+    model.config.model_type = 'vipllava'
+    edge = EdgeModel('a', model, processor)
+    assert edge._engine is None
+    assert edge.answer(FRAME, SCENE, None, 0).text == known.text
+
+
+@pytest.mark.skipif(find_spec('torchvision') is None,
+                    reason='the processor of Qwen2.5-VL wants torchvision, which CPU '
+                           'installations of spotvlm lack')
+def test_qwen_through_its_own_processor():
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    model, inputs = tiny.checkpoint('qwen2_5_vl')
+    size = {'shortest_edge': 64, 'longest_edge': 1024}
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=size), inputs.tokenizer,
+        Qwen2VLVideoProcessor(patch_size=4, merge_size=2, size=size),
+        chat_template=inputs.chat_template)
+    theirs = EdgeModel('a', model, processor)
+    ours = EdgeModel('a', model, inputs)
+    for context in (None, late()):
+        assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
+                == ours.answer(FRAME, SCENE, context, 9 * NS).text)
+
+
+@pytest.mark.skipif(find_spec('torchvision') is None or find_spec('num2words') is None,
+                    reason='the processor of SmolVLM wants torchvision and num2words for videos; '
+                           'its image part is that of Idefics3, which the other tests use')
+def test_smolvlm_through_its_own_processor():
+    from transformers import SmolVLMProcessor, SmolVLMVideoProcessor
+    model, inputs = tiny.checkpoint('smolvlm')
+    processor = SmolVLMProcessor(inputs.image_processor, inputs.tokenizer,
+                                 SmolVLMVideoProcessor(), image_seq_len=16,
+                                 chat_template=tiny.CHAT_TEMPLATE)
+    theirs = EdgeModel('a', model, processor)
+    ours = EdgeModel('a', model, inputs)
+    for context in (None, late()):
+        assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
+                == ours.answer(FRAME, SCENE, context, 9 * NS).text)

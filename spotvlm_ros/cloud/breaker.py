@@ -33,6 +33,10 @@ class Breaker:
         self._failures = 0
         self._random = random.Random(seed)
 
+    def ready(self, now: float) -> bool:
+        """Return whether ``allow`` would let a request go."""
+        return self.state is State.CLOSED or self.state is State.OPEN and now >= self.retry_at
+
     def allow(self, now: float) -> bool:
         """Return whether a request may go; when open and due, it becomes the trial."""
         if self.state is State.OPEN and now >= self.retry_at:
@@ -54,3 +58,14 @@ class Breaker:
         doublings = min(16, self._failures - self.threshold)
         backoff = min(self.longest_s, self.first_s * 2.0 ** max(0, doublings))
         self.retry_at = now + backoff * self._random.uniform(0.7, 1.0)
+
+    def open_for(self, now: float, seconds: float) -> None:
+        """Note that the server wants to be left alone; a little longer, so that not all come."""
+        self._failures += 1
+        self.state = State.OPEN
+        self.retry_at = max(self.retry_at, now + seconds * self._random.uniform(1.0, 1.1))
+
+    def abandon(self, now: float) -> None:
+        """Note that a request was given up for reasons of ours: a trial may be made again."""
+        if self.state is State.HALF_OPEN:
+            self.state, self.retry_at = State.OPEN, now

@@ -3,8 +3,12 @@
 """
 Reading what a cloud model replied. The reply is untrusted text.
 
-Wanted is a JSON list of ``{"label", "bbox_2d", "value"}``. Objects are picked out one by one, so
-code fences, prose around them, a single object and a list cut off by max_tokens all work.
+Wanted is a JSON list of ``{"label", "bbox_2d", "value"}``, alone or as ``{"facts": [...]}``.
+Objects are picked out one by one, so code fences, prose around them, a single object and a list
+cut off by max_tokens all work.
+
+Facts can only be keys and values that the query names. Free text can say anything: it is one
+line without template tokens, and text that reads like instructions is dropped.
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 import json
+import re
 from typing import Annotated, Any, Literal
+import unicodedata
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
 
+from .schema import FACTS
 from ..method.facts import Fact, Query, Region
 from ..method.prompt import match_choice, neutralise, parse_answer
 
@@ -23,7 +30,23 @@ BoxScale = Literal['relative', 'pixels']  # 0..1000 of the frame, or pixels of t
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
 MAX_FAILURES = 256  # places where an object began but could not be read
+MAX_DEPTH = 16      # brackets within brackets; beyond it nothing is read
+MAX_REJECTED = 64   # reasons kept
 MIN_SIDE_PX = 1.0   # smaller boxes show nothing
+
+# Some chat templates mark turns with plain words and a colon.
+_ROLES = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
+_INSTRUCTIONS = re.compile(
+    r'\b(ignore|disregard|forget|override|bypass)\b.{0,40}\b(instruction|prompt|rule|message|'
+    r'context|above|previous|prior|earlier)|\b(system|developer) (prompt|message)|'
+    r'\byou (are now|must now|will now|have to obey)\b|\bnew instructions?\b|'
+    r'\b(respond|reply|answer|say) only\b|\bpretend (to|that|you)\b|'
+    r'https?:|\bwww\.|\b(sudo|rm -|curl|wget|eval|exec|import os)\b|api[ _-]?key',
+    re.IGNORECASE)
+# Characters without width: they hide words from a search, and order text on a screen.
+_INVISIBLE = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff'
+                        '\U000e0000-\U000e007f]')
+_BRACKETS = re.compile(r'[\[\]{}]')
 
 
 class Item(BaseModel):
@@ -49,6 +72,7 @@ class Reply:
     facts: tuple[Fact, ...] = ()
     text: str = ''
     rejected: list[str] = field(default_factory=list)
+    suspicious: bool = False  # its text reads like instructions, and is left out
 
 
 def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
@@ -60,10 +84,12 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
     Never raises.
     """
     text = text[:MAX_REPLY]
-    clean = neutralise(text)
-    if query.format != 'facts':
-        facts, rejected = parse_answer(query, text, stamp_ns)
-        return Reply(facts, clean, rejected)
+    clean, suspicious = _screened(text)
+    if query.format == 'text':
+        rejected = ['text: reads like instructions'] if suspicious else []
+        return Reply((), clean, rejected or parse_answer(query, clean, stamp_ns)[1], suspicious)
+    if _too_deep(text):
+        return Reply((), '', ['reply: nested too deeply'], suspicious)
     rejected = []
     by_key: dict[str, Fact] = {}
     for raw in _objects(text):
@@ -73,10 +99,31 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
                 rejected.append(f'{fact.key}: answered twice')
             elif fact is not None:
                 by_key[fact.key] = fact
+        if len(rejected) > MAX_REJECTED:
+            break
     if not by_key and not rejected:  # no JSON at all: perhaps plain lines
         facts, rejected = parse_answer(query, text, stamp_ns)
-        return Reply(facts, clean, rejected)
-    return Reply(tuple(by_key[k] for k in query.keys if k in by_key), clean, rejected)
+    else:
+        facts = tuple(by_key[k] for k in query.keys if k in by_key)
+    return Reply(facts, clean, rejected[:MAX_REJECTED], suspicious)
+
+
+def _screened(text: str) -> tuple[str, bool]:
+    """Return text that is harmless in a prompt or a log, and whether it had to be dropped."""
+    plain = _INVISIBLE.sub('', unicodedata.normalize('NFKC', text))
+    if _INSTRUCTIONS.search(' '.join(plain.split())):
+        return '', True
+    return _ROLES.sub(r'\1 -', neutralise(plain)), False
+
+
+def _too_deep(text: str) -> bool:
+    """Return whether brackets nest deeper than any reply needs; those in strings count, too."""
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth = depth + 1 if bracket in '[{' else max(0, depth - 1)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -98,18 +145,21 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _items(raw: dict[str, Any], query: Query, rejected: list[str]) -> list[Item]:
-    """Return the items of an object, which may also be a plain ``{key: value}`` mapping."""
-    if 'label' not in raw and any(key in query.choices for key in raw):
+    """Return the items of an object: itself, a list of them, or ``{key: value}`` pairs."""
+    candidates: list[Any] = [raw]
+    if isinstance(raw.get(FACTS), list):
+        candidates = raw[FACTS][:MAX_ITEMS]
+    elif 'label' not in raw and any(key in query.choices for key in raw):
         candidates = [{'label': k, 'value': v} for k, v in list(raw.items())[:MAX_ITEMS]]
-    else:
-        candidates = [raw]
     items = []
     for candidate in candidates:
         try:
             items.append(Item.model_validate(candidate))
         except ValidationError as error:
             where = '.'.join(str(p) for p in error.errors()[0]['loc'])
-            rejected.append(f'{neutralise(str(candidate.get("label")), 40)}: malformed {where}')
+            label = candidate.get('label') if isinstance(candidate, dict) else None
+            label = label if isinstance(label, str) else 'object'
+            rejected.append(f'{neutralise(label, 40)}: malformed {where or "object"}')
     return items
 
 

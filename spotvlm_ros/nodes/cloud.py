@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 from spotvlm_msgs.msg import Answer, CloudStatus
@@ -11,11 +13,14 @@ from spotvlm_msgs.msg import Answer, CloudStatus
 from .base import latched, RELIABLE, SpotNode
 from .checkpoints import model_path
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
-from .frames import encode_jpeg, Frame, FrameHub
+from .frames import Frame, FrameHub
 from .input import FrameInput
-from .params import ParamError
-from ..cloud.bridge import CloudAnswer, CloudBridge, Photo
+from .params import ENDPOINT, fallback_name, Param, ParamError
+from ..cloud.bridge import CloudAnswer, CloudBridge
+from ..cloud.budget import Budget, Cost
 from ..cloud.client import CloudConfig, read_api_key
+from ..cloud.errors import KEY_ENV
+from ..cloud.photo import Photographer, PhotoRules, read_masks
 
 STATUS_S = 0.5  # CloudStatus is published this often
 
@@ -28,7 +33,8 @@ class CloudNode(SpotNode):
         super().__init__('cloud', **kwargs)
         self._hub = hub
         self._bridge: CloudBridge | None = None
-        self._config: CloudConfig | None = None
+        self._configs: list[CloudConfig] = []
+        self._photographer = Photographer()
         self._input: FrameInput | None = None
         self._answers: Any = None
         self._status: Any = None
@@ -40,26 +46,25 @@ class CloudNode(SpotNode):
         if not self.param('base_url'):
             raise ParamError('base_url is empty; give the address of an OpenAI-compatible '
                              'server, or use spotvlm run, which starts one')
-        self._config = CloudConfig(
-            base_url=self.param('base_url'), model=model_path(self.param('model')),
-            deadline_s=self.param('deadline_s'), max_tokens=self.param('max_tokens'),
-            emulated_delay_median_s=self.param('emulated_delay_median_s'),
-            emulated_delay_sigma=self.param('emulated_delay_sigma'),
-            seed=self.param('emulated_delay_seed'),
-            api_key=read_api_key(self.param('api_key_file')))
+        self._configs = [self._server(''), *map(self._server, self.param('fallbacks'))]
+        self._photographer = Photographer(PhotoRules(
+            self.param('max_side'), self.param('max_image_bytes'), self.param('jpeg_quality'),
+            read_masks(self.param('privacy_masks'))))
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
-        if self._config.emulated_delay_median_s:
+        if self.param('emulated_delay_median_s'):
             self.get_logger().info('an emulated delay with a median of '
-                                   f'{self._config.emulated_delay_median_s:g} s is added to each '
-                                   'reply')
+                                   f'{self.param("emulated_delay_median_s"):g} s is added to '
+                                   'each reply')
 
     def start(self) -> None:
         """Listen to frames."""
-        assert self._config is not None
+        limits = Cost(self.param('budget_mb_per_hour') * 1e6,
+                      self.param('budget_tokens_per_hour'), self.param('budget_money_per_hour'))
         self._bridge = CloudBridge(
-            self._config, self._queries, self._on_answer,
-            max_in_flight=self.param('max_in_flight'), box_scale=self.param('box_scale'),
+            self._configs, self._queries, self._on_answer,
+            max_in_flight=self.param('max_in_flight'), retries=self.param('retries'),
+            budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
         self._input = FrameInput(self, self._hub, self._offer, self.clock_jumped)
         self.every(STATUS_S, self._publish_status)
@@ -73,7 +78,7 @@ class CloudNode(SpotNode):
 
     def release(self) -> None:
         """Forget the configuration."""
-        self._config = None
+        self._configs = []
         for publisher in (self._answers, self._status):
             if publisher is not None:
                 self.destroy_lifecycle_publisher(publisher)
@@ -89,31 +94,38 @@ class CloudNode(SpotNode):
         bridge = self._bridge
         if bridge is None:
             return {}
-        stats = bridge.stats
-        own = {'breaker': bridge.breaker.state.name.lower(), 'in_flight': bridge.in_flight,
-               'requests': stats.requests, 'answers': stats.answers, 'errors': stats.errors,
-               'skipped': stats.skipped, 'facts_rejected': stats.facts_rejected,
-               'bytes_sent': stats.bytes_sent, 'round_trip_p50_s': bridge.round_trip_s(0.5),
-               'round_trip_p95_s': bridge.round_trip_s(0.95),
-               'emulated_delay_p50_s': bridge.emulated_delay_s}
+        own = bridge.report() | {'emulated_delay_p50_s': bridge.emulated_delay_s}
         return own | (self._input.report() if self._input is not None else {})
+
+    def _server(self, name: str) -> CloudConfig:
+        """Read the parameters of a server; '' is the preferred one."""
+        def declared(param: Param) -> Any:
+            full = fallback_name(name, param.name) if name else param.name
+            return self._values[full] if full in self._values else self._declare(param, full)
+        given = {p.name: declared(p) for p in ENDPOINT}
+        prefix = fallback_name(name, '') if name else ''
+        try:
+            extra = json.loads(given.pop('extra_body') or '{}')
+        except ValueError:
+            extra = None
+        if not isinstance(extra, dict):
+            raise ParamError(f'{prefix}extra_body is no JSON object; write one such as '
+                             """'{"seed": 1}'""")
+        variable = KEY_ENV + (f'_{name.upper()}' if name else '')
+        return CloudConfig(
+            name=name or 'primary', api_key=read_api_key(given.pop('api_key_file'), variable),
+            model=model_path(given.pop('model')), plain_key=given.pop('allow_plain_key'),
+            extra=extra, emulated_delay_median_s=self.param('emulated_delay_median_s'),
+            emulated_delay_sigma=self.param('emulated_delay_sigma'),
+            seed=self.param('emulated_delay_seed'), **given)
 
     def _offer(self, frame: Frame) -> None:
         if self._bridge is None:
             return
         self._bridge.max_in_flight = self.param('max_in_flight')
         self._frame_id = frame.frame_id
-        self._bridge.offer(frame.stamp_ns, lambda: self._photo(frame))
-
-    def _photo(self, frame: Frame) -> Photo:
-        """Return a keyframe as JPEG; a camera's own JPEG goes as it is. Not on the executor."""
-        height, width = frame.rgb().shape[:2]
-        max_side = self.param('max_side')
-        if frame.jpeg is not None and frame.jpeg[:2] == b'\xff\xd8' and \
-                not (max_side and max(width, height) > max_side):
-            return Photo(frame.jpeg, width, height)
-        jpeg, scale = encode_jpeg(frame.rgb(), max_side, self.param('jpeg_quality'))
-        return Photo(jpeg, width, height, scale)
+        self._bridge.offer(frame.stamp_ns,
+                           lambda: self._photographer.photo(frame.jpeg, frame.rgb))
 
     def _on_answer(self, answer: CloudAnswer) -> None:
         """Publish a reply; called by the bridge's thread."""
@@ -125,7 +137,7 @@ class CloudNode(SpotNode):
             source=Answer.SOURCE_CLOUD, text=answer.text,
             facts=[fact_msg(f, answer.stamp_ns) for f in answer.facts[:MAX_FACTS]],
             wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),
-            emulated_delay=duration_msg(answer.emulated_s), model=self.param('model'),
+            emulated_delay=duration_msg(answer.emulated_s), model=answer.model,
             error_code=error, error_msg='; '.join(answer.rejected[:4]) if error else '')
         publisher = self._answers
         if publisher is not None:
@@ -133,17 +145,17 @@ class CloudNode(SpotNode):
 
     def _publish_status(self) -> None:
         bridge = self._bridge
-        if bridge is None or self._config is None:
+        if bridge is None:
             return
         stats = bridge.stats
         status = CloudStatus(
-            endpoint=self._config.base_url, model=self.param('model'),
+            endpoint=bridge.endpoint.base_url, model=bridge.endpoint.model,
             in_flight=bridge.in_flight, requests=stats.requests, answers=stats.answers,
             errors=stats.errors, skipped=stats.skipped, facts_rejected=stats.facts_rejected,
             bytes_sent=stats.bytes_sent, round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
             round_trip_p95=duration_msg(bridge.round_trip_s(0.95)),
             emulated_delay_p50=duration_msg(bridge.emulated_delay_s),
-            breaker=int(bridge.breaker.state), last_error=stats.last_error)
+            breaker=int(bridge.breaker_state), last_error=stats.last_error)
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 

@@ -129,21 +129,53 @@ EDGE = (
           '[tokens]', 1, 4096, when='run'),
     *INPUT, *QUERIES,
 )
-CLOUD = (
-    Param('base_url', '', 'OpenAI-compatible server, such as http://127.0.0.1:8000/v1; empty: '
-          'spotvlm run starts an embedded one'),
+# A server; in node cloud as they are for the preferred one, as fallback.<name>.* for others.
+ENDPOINT = (
+    Param('base_url', '', 'OpenAI-compatible server, such as http://127.0.0.1:8000/v1; empty, '
+          'for the preferred one: spotvlm run starts an embedded one'),
     Param('model', 'spot-mini-cloud', 'model name sent with requests; a shipped checkpoint goes '
           'as its path'),
-    Param('api_key_file', '', 'file with the API key, mode 600; empty: variable SPOTVLM_API_KEY'),
-    Param('deadline_s', 20.0, 'give up on a request after [s]', 0.1, 600.0),
+    Param('api_key_file', '', 'file with the API key, mode 600; empty: variable SPOTVLM_API_KEY, '
+          'of a fallback SPOTVLM_API_KEY_<NAME>'),
+    Param('allow_plain_key', False, 'let the API key go over http to another host; only on a '
+          'network you trust'),
+    Param('deadline_s', 20.0, 'give up on a request after [s], or when the longest time to live '
+          'of its facts is over', 0.1, 600.0),
     Param('max_tokens', 256, 'longest reply [tokens]', 1, 16384),
-    Param('max_in_flight', 2, 'requests under way at once', 1, 16, when='run'),
-    Param('max_side', 0, 'shrink keyframes to this many pixels on the long side; 0: never', 0,
-          8192),
-    Param('jpeg_quality', 85, 'JPEG quality of keyframes', 10, 100),
+    Param('max_tokens_field', 'max_tokens', 'how the server calls that limit',
+          choices=('max_tokens', 'max_completion_tokens')),
+    Param('temperature', 0.0, 'sampling temperature; below 0: not sent', -1.0, 2.0),
+    Param('structured_output', True, 'ask for replies that follow a JSON schema; what a server '
+          'refuses is left out'),
     Param('box_scale', 'relative', 'boxes in replies: relative (0 to 1000 of the frame, as '
           'Qwen3-VL) or pixels of the image sent (as Qwen2.5-VL)',
           choices=('relative', 'pixels')),
+    Param('concurrency', 0, 'requests under way at once at this server; 0: no limit but '
+          'max_in_flight', 0, 16),
+    Param('price_input', 0.0, 'price of a million tokens sent, images included', 0.0, 1e6),
+    Param('price_output', 0.0, 'price of a million tokens of replies', 0.0, 1e6),
+    Param('price_request', 0.0, 'price of a request', 0.0, 1e6),
+    Param('extra_body', '', 'JSON object, added to the body of each request'),
+)
+CLOUD = (
+    *ENDPOINT,
+    Param('fallbacks', [], 'names of servers to ask, in this order, while the preferred one '
+          'fails; each is a group of parameters fallback.<name>.*'),
+    Param('max_in_flight', 2, 'requests under way at once', 1, 16, when='run'),
+    Param('retries', 2, 'tries after a failed one, each about the newest frame', 0, 10),
+    Param('max_side', 0, 'shrink keyframes to this many pixels on the long side; 0: never', 0,
+          8192),
+    Param('jpeg_quality', 85, 'JPEG quality of keyframes', 10, 100),
+    Param('max_image_bytes', 0, 'lower quality, then size, of keyframes until they have at most '
+          'this many bytes; 0: never', 0, 2**31 - 1),
+    Param('privacy_masks', [], "parts that never leave the robot, each '<left> <top> <right> "
+          "<bottom>' or the corners of a polygon, 0 to 1 of width and height"),
+    Param('budget_mb_per_hour', 0.0, 'megabytes sent and received per hour; 0: no limit', 0.0,
+          1e6),
+    Param('budget_tokens_per_hour', 0, 'tokens per hour, prompts and replies; 0: no limit', 0,
+          2**31 - 1),
+    Param('budget_money_per_hour', 0.0, 'money per hour, in the currency of the prices; 0: no '
+          'limit', 0.0, 1e6),
     Param('emulated_delay_median_s', 0.0, 'delay added to each reply on purpose, lognormal [s]; '
           '0: none', 0.0, 600.0),
     Param('emulated_delay_sigma', 0.4, 'spread of the added delay', 0.0, 3.0),
@@ -222,6 +254,11 @@ def _read_query(query_id: str, get: Get) -> Query:
         raise ParamError(str(error)) from error
 
 
+def fallback_name(name: str, param: str) -> str:
+    """Return the full name of a parameter of a fallback server."""
+    return f'fallback.{name}.{param}'
+
+
 def _by_name(table: Iterable[Param], name: str) -> Param:
     return next(p for p in table if p.name == name)
 
@@ -286,6 +323,9 @@ def _check_section(flat: Mapping[str, Any], nodes: tuple[str, ...],
             known[f'{query_id}.choices.{key}'] = CHOICES
             known[f'{query_id}.ttl_s.{key}'] = TTL
         known[f'{query_id}.ttl_s.{query_id}'] = known[f'{query_id}.ttl_s.default'] = TTL
+    servers = both.get('fallbacks', []) if 'cloud' in nodes else []
+    for server in servers if isinstance(servers, list) else ():
+        known |= {fallback_name(server, p.name): p for p in ENDPOINT}
     for name, value in flat.items():
         if name in known:
             checked[name] = known[name].check(value, name)
@@ -318,6 +358,7 @@ def markdown() -> str:
     """Return the tables of all parameters for the README."""
     lines = []
     groups = {**TABLES, 'each query, as <id>.*': (*QUERY, CHOICES, TTL)}
+    groups['cloud, each fallback server, as fallback.<name>.*'] = ENDPOINT
     for title, table in groups.items():
         lines += [f'### {title}', '', '| parameter | default | range | change | meaning |',
                   '|---|---|---|---|---|']

@@ -1,0 +1,158 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Keyframes as they leave the robot: small enough, and without what nobody may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import io
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PilImage
+
+Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
+Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
+LEAST_QUALITY = 40
+SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125)
+MASK_CELLS = 24   # what is masked is averaged over cells of this share of the long side
+ORIENTATION = 274  # EXIF tag; 1 = upright
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A keyframe as it is sent; ``width`` and ``height`` are the camera's [pixels]."""
+
+    jpeg: bytes
+    width: int
+    height: int
+    scale: float = 1.0  # side of the image sent over the camera's
+
+
+@dataclass(frozen=True)
+class PhotoRules:
+    """Limits on what is sent; 0 is none."""
+
+    max_side: int = 0     # [pixels]
+    max_bytes: int = 0
+    quality: int = 85
+    masks: tuple[Polygon, ...] = ()
+
+
+class Photographer:
+    """Makes photos by one set of rules; remembers what fitted, so that most are encoded once."""
+
+    def __init__(self, rules: PhotoRules = PhotoRules()) -> None:
+        """Start with the best quality."""
+        self.rules = rules
+        worst = min(LEAST_QUALITY, rules.quality)
+        qualities = sorted({rules.quality, (rules.quality + worst) // 2, worst}, reverse=True)
+        self._steps = [(q, SCALES[0]) for q in qualities] + [(worst, s) for s in SCALES[1:]]
+        self._step = 0
+
+    def photo(self, jpeg: bytes | None, rgb: Callable[[], Image]) -> Photo:
+        """
+        Return a frame as it may leave; a camera's own JPEG as it is if the rules allow.
+
+        ``rgb`` is called only where pixels are needed. Raise ValueError for what cannot be sent.
+        """
+        if jpeg is not None and not self.rules.masks:
+            size = _sendable(jpeg)
+            if size and not (self.rules.max_side and max(size) > self.rules.max_side) and \
+                    not (self.rules.max_bytes and len(jpeg) > self.rules.max_bytes):
+                return Photo(jpeg, *size)
+        pixels = rgb()
+        height, width = pixels.shape[:2]
+        data, scale = self._fit(masked(pixels, self.rules.masks))
+        return Photo(data, width, height, scale)
+
+    def _fit(self, pixels: Image) -> tuple[bytes, float]:
+        side = max(pixels.shape[:2])
+        limit = min(1.0, self.rules.max_side / side) if self.rules.max_side else 1.0
+        if not self.rules.max_bytes:
+            return encode(pixels, limit, self.rules.quality), limit
+        data = b''
+        for step in range(max(0, self._step - 1), len(self._steps)):
+            quality, scale = self._steps[step]
+            data = encode(pixels, limit * scale, quality)
+            if len(data) <= self.rules.max_bytes:
+                self._step = step
+                return data, limit * scale
+        raise ValueError(f'a frame of {pixels.shape[1]}x{pixels.shape[0]} pixels has {len(data)} '
+                         f'bytes at its smallest; raise max_image_bytes')
+
+
+def encode(pixels: Image, scale: float, quality: int) -> bytes:
+    """Return the JPEG of a frame."""
+    if scale < 1.0:
+        height, width = pixels.shape[:2]
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    ok, data = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
+                            [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ValueError(f'OpenCV cannot encode a frame of shape {pixels.shape} as JPEG')
+    return bytes(data)
+
+
+def smaller(photo: Photo, max_bytes: int) -> Photo:
+    """Return a photo again in fewer bytes, for a server that found it too large."""
+    bgr = cv2.imdecode(np.frombuffer(photo.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError('the keyframe cannot be decoded; check the camera driver')
+    pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    maker = Photographer(PhotoRules(max_bytes=max_bytes))
+    again = maker.photo(None, lambda: pixels)
+    return Photo(again.jpeg, photo.width, photo.height, photo.scale * again.scale)
+
+
+def masked(pixels: Image, masks: Sequence[Polygon]) -> Image:
+    """Return a frame whose masked parts are averaged over coarse cells; nothing else remains."""
+    if not masks:
+        return pixels
+    height, width = pixels.shape[:2]
+    shape = np.zeros((height, width), np.uint8)
+    for polygon in masks:
+        corners = np.round([(x * width, y * height) for x, y in polygon]).astype(np.int32)
+        cv2.fillPoly(shape, [corners], 255)
+    cell = max(8, math.ceil(max(height, width) / MASK_CELLS))
+    size = (max(1, width // cell), max(1, height // cell))
+    coarse = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    out = pixels.copy()
+    out[shape > 0] = coarse[shape > 0]
+    return out
+
+
+def read_masks(texts: Sequence[str]) -> tuple[Polygon, ...]:
+    """Read masks: ``x0 y0 x1 y1`` for a box, three or more corners ``x y`` for a polygon, 0..1."""
+    masks = []
+    for text in texts:
+        try:
+            numbers = [float(n) for n in text.replace(',', ' ').split()]
+        except ValueError:
+            numbers = []
+        if len(numbers) < 4 or len(numbers) % 2 or not all(0 <= n <= 1 for n in numbers):
+            raise ValueError(f'privacy mask {text!r}: give 4 numbers for a box (left, top, right, '
+                             'bottom) or 6 and more for the corners of a polygon, each from 0 to '
+                             '1 of the width or the height')
+        corners = list(zip(numbers[::2], numbers[1::2]))
+        if len(corners) == 2:
+            (x0, y0), (x1, y1) = corners
+            corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+        masks.append(tuple(corners))
+    return tuple(masks)
+
+
+def _sendable(jpeg: bytes) -> tuple[int, int] | None:
+    """Return the size of a complete, upright JPEG; None for all else, which must be decoded."""
+    if jpeg[:2] != b'\xff\xd8' or b'\xff\xd9' not in jpeg[-64:]:
+        return None
+    try:
+        with PilImage.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
+            return image.size if image.getexif().get(ORIENTATION, 1) == 1 else None
+    except (OSError, ValueError, SyntaxError):
+        return None

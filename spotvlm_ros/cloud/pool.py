@@ -1,0 +1,160 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Several servers in order of preference: the first that is well and has room gets the request.
+
+A server that fails is left alone by its breaker; when its pause is over, one request tries it,
+and when that is answered, all go there again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+import statistics
+
+from .breaker import Breaker, State
+from .budget import Budget, Cost, NAMES
+from .client import CloudClient, CloudConfig, Transfer
+from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
+
+ALONE_S = 2.0    # longest pause of a breaker where there is no other server
+BESIDE_S = 15.0  # and where another serves meanwhile
+DENIED_S = 10.0  # pause after a refusal that only a person can mend (key, address, model)
+IMAGE_TOKENS = 1000  # guess of what an image costs, until a server has told
+CHARS_PER_TOKEN = 3
+IMPLAUSIBLE = 100    # times the guess
+PATIENCE = 3.0    # times the usual round trip
+LEAST_PATIENCE_S = 1.0
+SHRINK = 0.6     # after HTTP 413
+LEAST_BYTES = 8192  # a server that finds this too large takes no images
+
+
+class Endpoint:
+    """A server, and what is known of it."""
+
+    def __init__(self, config: CloudConfig, alone: bool) -> None:
+        """Connect lazily."""
+        self.config = config
+        self.client = CloudClient(config)
+        self.breaker = Breaker(longest_s=ALONE_S) if alone else \
+            Breaker(threshold=2, longest_s=BESIDE_S)
+        self.in_flight = 0
+        self.requests = self.answers = self.errors = self.usage_missing = 0
+        self.max_image_bytes = 0  # what it found too large is not sent again
+        self._costs: deque[Cost] = deque(maxlen=16)
+        self._late = 0            # requests in a row without a reply in time
+        self._round_trips_s: deque[float] = deque(maxlen=16)
+
+    @property
+    def room(self) -> bool:
+        """Whether one more request may be under way."""
+        return not self.config.concurrency or self.in_flight < self.config.concurrency
+
+    @property
+    def expected(self) -> Cost:
+        """What the next request will probably cost: one that told nonsense does not count."""
+        costs = self._costs or (self._guess(0, 0),)
+        return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in NAMES))
+
+    def estimate(self, jpeg_bytes: int, question: str) -> Cost:
+        """Return what a request will probably cost."""
+        guess = self._guess(jpeg_bytes * 4 // 3 + len(question) + 400, len(question))
+        expected = self.expected if self._costs else guess
+        return Cost(guess.bytes, expected.tokens, expected.money)
+
+    def actual(self, transfer: Transfer, estimate: Cost, refused: bool) -> Cost:
+        """Return what a request has cost: as the server says, else as guessed."""
+        done = transfer.completion
+        if not done.began:
+            return Cost()
+        size = float(transfer.body_bytes + done.bytes_received)
+        if refused:
+            return Cost(size)
+        usage, most = done.usage, IMPLAUSIBLE * self._guess(0, 0).tokens
+        if usage.prompt is None or usage.completion is None or \
+                usage.prompt + usage.completion > most:
+            self.usage_missing += done.finished
+            return Cost(size, estimate.tokens, estimate.money)
+        cost = Cost(size, usage.prompt + usage.completion,
+                    self._money(usage.prompt, usage.completion))
+        self._costs.append(cost)
+        return cost
+
+    def patience_s(self, left_s: float) -> float:
+        """
+        Return how long to wait where waiting longer would keep another request from going [s].
+
+        Doubled after each time it was too short: a server may have become slow for good.
+        """
+        usual = left_s / 2
+        if self._round_trips_s:
+            usual = max(LEAST_PATIENCE_S, PATIENCE * statistics.median(self._round_trips_s))
+        return min(left_s, usual * 2.0 ** min(self._late, 8))
+
+    def succeeded(self, round_trip_s: float) -> None:
+        """Note an answer."""
+        self.answers += 1
+        self._late = 0
+        self._round_trips_s.append(round_trip_s)
+        self.breaker.success()
+
+    def failed(self, error: CloudError, now: float, photo_bytes: int) -> None:
+        """Note a request without an answer."""
+        self.errors += 1
+        self._late += isinstance(error, CloudTimeout)
+        if not isinstance(error, CloudRefused):
+            self.breaker.failure(now)
+        elif error.status == 413 and photo_bytes > LEAST_BYTES:  # the server is well
+            self.breaker.success()
+            self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * photo_bytes))
+        elif error.retry_after_s:
+            self.breaker.open_for(now, error.retry_after_s)
+        elif error.status not in PASSING and self.breaker.state is not State.CLOSED:
+            self.breaker.open_for(now, DENIED_S)
+        else:
+            self.breaker.failure(now)
+
+    def _guess(self, size: int, question: int) -> Cost:
+        prompt = IMAGE_TOKENS + question // CHARS_PER_TOKEN
+        completion = self.config.max_tokens
+        return Cost(size, prompt + completion, self._money(prompt, completion))
+
+    def _money(self, prompt: int, completion: int) -> float:
+        config = self.config
+        return config.price_request + 1e-6 * (
+            prompt * config.price_input + completion * config.price_output)
+
+
+class Pool:
+    """Picks the server for a request. Not thread-safe: the bridge holds its lock."""
+
+    def __init__(self, configs: Sequence[CloudConfig]) -> None:
+        """Keep the servers in order of preference."""
+        if not configs:
+            raise ValueError('no server is named; set base_url')
+        names = [c.name for c in configs]
+        if len(set(names)) != len(names):
+            raise ValueError(f'two servers have one name: {names}; name each once')
+        self.endpoints = [Endpoint(c, len(configs) == 1) for c in configs]
+        self.serving = self.endpoints[0]  # answered last
+
+    def pick(self, budget: Budget, now: float, without: Collection[Endpoint] = ()
+             ) -> Endpoint | str:
+        """Return the server for the next request, or why there is none."""
+        why = 'breaker'
+        for endpoint in self.endpoints:
+            if endpoint in without or not endpoint.breaker.ready(now):
+                continue
+            if not endpoint.room:
+                why = 'busy'
+                continue
+            lacking = budget.lacking(endpoint.expected, now)
+            if not lacking:
+                return endpoint
+            why = f'budget_{lacking}'
+        return why
+
+    def next_at(self, now: float) -> float:
+        """Return when a server may be asked again."""
+        return min(now if e.breaker.ready(now) else e.breaker.retry_at for e in self.endpoints)

@@ -1,0 +1,41 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+The JSON schema that a server is asked to hold its reply to.
+
+The root is an object, all properties are required and nothing else is allowed: what the strictest
+servers demand. ``parse`` reads such replies, and the free ones of servers that know no schemas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..method.facts import Query
+
+FACTS = 'facts'  # name of the list in the reply
+
+
+def response_format(query: Query) -> dict[str, Any] | None:
+    """Return the ``response_format`` of a request; None for free text."""
+    if query.format == 'text':
+        return None
+    if query.format == 'choice':
+        body = _object({query.id: {'type': 'string', 'enum': list(query.choices[query.id])}})
+    else:
+        body = _object({FACTS: {'type': 'array', 'items': {
+            'anyOf': [_fact(key, values) for key, values in query.choices.items()]}}})
+    return {'type': 'json_schema',
+            'json_schema': {'name': 'answer', 'strict': True, 'schema': body}}
+
+
+def _fact(key: str, values: tuple[str, ...]) -> dict[str, Any]:
+    box = {'type': 'array', 'items': {'type': 'number'}}
+    return _object({'label': {'type': 'string', 'enum': [key]},
+                    'bbox_2d': {'anyOf': [box, {'type': 'null'}]},
+                    'value': {'type': 'string', 'enum': list(values)}})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {'type': 'object', 'properties': properties, 'required': list(properties),
+            'additionalProperties': False}

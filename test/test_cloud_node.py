@@ -1,0 +1,82 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Node cloud: its parameters, and what it tells on /diagnostics and cloud/status."""
+
+import cv2
+from fakes import wait_for
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+
+from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402, I100
+from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
+from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
+from spotvlm_ros.nodes.frames import Frame  # noqa: E402
+from spotvlm_ros.nodes.params import check_file, ParamError  # noqa: E402
+from test_nodes_graph import CONFIG, graph, keep_sending, overlay  # noqa: E402
+
+PIXELS = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8),
+                    (320, 240))
+
+
+def sender(probe):
+    return lambda stamp: probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=PIXELS)))
+
+
+def test_falls_back_counts_and_tells(tmp_path, monkeypatch):
+    monkeypatch.setenv('SPOTVLM_API_KEY_VENDOR', 'sk-of-vendor')
+    first, second = ChaosServer('http_500'), ChaosServer()
+    over = overlay(tmp_path, cloud={
+        'base_url': first.url, 'fallbacks': ['vendor'], 'budget_tokens_per_hour': 20_000,
+        'fallback.vendor.base_url': second.url, 'fallback.vendor.model': 'large-1',
+        'fallback.vendor.price_output': 15.0, 'fallback.vendor.concurrency': 1,
+        'fallback.vendor.max_tokens_field': 'max_completion_tokens',
+        'fallback.vendor.temperature': -1.0,
+        'fallback.vendor.extra_body': '{"reasoning_effort": "low"}'})
+    try:
+        with graph(lambda: [CloudNode()], files=('driving', over)) as (probe, _):
+            keep_sending(probe, sender(probe),
+                         lambda: probe.count('cloud', 'skipped.budget_tokens') >= 1)
+            told = dict(probe.diagnostics['cloud'])
+            answer = probe.cloud[-1]
+            status = wait_for(lambda: [
+                s for s in probe.status if s.answers and s.skipped])[-1]
+    finally:
+        first.stop()
+        second.stop()
+    assert answer.model == 'large-1' and answer.facts
+    assert status.endpoint == second.url and status.model == 'large-1'
+    assert status.skipped >= 1 and status.breaker == status.BREAKER_CLOSED
+    assert told['endpoint'] == 'vendor' and told['vendor.breaker'] == 'closed'
+    assert int(told['errors.http_500']) >= 1 and int(told['failovers']) >= 1
+    assert 0 < int(told['spent_hour_tokens']) <= 20_000 and float(told['spent_hour_money']) > 0
+    request = second.requests[0]
+    assert request['_authorization'] == 'sk-of-vendor' and 'temperature' not in request
+    assert request['max_completion_tokens'] == 256 and request['reasoning_effort'] == 'low'
+    assert first.requests[0]['_authorization'] == ''
+
+
+@pytest.mark.parametrize('values,word', [
+    ({'base_url': ''}, 'base_url is empty'),
+    ({'base_url': 'ftp://x/v1'}, 'http or https'),
+    ({'base_url': 'http://x/v1', 'extra_body': '[1]'}, 'no JSON object'),
+    ({'base_url': 'http://x/v1', 'privacy_masks': ['0 0 7 7']}, 'privacy mask'),
+    ({'base_url': 'http://x/v1', 'api_key_file': '/no/such/file'}, 'No such file'),
+    ({'base_url': 'http://x/v1', 'fallbacks': ['b']}, 'base_url of b'),
+    ({'base_url': 'http://x/v1', 'fallbacks': ['b'], 'fallback.b.base_url': 'http://y/v1',
+      'fallback.b.api_key_file': '/no/such/file'}, 'No such file')])
+def test_bad_parameters_fail_configure_with_a_remedy(tmp_path, values, word):
+    over = overlay(tmp_path, cloud=values)
+    with graph(lambda: [CloudNode()], files=('driving', over)) as (_, running):
+        assert running.failed == ['cloud'] and word in running.nodes[-1].last_failure
+
+
+def test_params_files_know_fallbacks(tmp_path):
+    good = {'fallbacks': ['b'], 'fallback.b.base_url': 'http://y/v1'}
+    base = check_file(CONFIG / 'driving.yaml')
+    assert check_file(overlay(tmp_path, cloud=good), base)['cloud'].items() >= good.items()
+    with pytest.raises(ParamError, match='did you mean fallback.b.base_url'):
+        check_file(overlay(tmp_path, cloud={**good, 'fallback.b.base_ur': 'x'}), base)
+    with pytest.raises(ParamError, match='unknown parameter'):
+        check_file(overlay(tmp_path, cloud={'fallback.c.base_url': 'http://y/v1'}), base)

@@ -1,0 +1,129 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Keyframes as they leave the robot."""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image as PilImage
+import pytest
+
+from spotvlm_ros.cloud.photo import Photographer, PhotoRules, read_masks, smaller
+
+
+def scene(noise=40, size=(480, 640), seed=0):
+    """Return a frame with structure and noise, like a camera's."""
+    rng = np.random.default_rng(seed)
+    coarse = cv2.resize(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8), size[::-1],
+                        interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    return np.clip(coarse + rng.integers(-noise, noise + 1, (*size, 3)), 0, 255).astype(np.uint8)
+
+
+def jpeg_of(pixels, **options):
+    out = io.BytesIO()
+    PilImage.fromarray(pixels).save(out, 'JPEG', **options)
+    return out.getvalue()
+
+
+def decoded(photo):
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(photo.jpeg, np.uint8), 1), cv2.COLOR_BGR2RGB)
+
+
+def never():
+    raise AssertionError('nothing needs to be decoded')
+
+
+def test_jpeg_passes_through_without_decoding():
+    data = jpeg_of(scene())
+    photo = Photographer().photo(data, never)
+    assert photo.jpeg is data and (photo.width, photo.height, photo.scale) == (640, 480, 1.0)
+
+
+@pytest.mark.parametrize('rules', [
+    PhotoRules(max_side=320), PhotoRules(max_bytes=20_000),
+    PhotoRules(masks=read_masks(['0 0 1 0.5']))])
+def test_jpeg_is_made_anew_where_a_rule_asks_for_it(rules):
+    pixels = scene()
+    photo = Photographer(rules).photo(jpeg_of(pixels), lambda: pixels)
+    assert photo.jpeg[:2] == b'\xff\xd8' and (photo.width, photo.height) == (640, 480)
+    assert not rules.max_bytes or len(photo.jpeg) <= rules.max_bytes
+    assert decoded(photo).shape[1] == round(640 * photo.scale)
+
+
+@pytest.mark.parametrize('data', [
+    jpeg_of(scene())[:5000], b'', b'\xff\xd8\xff\xd9', b'\x89PNG\r\n\x1a\n'])
+def test_what_is_no_whole_jpeg_is_decoded_first(data):
+    def broken():
+        raise ValueError('truncated JPEG')
+    with pytest.raises(ValueError, match='truncated'):
+        Photographer().photo(data, broken)
+
+
+def test_camera_on_its_side_is_sent_upright():
+    exif = PilImage.Exif()
+    exif[274] = 6
+    pixels = scene()
+    data = jpeg_of(pixels, exif=exif)
+    turned = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    photo = Photographer().photo(data, lambda: turned)
+    assert (photo.width, photo.height) == (480, 640) and decoded(photo).shape == (640, 480, 3)
+
+
+@pytest.mark.parametrize('limit', [60_000, 30_000, 12_000, 5_000])
+def test_byte_budget_costs_as_little_as_possible(limit):
+    maker = Photographer(PhotoRules(max_bytes=limit))
+    photos = [maker.photo(None, lambda i=i: scene(seed=i)) for i in range(4)]
+    assert all(0.2 * limit < len(p.jpeg) <= limit for p in photos)
+    easy = maker.photo(None, lambda: np.full((480, 640, 3), 90, np.uint8))
+    for _ in range(20):  # quality comes back step by step
+        easy = maker.photo(None, lambda: np.full((480, 640, 3), 90, np.uint8))
+    assert easy.scale >= 0.75 and easy.scale >= photos[-1].scale
+
+
+def test_impossible_byte_budget_is_told():
+    with pytest.raises(ValueError, match='raise max_image_bytes'):
+        Photographer(PhotoRules(max_bytes=200)).photo(None, scene)
+
+
+def test_smaller():
+    photo = Photographer(PhotoRules(max_side=320)).photo(None, scene)
+    again = smaller(photo, len(photo.jpeg) // 3)
+    assert len(again.jpeg) <= len(photo.jpeg) // 3 and again.width == 640
+    assert decoded(again).shape[1] == round(640 * again.scale)
+
+
+def test_masked_parts_hold_nothing_of_the_frame():
+    """Text under a mask cannot be told from another text; outside nothing changes."""
+    def frame(text):
+        pixels = np.full((480, 640, 3), 200, np.uint8)
+        cv2.putText(pixels, text, (60, 120), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (0, 0, 0), 2)
+        cv2.putText(pixels, 'EXIT', (400, 400), cv2.FONT_HERSHEY_SIMPLEX, 2.0, (0, 0, 0), 3)
+        return pixels
+    masks = read_masks(['0.05 0.1 0.5 0.35', '0.6 0 1 0 1 0.3'])
+    sent = {}
+    for text in ('B-XY 4711', 'H-KL 8023'):
+        pixels = frame(text)
+        sent[text] = decoded(Photographer(PhotoRules(masks=masks)).photo(
+            jpeg_of(pixels), lambda p=pixels: p)).astype(int)
+        assert np.array_equal(pixels, frame(text)), 'the frame is shared: it must not change'
+        assert np.abs(sent[text][360:410, 390:560] - pixels[360:410, 390:560]).mean() < 4
+        hidden = sent[text][52:164, 40:312]
+        assert np.abs(np.diff(hidden, axis=1)).max() < 25, 'an edge is left'
+    one, two = sent.values()
+    original = np.abs(frame('B-XY 4711').astype(int) - frame('H-KL 8023')).max()
+    assert original == 200 and np.abs(one - two).max() < 70
+
+
+def test_polygon_is_blurred_inside_only():
+    pixels = np.repeat(scene(noise=90)[..., :1], 3, axis=2)  # JPEG halves only colour
+    out = decoded(Photographer(PhotoRules(quality=100, masks=read_masks(['0 0 0.5 0 0 0.5'])))
+                  .photo(None, lambda: pixels)).astype(int)
+    assert pixels[10:60, 10:60].std() > 2 * out[10:60, 10:60].std()
+    assert np.abs(out[200:, 300:] - pixels[200:, 300:]).mean() < 6
+
+
+@pytest.mark.parametrize('text', ['', '0 0 1', '0 0 1 2', 'a b c d', '0 0 nan 1', '0 0 1 1 1'])
+def test_bad_masks_are_told(text):
+    with pytest.raises(ValueError, match='privacy mask'):
+        read_masks([text])

@@ -1,0 +1,53 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The whole graph under faults: short forms of the commands in spotvlm_ros.bench."""
+
+from fakes import FakeEdge
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+
+from spotvlm_ros.bench.bridge_faults import all_faults  # noqa: E402, I100
+from spotvlm_ros.bench.bridge_perf import soak, wire  # noqa: E402
+from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402
+from spotvlm_ros.bench.robots import carry  # noqa: E402
+from spotvlm_ros.cloud.client import CloudConfig  # noqa: E402
+from spotvlm_ros.method.facts import Query  # noqa: E402
+
+
+def test_soak_leaves_nothing_behind():
+    """Half a minute; the command soaks for ten minutes, with the shipped model."""
+    row, = soak(0.4, 8.0, FakeEdge().load)
+    assert row['faults'] >= 15 and row['answers'] >= 20 and row['errors'] >= 15, row
+    assert row['threads_left'] <= 0 and row['sockets_left'] <= 0 and row['most_jobs'] <= 4, row
+    assert row['internal_errors'] == 0
+    assert row['value'] < 30.0, 'MB: more than a step of the allocator'
+
+
+def test_edge_keeps_answering_and_context_returns():
+    """A few faults of the kinds there are: silence, slowness, lies, breakage."""
+    names = ['hang', 'reset', 'http_503', 'tokens']
+    for trouble in all_faults(names, 3.0, 1.5, 1, FakeEdge().load):
+        assert trouble.ratio > 0.7, trouble
+        assert trouble.context_s < 2.0, trouble
+        assert trouble.good_reply_s < 8.0, trouble
+
+
+def test_cost_of_the_bridge():
+    rows = {row['name']: row for row in wire(40)}
+    assert set(rows) == {'keyframe_to_wire_p95_ms', 'reply_to_answer_p95_ms'}
+    # Ten and five on a machine that is not busy with other tests.
+    assert rows['keyframe_to_wire_p95_ms']['value'] < 60.0
+    assert rows['reply_to_answer_p95_ms']['value'] < 30.0
+
+
+def test_simulated_robots_share_a_server():
+    queries = (Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=0.5),)
+    server = ChaosServer(pause_s=0.05)
+    try:
+        got = carry(3, CloudConfig(server.url, 'm'), queries, 2.0, warm_up_s=0.5)
+    finally:
+        server.stop()
+    assert 1.0 < got['answers_per_s_per_robot'] < 2.6 and got['errors'] == 0
+    assert 0.05 < got['round_trip_p50_s'] < 0.5
+    assert got['round_trip_p50_s'] < got['context_age_p95_s'] < 2.0

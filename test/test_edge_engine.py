@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros.edge.grammar import Free, Guess, Slot, Template
+from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
@@ -205,7 +205,7 @@ def test_a_choice_scored_at_once_is_that_scored_step_by_step(pairs):
             while not template.done:
                 logits = slow._model(**{**inputs, 'input_ids': torch.tensor([ids]),
                                         'attention_mask': torch.ones(1, len(ids))}).logits
-                token, p = template.choose(logits[0, -1])
+                token, p = template.choose(Row(logits[0, -1]))
                 ids.append(token)
                 probability *= p
         assert slow._decode(ids[inputs['input_ids'].shape[1]:]).strip() == answer.text
@@ -237,7 +237,7 @@ def logits(*best):
     row = torch.zeros(10)
     for i, token in enumerate(best):
         row[token] = 9.0 - i
-    return row
+    return Row(row)
 
 
 def test_template_forces_what_has_no_choice():

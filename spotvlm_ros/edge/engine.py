@@ -243,21 +243,21 @@ class Engine:
             where = torch.from_numpy(places).to(self._device)
             visual = kept.visual.part(torch.from_numpy(numbers[-len(places):]).to(self._device))
             embeds[0, where] = visual.rows.to(embeds.dtype)
+        positions = self._positions(kept, begin, len(fed), guess)
         hidden = family.decode(
             visual, where, inputs_embeds=embeds, use_cache=True, past_key_values=kept.cache,
-            position_ids=self._positions(kept, begin, len(fed), guess),
+            position_ids=as_decoder_takes(positions.to(self._device)),
             attention_mask=family.attention(lambda a: self._mask(a, kept.bias), allowed))
         return [Row(logits) for logits in family.head(hidden[0, -1 - n_guess:]).float()]
 
     def _positions(self, kept: Kept, begin: int, n_fed: int, guess: Guess) -> torch.Tensor:
-        """Return the positions of the tokens to be fed, as the decoder takes them."""
+        """Return the positions of the tokens to be fed, axes x tokens."""
         known = kept.positions[:, begin:begin + n_fed]
         after = begin + n_fed - kept.prompt   # tokens of the answer before the guess
         steps = [*range(after - n_fed + known.shape[1], after),
                  *(after + depth for depth in guess.depths())]
         answer = int(kept.positions.max()) + 1 + torch.tensor(steps, dtype=torch.int64)
-        both = torch.cat([known, answer.expand(len(known), -1)], 1).to(self._device)
-        return both if len(both) == 1 else both[:, None]
+        return torch.cat([known, answer.expand(len(known), -1)], 1)
 
     def _mask(self, allowed: Allowed, bias: Bias | None) -> torch.Tensor:
         """Return what is added to the attention, 1 x 1 x queries x keys."""
@@ -265,6 +265,11 @@ class Engine:
         if bias is not None:
             added[:, :len(bias)] += bias
         return torch.from_numpy(added)[None, None].to(self._device, self._dtype)
+
+
+def as_decoder_takes(positions: torch.Tensor) -> torch.Tensor:
+    """Return positions, axes x tokens, with a batch of one: before the axis if there is one."""
+    return positions if len(positions) == 1 else positions[:, None]
 
 
 def _shared(old: Tokens, new: Tokens, limit: int) -> int:

@@ -44,6 +44,7 @@ class Family:
 
     focus: frozenset[str] = frozenset({'crop', 'tokens', 'attention'})
     why_not = ''
+    fixed_shapes = True   # a forward pass is the same computation whatever the tokens are
 
     def __init__(self, model: Any) -> None:
         """Find the parts of a loaded `...ForConditionalGeneration`."""
@@ -133,6 +134,7 @@ class Gemma3(Family):
     """Gemma 3: tokens of one image see each other, some layers see only the last tokens."""
 
     focus = frozenset({'crop'})
+    fixed_shapes = False
     why_not = ('the tokens of an image look at each other in both directions, so that leaving '
                'some out or favouring some changes all of them')
 
@@ -203,6 +205,8 @@ class Qwen(Family):
 
 class Qwen3(Qwen):
     """Qwen3-VL: as Qwen2.5-VL, with outputs of inner vision layers added to the first layers."""
+
+    fixed_shapes = False
 
     def decode(self, visual: Visual | None, where: torch.Tensor | None,
                **kwargs: Any) -> torch.Tensor:

@@ -6,7 +6,9 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros.edge.grammar import Free, Guess, Slot, Template
+from spotvlm_ros.edge.families import family_of
+from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
+from spotvlm_ros.edge.graphs import GraphEngine
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
@@ -30,6 +32,17 @@ def pairs():
         model, processor = tiny.checkpoint(family)
         made[family] = (EdgeModel(family, model, processor, decoding='free'),
                         EdgeModel(family, model, processor, engine='generate'))
+    return made
+
+
+@pytest.fixture(scope='module')
+def fixed(pairs):
+    """Return the engine for GPUs, not captured."""
+    made = {}
+    for family in ('idefics3', 'llava', 'qwen2_5_vl'):
+        free = pairs[family][0]
+        made[family] = EdgeModel(family, free._model, free._inputs.processor, decoding='free')
+        made[family]._engine = GraphEngine(family_of(free._model), tokens=512, capture=False)
     return made
 
 
@@ -78,6 +91,25 @@ def test_tokens_are_those_of_generate(pairs, family, data):
         context = data.draw(contexts(query))
         frame = frame_of(data.draw(st.integers(0, 3)))
         assert tokens(fast, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
+
+
+@pytest.mark.parametrize('family', ['idefics3', 'llava', 'qwen2_5_vl'])
+@given(st.data())
+@settings(max_examples=6, deadline=None)
+def test_fixed_shapes_change_nothing(pairs, fixed, family, data):
+    """What runs as a CUDA graph on a GPU, run as it is: filled up, one buffer for all queries."""
+    model, slow = fixed[family], pairs[family][1]
+    for _ in range(data.draw(st.integers(1, 4))):
+        query = data.draw(st.sampled_from([FACTS, CHOICE, TEXT]))
+        context = data.draw(contexts(query))
+        frame = frame_of(data.draw(st.integers(0, 3)))
+        assert tokens(model, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
+
+
+def test_a_prompt_that_does_not_fit_says_so(fixed):
+    long = Query('text', 'word ' * 600, 'text')
+    with pytest.raises(ValueError, match='shorten context_tokens'):
+        fixed['idefics3'].answer(frame_of(0), long, None, 0)
 
 
 @pytest.mark.parametrize('family', tiny.MAKERS)
@@ -205,7 +237,7 @@ def test_a_choice_scored_at_once_is_that_scored_step_by_step(pairs):
             while not template.done:
                 logits = slow._model(**{**inputs, 'input_ids': torch.tensor([ids]),
                                         'attention_mask': torch.ones(1, len(ids))}).logits
-                token, p = template.choose(logits[0, -1])
+                token, p = template.choose(Row(logits[0, -1]))
                 ids.append(token)
                 probability *= p
         assert slow._decode(ids[inputs['input_ids'].shape[1]:]).strip() == answer.text
@@ -237,7 +269,7 @@ def logits(*best):
     row = torch.zeros(10)
     for i, token in enumerate(best):
         row[token] = 9.0 - i
-    return row
+    return Row(row)
 
 
 def test_template_forces_what_has_no_choice():

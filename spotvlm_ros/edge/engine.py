@@ -24,7 +24,7 @@ import torch
 from transformers import Cache
 
 from .families import Allowed, Family, Tensors, Visual
-from .grammar import Grammar, Guess
+from .grammar import Grammar, Guess, Row
 
 Tokens = npt.NDArray[np.int64]
 Bias = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Buffers(Cache):
         return states.new_zeros((*states.shape[:2], self.room, states.shape[-1]))
 
 
-class _Kept:
+class Kept:
     """What stays of a query between frames, and between the passes of one answer."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Engine:
     def __init__(self, family: Family) -> None:
         """Wrap the parts of a model."""
         self.family = family
-        self._all_kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._all_kept: OrderedDict[str, Kept] = OrderedDict()
         weight = family.embedding.weight
         self._device, self._dtype = weight.device, weight.dtype
         self._never = torch.finfo(self._dtype).min
@@ -142,7 +142,7 @@ class Engine:
         while not grammar.done and len(tokens) < limit:
             if stop():
                 return Decoded(tokens, probabilities, True, passes, guessed, computed)
-            guess = grammar.guess()
+            guess = self._fit(grammar.guess())
             if passes:
                 kept.ids = kept.ids[:kept.prompt + len(tokens) - 1]  # drop what was guessed wrong
                 rows = self._extend(kept, tokens[-1], guess)
@@ -164,14 +164,18 @@ class Engine:
                 on_token(tokens)
         return Decoded(tokens, probabilities, False, passes, guessed, computed)
 
-    def _recall(self, query: str) -> _Kept:
-        kept = self._all_kept.pop(query, None) or _Kept()
+    def _fit(self, guess: Guess) -> Guess:
+        """Return as much of a guess as one forward pass takes."""
+        return guess
+
+    def _recall(self, query: str) -> Kept:
+        kept = self._all_kept.pop(query, None) or Kept()
         self._all_kept[query] = kept
         if len(self._all_kept) > QUERIES_KEPT:
             self._all_kept.popitem(last=False)
         return kept
 
-    def _prefill(self, kept: _Kept, prompt: Prompt, guess: Guess, limit: int) -> torch.Tensor:
+    def _prefill(self, kept: Kept, prompt: Prompt, guess: Guess, limit: int) -> list[Row]:
         """Feed a prompt and a guess; return logits after the prompt and after each guess."""
         family, ids = self.family, np.asarray(prompt.ids, np.int64)
         image = ids == family.image_token
@@ -180,12 +184,11 @@ class Engine:
             used[image] = prompt.keep
         same = kept.visual is not None and kept.seen == prompt.seen
         begin = _shared(kept.ids, ids[used], len(ids) if same else _first(image[used]))
-        room = len(ids) + max(limit, len(guess.tokens))
-        if not kept.cache.make_room(room):
+        if not self._make_room(kept, len(ids) + max(limit, len(guess.tokens))):
             begin = 0
         kept.ids = kept.ids[:begin]
         if not same:
-            kept.visual, kept.seen = family.visual(prompt.inputs), prompt.seen
+            kept.visual, kept.seen = self._look(prompt.inputs), prompt.seen
         kept.prompt = int(used.sum())
         self._lay_out(kept, prompt, used)
         kept.bias = None
@@ -195,11 +198,19 @@ class Engine:
             kept.bias = spread[used]
         return self._forward(kept, ids[used][begin:], guess, np.flatnonzero(used[image]))
 
-    def _extend(self, kept: _Kept, token: int, guess: Guess) -> torch.Tensor:
+    def _make_room(self, kept: Kept, tokens: int) -> bool:
+        """Make the cache hold that many tokens; return False if that loses what it held."""
+        return kept.cache.make_room(tokens)
+
+    def _look(self, inputs: Tensors) -> Visual:
+        """Run the vision tower."""
+        return self.family.visual(inputs)
+
+    def _extend(self, kept: Kept, token: int, guess: Guess) -> list[Row]:
         """Feed a token and a guess; return logits after each."""
         return self._forward(kept, np.asarray([token], np.int64), guess, np.zeros(0, np.int64))
 
-    def _lay_out(self, kept: _Kept, prompt: Prompt, used: Allowed) -> None:
+    def _lay_out(self, kept: Kept, prompt: Prompt, used: Allowed) -> None:
         """Find the positions of the prompt's tokens, unless it is laid out as the last one."""
         grid = prompt.inputs.get('image_grid_thw')
         layout = (prompt.ids, None if grid is None else grid.tolist(), used.tobytes())
@@ -207,7 +218,7 @@ class Engine:
             found = self.family.positions(torch.tensor(prompt.ids), prompt.inputs)
             kept.positions, kept.laid_out = found[:, torch.from_numpy(used)], layout
 
-    def _forward(self, kept: _Kept, fed: Tokens, guess: Guess, numbers: Tokens) -> torch.Tensor:
+    def _forward(self, kept: Kept, fed: Tokens, guess: Guess, numbers: Tokens) -> list[Row]:
         """
         Run the decoder on tokens that follow the cache; return logits after them and each guess.
 
@@ -232,22 +243,21 @@ class Engine:
             where = torch.from_numpy(places).to(self._device)
             visual = kept.visual.part(torch.from_numpy(numbers[-len(places):]).to(self._device))
             embeds[0, where] = visual.rows.to(embeds.dtype)
+        positions = self._positions(kept, begin, len(fed), guess)
         hidden = family.decode(
             visual, where, inputs_embeds=embeds, use_cache=True, past_key_values=kept.cache,
-            position_ids=self._positions(kept, begin, len(fed), guess),
+            position_ids=as_decoder_takes(positions.to(self._device)),
             attention_mask=family.attention(lambda a: self._mask(a, kept.bias), allowed))
-        logits: torch.Tensor = family.head(hidden[0, -1 - n_guess:]).float()
-        return logits
+        return [Row(logits) for logits in family.head(hidden[0, -1 - n_guess:]).float()]
 
-    def _positions(self, kept: _Kept, begin: int, n_fed: int, guess: Guess) -> torch.Tensor:
-        """Return the positions of the tokens to be fed, as the decoder takes them."""
+    def _positions(self, kept: Kept, begin: int, n_fed: int, guess: Guess) -> torch.Tensor:
+        """Return the positions of the tokens to be fed, axes x tokens."""
         known = kept.positions[:, begin:begin + n_fed]
         after = begin + n_fed - kept.prompt   # tokens of the answer before the guess
         steps = [*range(after - n_fed + known.shape[1], after),
                  *(after + depth for depth in guess.depths())]
         answer = int(kept.positions.max()) + 1 + torch.tensor(steps, dtype=torch.int64)
-        both = torch.cat([known, answer.expand(len(known), -1)], 1).to(self._device)
-        return both if len(both) == 1 else both[:, None]
+        return torch.cat([known, answer.expand(len(known), -1)], 1)
 
     def _mask(self, allowed: Allowed, bias: Bias | None) -> torch.Tensor:
         """Return what is added to the attention, 1 x 1 x queries x keys."""
@@ -255,6 +265,11 @@ class Engine:
         if bias is not None:
             added[:, :len(bias)] += bias
         return torch.from_numpy(added)[None, None].to(self._device, self._dtype)
+
+
+def as_decoder_takes(positions: torch.Tensor) -> torch.Tensor:
+    """Return positions, axes x tokens, with a batch of one: before the axis if there is one."""
+    return positions if len(positions) == 1 else positions[:, None]
 
 
 def _shared(old: Tokens, new: Tokens, limit: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import vision_utils
 
 Tensors = Mapping[str, torch.Tensor]
 Allowed = npt.NDArray[np.bool_]
@@ -43,6 +44,7 @@ class Family:
 
     focus: frozenset[str] = frozenset({'crop', 'tokens', 'attention'})
     why_not = ''
+    fixed_shapes = True   # a forward pass is the same computation whatever the tokens are
 
     def __init__(self, model: Any) -> None:
         """Find the parts of a loaded `...ForConditionalGeneration`."""
@@ -91,26 +93,48 @@ class Family:
 class Idefics3(Family):
     """Idefics3 and SmolVLM."""
 
+    def __init__(self, model: Any) -> None:
+        """Find the parts."""
+        super().__init__(model)
+        self._places: dict[tuple[int, ...], torch.Tensor] = {}
+
     def visual(self, inputs: Tensors) -> Visual:
         """
         Return what the vision tower makes of the images.
 
-        The model's own `get_image_features` first looks for pixels that are padding. Our views
-        have none, so vision tower and connector are called directly.
+        The model's own `get_image_features` looks for pixels that are padding, and finds the
+        place of each patch, anew for each frame. Our views have no padding and one size, so the
+        layers are called directly; places are learned from the model's own forward pass once.
         """
-        pixels = inputs['pixel_values'].flatten(0, 1)
+        pixels, tower = inputs['pixel_values'].flatten(0, 1), self.core.vision_model
+        places = self._places.get(tuple(pixels.shape))
+        if places is None:
+            places = self._places[tuple(pixels.shape)] = self._learn(pixels)
+        patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        seen = tower.encoder(inputs_embeds=patches + places, attention_mask=None)
+        rows = self.core.connector(tower.post_layernorm(seen.last_hidden_state))
+        return Visual(rows.reshape(-1, rows.shape[-1]))
+
+    def _learn(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the vision tower adds to each patch for its place."""
+        embeddings, found = self.core.vision_model.embeddings, list[torch.Tensor]()
         patch = self.core.config.vision_config.patch_size
         real = torch.ones((len(pixels), pixels.shape[2] // patch, pixels.shape[3] // patch),
                           dtype=torch.bool, device=pixels.device)
-        seen = self.core.vision_model(pixel_values=pixels, patch_attention_mask=real)
-        rows = self.core.connector(seen.last_hidden_state)
-        return Visual(rows.reshape(-1, rows.shape[-1]))
+        hook = embeddings.position_embedding.register_forward_hook(
+            lambda module, args, output: found.append(output))
+        try:
+            embeddings(pixel_values=pixels, patch_attention_mask=real)
+        finally:
+            hook.remove()
+        return found[0]
 
 
 class Gemma3(Family):
     """Gemma 3: tokens of one image see each other, some layers see only the last tokens."""
 
     focus = frozenset({'crop'})
+    fixed_shapes = False
     why_not = ('the tokens of an image look at each other in both directions, so that leaving '
                'some out or favouring some changes all of them')
 
@@ -136,14 +160,35 @@ class Qwen(Family):
         """Find the parts."""
         super().__init__(model)
         self.merge = int(self.core.visual.spatial_merge_size)
+        self._layouts: dict[object, dict[str, torch.Tensor]] = {}
 
     def visual(self, inputs: Tensors) -> Visual:
-        """Return what the vision tower makes of the images."""
-        found = self.core.get_image_features(inputs['pixel_values'], inputs['image_grid_thw'],
-                                             return_dict=True)
+        """
+        Return what the vision tower makes of the images.
+
+        What follows from the size of the images alone is worked out once. Lengths stay on the
+        CPU, where the model reads them.
+        """
+        pixels, grid = inputs['pixel_values'], inputs['image_grid_thw']
+        layout = {}
+        if hasattr(self.core.visual, 'window_size'):
+            key = tuple(map(tuple, grid.tolist()))
+            if key not in self._layouts:
+                self._layouts[key] = self._lay_out(grid.cpu(), pixels.device)
+            layout, grid = dict(self._layouts[key]), grid.cpu()
+        found = self.core.get_image_features(pixels, grid, return_dict=True, **layout)
         deep = getattr(found, 'deepstack_features', None) or ()
         return Visual(torch.cat(list(found.pooler_output)),
                       tuple(torch.cat(list(d)) for d in deep))
+
+    def _lay_out(self, grid: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        tower = self.core.visual
+        windows, ends = vision_utils.get_vision_window_index(
+            grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        return {'position_ids': vision_utils.get_vision_position_ids(
+                    grid, tower.spatial_merge_size).to(device),
+                'window_index': windows.to(device), 'cu_window_seqlens': ends,
+                'cu_seqlens': vision_utils.get_vision_cu_seqlens(grid)}
 
     def positions(self, ids: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         """Return the positions in time, height and width."""
@@ -160,6 +205,8 @@ class Qwen(Family):
 
 class Qwen3(Qwen):
     """Qwen3-VL: as Qwen2.5-VL, with outputs of inner vision layers added to the first layers."""
+
+    fixed_shapes = False
 
     def decode(self, visual: Visual | None, where: torch.Tensor | None,
                **kwargs: Any) -> torch.Tensor:

@@ -37,6 +37,11 @@ class Guess:
         """Return the guess that these tokens follow one after the other."""
         return cls(tokens, range(-1, len(tokens) - 1))
 
+    @property
+    def is_line(self) -> bool:
+        """Whether the tokens follow one after the other."""
+        return all(parent == i - 1 for i, parent in enumerate(self.parents))
+
     def after(self, row: int, token: int) -> int | None:
         """Return the row of logits after a token chosen from a row, None if not guessed."""
         for i, (guessed, parent) in enumerate(zip(self.tokens, self.parents)):
@@ -60,12 +65,35 @@ class Guess:
         return seen
 
 
+@dataclass(frozen=True)
+class Row:
+    """The model's output after one token: logits, and the best of them where already known."""
+
+    logits: torch.Tensor
+    known: tuple[int, float] | None = None
+
+    def best(self) -> tuple[int, float]:
+        """Return the likeliest token and its probability."""
+        if self.known is not None:
+            return self.known
+        token = int(self.logits.argmax())
+        return token, float(torch.exp(self.logits[token] - self.logits.logsumexp(-1)))
+
+    def among(self, tokens: Sequence[int]) -> tuple[int, float]:
+        """Return the likeliest of some tokens and its probability among them."""
+        if len(tokens) == 1:
+            return tokens[0], 1.0
+        some = self.logits[torch.tensor(tokens, device=self.logits.device)].softmax(-1).tolist()
+        best = max(range(len(tokens)), key=some.__getitem__)
+        return tokens[best], some[best]
+
+
 class Grammar(Protocol):
     """Follows an answer token by token."""
 
     done: bool
 
-    def choose(self, logits: torch.Tensor) -> tuple[int, float]:
+    def choose(self, row: Row) -> tuple[int, float]:
         """Take the likeliest token that may come next; return it and its probability."""
 
     def guess(self) -> Guess:
@@ -84,12 +112,12 @@ class Free:
         self._ends, self._draft = frozenset(ends), list(draft)
         self._n = 0
 
-    def choose(self, logits: torch.Tensor) -> tuple[int, float]:
+    def choose(self, row: Row) -> tuple[int, float]:
         """Take the likeliest token."""
-        token = int(logits.argmax())
+        token, probability = row.best()
         self._n += 1
         self.done = token in self._ends
-        return token, float(torch.exp(logits[token] - logits.logsumexp(-1)))
+        return token, probability
 
     def guess(self) -> Guess:
         """Return the rest of the draft; after a token that differs it may go on as before."""
@@ -121,7 +149,7 @@ class Template:
         self._slots, self._end, self._draft = slots, end, draft
         self._place: Place = (0, ())
 
-    def choose(self, logits: torch.Tensor) -> tuple[int, float]:
+    def choose(self, row: Row) -> tuple[int, float]:
         """
         Take the likeliest of the tokens that may come.
 
@@ -129,12 +157,7 @@ class Template:
         of the value, given that one of the choices is answered. Forced tokens have 1.
         """
         moves = self._moves(self._place)
-        may = list(moves)
-        token, probability = may[0], 1.0
-        if len(may) > 1:
-            some = logits[torch.tensor(may, device=logits.device)].softmax(-1)
-            best = int(some.argmax())
-            token, probability = may[best], float(some[best])
+        token, probability = row.among(list(moves))
         self._go(moves[token])
         return token, probability
 

@@ -25,8 +25,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from .cpu import quicken
 from .engine import Decoded, Engine, Prompt
-from .families import check_focus, FAMILIES, family_of, use_masks
+from .families import check_focus, FAMILIES, Family, family_of, use_masks
 from .grammar import Free, Grammar, Templates
+from .graphs import GraphEngine
 from .inputs import Inputs
 from ..method import focus, prompt
 from ..method.facts import Context, Fact, Query
@@ -78,7 +79,7 @@ class EdgeModel:
         self._view_size = _view_size(processor)
         self._inputs = Inputs(processor, self._view_size)
         family = family_of(model) if engine == 'fast' else None
-        self._engine = Engine(family) if family is not None else None
+        self._engine = _engine(family) if family is not None else None
         self._ends = _ends(model)
         self._templates = (Templates(self._tokenizer, processor.chat_template, self._ends)
                            if decoding == 'constrained' and self._engine is not None else None)
@@ -255,6 +256,12 @@ def _draft_values(last: _Draft | None, context: Context | None) -> dict[str, str
 
 def _values(context: Context | None) -> dict[str, str]:
     return {f.key: f.value for f in context.facts} if context is not None else {}
+
+
+def _engine(family: Family) -> Engine:
+    """Return the engine that suits a model and where it runs."""
+    on_gpu = family.embedding.weight.is_cuda
+    return GraphEngine(family) if on_gpu and family.fixed_shapes else Engine(family)
 
 
 def _ends(model: Any) -> frozenset[int]:

@@ -1,0 +1,26 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The measuring of the edge engine runs and compares what it should."""
+
+from spotvlm_ros.bench import edge_gpu, edge_perf
+
+
+def test_cpu_rows():
+    rows = {r['name']: r for r in edge_perf.cpu_rows(drives=2, repeats=1)}
+    assert rows['edge_cpu_answers_that_differ']['value'] == 0
+    for name in ('unchanged', 'changed', 'still', 'alone'):
+        found = rows[f'edge_cpu_speedup_{name}']
+        assert found['ratio'] == found['value'] > 0.5 and 'generate' in found['baseline']
+    assert set(next(iter(rows.values()))) == {
+        'name', 'value', 'unit', 'baseline', 'ratio', 'machine'}
+
+
+def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
+    """The same prompts, graphs aside; every way of answering worked."""
+    for name in edge_gpu.tiny_shapes():
+        case = edge_gpu.Case(name, edge_gpu.tiny_shapes()[name](), 'cpu')
+        rows = {r['name']: r for r in edge_gpu.case_rows(case, 'here', seconds=0.0)}
+        for way in ('generate', 'generate_static', 'engine_16_changed', 'engine_16_same_history',
+                    'engine_16_unchanged', 'engine_choice', 'vision'):
+            assert rows[f'edge_gpu_{name}_{way}_ms']['value'] > 0
+        assert rows[f'edge_gpu_{name}_tokens_as_generate']['value'] == edge_gpu.ANSWER

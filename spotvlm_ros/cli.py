@@ -16,6 +16,7 @@ ELSEWHERE = {
     'demo': ('spotvlm_ros.demo:main', 'the whole graph for half a minute on the shipped models'),
     'bench': ('spotvlm_ros.bench.cli:main', 'SpotBench (not in this version)'),
     'perf': ('spotvlm_ros.bench.perf:main', 'performance (not in this version)'),
+    'replay': ('spotvlm_ros.record:main', 'run a recording again, without ROS, and compare'),
     'train': ('spotvlm_ros.mini.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.doctor:run', 'what is installed, what is missing, what to do'),
 }
@@ -82,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
                         choices=('debug', 'info', 'warn', 'error', 'fatal'))
     output.add_argument('--quiet', action='store_true', help='only the summary')
     output.add_argument('--out', default='', metavar='DIR', help='write summary.json there')
+    output.add_argument('--record', default='', metavar='DIR',
+                        help='write frames, answers and contexts there, for spotvlm replay')
 
     serve = commands.add_parser('serve', help='serve a checkpoint as an OpenAI-compatible server')
     serve.set_defaults(command=_serve)
@@ -144,6 +147,9 @@ def _run(arguments: argparse.Namespace) -> int:
                     overrides[target][param] = yaml.safe_load(value)
         if not any(overrides.values()) and arguments.param:
             raise ParamError(f'-p {arguments.param[0]}: no node has that parameter')
+        if arguments.record:
+            for node in ('edge', 'context'):
+                overrides[node]['record_dir'] = os.path.abspath(arguments.record)
     except (ParamError, yaml.YAMLError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

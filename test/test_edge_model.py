@@ -9,7 +9,7 @@ from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
-from spotvlm_ros.mini.worlds import make_world
+from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +21,7 @@ def model():
 @pytest.fixture(scope='module')
 def sample():
     """Return a frame with a late context that holds regions."""
-    return dataset.sample(make_world('driving', dataset.TUNE_SEEDS[7]), 340,
+    return dataset.sample(make_world('driving', TUNE_SEEDS[7]), 340,
                           np.random.default_rng(0), SCENE)
 
 
@@ -66,7 +66,7 @@ def test_context_does_not_hide_the_frame(model):
     rng = np.random.default_rng(3)
     right = copied = total = 0
     for seed in range(12):
-        world = make_world('driving', dataset.TUNE_SEEDS[seed], 'day')
+        world = make_world('driving', TUNE_SEEDS[seed], 'day')
         index = int(rng.integers(300, 2300))
         stamp = index * NS // 20
         truth = world.facts(index, stamp)

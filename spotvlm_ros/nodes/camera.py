@@ -145,7 +145,8 @@ class CameraNode(SpotNode):
         if stamp == 0:
             self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
             return
-        frame = Frame(stamp, self.param('frame_id'), pixels=pixels, jpeg=shot.jpeg)
+        frame = Frame(stamp, self.param('frame_id'), pixels=pixels, jpeg=shot.jpeg,
+                      reference=shot.reference)
         self._sent += 1
         self.hub.publish(frame)
         if self._truth is not None and shot.truth is not None:

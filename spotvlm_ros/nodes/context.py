@@ -17,6 +17,7 @@ from .input import FrameInput
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
 from ..method.transfer import Transfer, TransferConfig
+from ..record import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
 WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
@@ -44,6 +45,7 @@ class ContextNode(SpotNode):
         self._lock = threading.RLock()
         self._flow_lock = threading.Lock()     # held while regions are carried
         self._seen_ns = 0                      # newest frame that regions were carried to
+        self._recorder: Recorder | None = None
         self._mailbox = Mailbox()
         self._input: FrameInput | None = None
         self._running = False
@@ -53,11 +55,16 @@ class ContextNode(SpotNode):
         """Read the queries."""
         queries = self.queries()
         self._queries = {q.id: q for q in queries}
-        self._transfer = Transfer(queries, TransferConfig(
+        config = TransferConfig(
             carry=self.param('flow_hz') > 0,
             gate=GateConfig(age_limit_s=self.param('age_limit_s'),
                             changed_below=self.param('changed_below'),
-                            cut_below=self.param('cut_below'))))
+                            cut_below=self.param('cut_below')))
+        self._transfer = Transfer(queries, config)
+        if self.param('record_dir'):
+            self._recorder = Recorder(self.param('record_dir'), 'context')
+            self._recorder.write('start', queries=[plain(q) for q in queries],
+                                 config=plain(config))
         self._contexts = self.advertise(ContextMsg, 'context', latched(len(self._queries)))
 
     def start(self) -> None:
@@ -85,6 +92,9 @@ class ContextNode(SpotNode):
         """Forget everything."""
         with self._lock:
             self._queries, self._transfer = {}, Transfer(())
+            if self._recorder is not None:
+                self._recorder.close()
+                self._recorder = None
             if self._contexts is not None:
                 self.destroy_lifecycle_publisher(self._contexts)
                 self._contexts = None
@@ -101,6 +111,8 @@ class ContextNode(SpotNode):
             report: dict[str, Any] = {
                 'turns_replaced': self._replaced, **self._transfer.report(),
                 'flow_frames_dropped': self._mailbox.dropped}
+            if self._recorder is not None:
+                report['recording_dropped'] = self._recorder.dropped
             for query_id in self._queries:
                 context = self._transfer.context(query_id)
                 report[f'{query_id}.turns'] = len(self._transfer.turns(query_id))
@@ -121,6 +133,8 @@ class ContextNode(SpotNode):
             self._restarted()  # not under the lock: the flow thread takes both in the other order
         with self._lock:
             self._frame_id = message.header.frame_id
+            if self._recorder is not None:
+                self._recorder.write('turn', arrived_ns=self.now_ns(), turn=plain(turn))
             if not self._transfer.add(turn) or turn.source is not Source.CLOUD:
                 return
             self._replaced += 1
@@ -138,6 +152,8 @@ class ContextNode(SpotNode):
         if not self._transfer.turns(query.id) and gate == ContextMsg.GATE_EMPTY:
             return  # nothing has been said yet
         context = self._transfer.context(query.id)
+        if self._recorder is not None:
+            self._recorder.write('context', query_id=query.id, context=plain(context))
         if self._contexts is not None:
             self._contexts.publish(context_msg(
                 context, query, self._frame_id, self._gate(context, gate),
@@ -153,6 +169,8 @@ class ContextNode(SpotNode):
     def _forget(self, gate: int) -> None:
         with self._flow_lock, self._lock:
             self._transfer.clear()
+            if self._recorder is not None:
+                self._recorder.write('clear', gate=gate)
             self._seen_ns = 0
             self._reset_gate = dict.fromkeys(self._queries, gate)
             self._mailbox.clear()
@@ -180,13 +198,20 @@ class ContextNode(SpotNode):
         # Frames come a little early or late: half a period is tolerance enough.
         if frame.stamp_ns - self._seen_ns < 0.5 * NS / self.param('flow_hz'):
             return
+        image = frame.rgb()
         with self._flow_lock:
             self._seen_ns = frame.stamp_ns
             with self._lock:
                 wanted = self._transfer.wanted(frame.stamp_ns)
-            self._transfer.carry(frame.stamp_ns, frame.rgb(), wanted)
+                if self._recorder is not None:
+                    self._recorder.write('frame', stamp_ns=frame.stamp_ns,
+                                         frame=self._recorder.frame(
+                                             frame.stamp_ns, image, frame.jpeg, frame.reference))
+            self._transfer.carry(frame.stamp_ns, image, wanted)
             with self._lock:
                 self._transfer.carried(frame.stamp_ns)
+                if self._recorder is not None:
+                    self._recorder.write('carried', stamp_ns=frame.stamp_ns)
                 for query_id in {query_id for query_id, _ in wanted}:
                     self._publish(self._queries[query_id])
 

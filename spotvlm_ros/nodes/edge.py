@@ -24,16 +24,20 @@ from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, RELIABLE, SpotNode
 from .checkpoints import model_path
-from .convert import context_from_msg, duration_msg, duration_s, fact_msg, header_msg, MAX_FACTS
+from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, fact_msg
+from .convert import header_msg, MAX_FACTS, stamp_ns
 from .frames import Frame, FrameError, FrameHub, Mailbox
 from .input import FrameInput
 from .schedule import Schedule
+from ..method.audit import Audit
 from ..method.facts import Context, NS, Query
 from ..method.focus import Backend, FocusConfig
 from ..method.history import fresh
 from ..method.prompt import neutralise
+from ..record import plain, Recorder
 
 IDLE_S = 0.1  # the inference thread looks up at least this often
+TRUTHS = 64   # frames whose labels are kept for the audit
 Load = Callable[..., Any]  # path, device, threads and options -> EdgeModel
 
 
@@ -77,18 +81,30 @@ class EdgeNode(SpotNode):
         self._thread: threading.Thread | None = None
         self._input: FrameInput | None = None
         self._answers: Any = None
+        self._audits: Any = None
         self._detections: Any = None
+        self._audit = Audit(0.0)
+        self._truth: dict[int, dict[str, str]] = {}  # facts by stamp, of the miniature world
+        self._recorder: Recorder | None = None
         self._published = 0
+        self._used: Context | None = None  # what the last answer was given
         self._latency_s: deque[float] = deque(maxlen=256)
         self._inference_s: deque[float] = deque(maxlen=256)
 
     def setup(self) -> None:
         """Load the model."""
         self._queries = {q.id: q for q in self.queries()}
-        self._model = self._load(model_path(self.param('model')), self.param('device'),
-                                 self.param('threads'),
-                                 focus_backend=self.param('focus_backend'),
-                                 decoding=self.param('decoding'), engine=self.param('engine'))
+        path = model_path(self.param('model'))
+        options = {'device': self.param('device'), 'threads': self.param('threads'),
+                   'decoding': self.param('decoding'), 'engine': self.param('engine')}
+        self._model = self._load(path, focus_backend=self.param('focus_backend'), **options)
+        if self.param('record_dir'):
+            self._recorder = Recorder(self.param('record_dir'), 'edge')
+            self._recorder.write(
+                'start', queries=[plain(q) for q in self._queries.values()],
+                load={'path': path, 'focus': plain(FocusConfig(
+                    backend=self.param('focus_backend'))), **options})
+        self._audits = self.advertise(Answer, 'audit', RELIABLE)
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         try:
             from vision_msgs.msg import Detection2DArray
@@ -107,6 +123,9 @@ class EdgeNode(SpotNode):
             pass  # frames are of no use before
         self._input = FrameInput(self, self._hub, self._mailbox.put, self._forget)
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
+        self._audit = Audit(self.param('audit_share'))
+        if self._audit.share:
+            self.subscribe(Answer, 'truth', RELIABLE, self._on_truth)
         server = ActionServer(self, Ask, 'ask', self._execute, goal_callback=self._on_goal,
                               cancel_callback=lambda goal: CancelResponse.ACCEPT)
         self.own(server.destroy)
@@ -124,10 +143,13 @@ class EdgeNode(SpotNode):
     def release(self) -> None:
         """Free the model."""
         self._model = None
-        for publisher in (self._answers, self._detections):
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+        for publisher in (self._answers, self._audits, self._detections):
             if publisher is not None:
                 self.destroy_lifecycle_publisher(publisher)
-        self._answers = self._detections = None
+        self._answers = self._audits = self._detections = None
 
     def clock_jumped(self) -> None:
         """ROS time jumped: the frame that waits and all context are of another time."""
@@ -140,7 +162,10 @@ class EdgeNode(SpotNode):
         own = {'answers': self._published, 'frames_dropped': self._mailbox.dropped,
                'stamp_to_answer_p50_s': median(self._latency_s),
                'inference_p50_s': median(self._inference_s),
-               'model': self._model.name if self._model is not None else ''}
+               'model': self._model.name if self._model is not None else '',
+               **self._audit.report()}
+        if self._recorder is not None:
+            own['recording_dropped'] = self._recorder.dropped
         return own | (self._input.report() if self._input is not None else {})
 
     @property
@@ -154,6 +179,12 @@ class EdgeNode(SpotNode):
     def _on_context(self, message: ContextMsg) -> None:
         if message.query_id in self._queries:
             self._contexts[message.query_id] = context_from_msg(message)
+
+    def _on_truth(self, message: Answer) -> None:
+        """Keep the exact labels of the last frames, for the audit."""
+        self._truth[stamp_ns(message.header.stamp)] = {f.key: f.value for f in message.facts}
+        while len(self._truth) > TRUTHS:
+            del self._truth[min(self._truth)]
 
     def _on_goal(self, request: Ask.Goal) -> GoalResponse:
         return GoalResponse.ACCEPT if self.active else GoalResponse.REJECT
@@ -220,6 +251,8 @@ class EdgeNode(SpotNode):
                 message = self._answer(frame, query, started_ns,
                                        frame.received + query.deadline_s, None, lambda: False)
                 self._publish(message)
+                if message.used_context and not message.error_code and self._audit.due():
+                    self._compare(frame, query, message)
             finally:
                 self._busy = False
 
@@ -250,6 +283,9 @@ class EdgeNode(SpotNode):
             message.error_code = Answer.ERROR_MODEL
             message.error_msg = f'{type(error).__name__}: {error}'
             return message
+        self._used = context
+        if self._recorder is not None:
+            self._note(frame, rgb, query, context, result)
         message.text = result.text
         message.facts = [fact_msg(f, frame.stamp_ns) for f in result.facts[:MAX_FACTS]]
         message.used_context, message.used_focus = result.used_context, result.used_focus
@@ -270,6 +306,31 @@ class EdgeNode(SpotNode):
             message.error_msg = '; '.join(result.rejected[:4])
             self.count('parse_errors', message.error_msg)
         return message
+
+    def _note(self, frame: Frame, rgb: Any, query: Query, context: Context | None,
+              result: Any) -> None:
+        """Record an answer and what it was made of."""
+        assert self._recorder is not None
+        own = {} if query.id in self._queries else {'query': plain(query)}
+        self._recorder.write(
+            'answer', stamp_ns=frame.stamp_ns, query_id=query.id, **own,
+            frame=self._recorder.frame(frame.stamp_ns, rgb, frame.jpeg, frame.reference),
+            context=plain(context) if context is not None else None, text=result.text,
+            facts=[plain(f) for f in result.facts], partial=result.partial)
+
+    def _compare(self, frame: Frame, query: Query, given: Answer) -> None:
+        """Answer a frame once more, without context, and count what context did."""
+        context = self._used
+        alone = self._model.answer(frame.rgb(), query, None, frame.stamp_ns,
+                                   should_stop=lambda: not self._running)
+        self._audit.add([fact_from_msg(f) for f in given.facts], alone.facts,
+                        context.facts if context is not None else (),
+                        self._truth.get(frame.stamp_ns) if query.format == 'facts' else None)
+        if self._audits is not None and self._running:
+            self._audits.publish(Answer(
+                header=given.header, query_id=query.id, source=Answer.SOURCE_EDGE,
+                text=alone.text, facts=[fact_msg(f, frame.stamp_ns) for f in alone.facts],
+                inference=duration_msg(alone.inference_s), model=self._model.name))
 
     def _publish(self, message: Answer) -> None:
         publisher = self._answers

@@ -28,11 +28,13 @@ class Frame:
     """
 
     def __init__(self, stamp_ns: int, frame_id: str, *, pixels: Image | None = None,
-                 decode: Callable[[], Image] | None = None, jpeg: bytes | None = None) -> None:
+                 decode: Callable[[], Image] | None = None, jpeg: bytes | None = None,
+                 reference: str = '') -> None:
         """Keep RGB pixels, or a function that makes them, or JPEG bytes."""
         self.stamp_ns = stamp_ns
         self.frame_id = frame_id
         self.jpeg = jpeg
+        self.reference = reference         # what draws this frame again, as JSON; '': nothing
         self.received = time.monotonic()  # steady time of arrival in this process [s]
         self._pixels = pixels
         self._decode = decode

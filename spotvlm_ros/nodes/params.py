@@ -80,6 +80,9 @@ INPUT = (
     Param('image_transport', 'raw', 'subscribe to image or to image/compressed; unused where '
           'frames are shared in memory', choices=('raw', 'compressed')),
 )
+RECORD = (
+    Param('record_dir', '', 'folder to record to, for spotvlm replay; empty: nothing is recorded'),
+)
 QUERIES = (
     Param('queries', [], 'ids of the standing questions; each is a group of parameters <id>.*'),
 )
@@ -119,6 +122,9 @@ EDGE = (
           'as it is, to compare with', choices=('fast', 'generate')),
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
+    Param('audit_share', 0.02, 'share of the answers with context that are given once more '
+          'without it, to measure on the robot how often context changes, helps and harms', 0.0,
+          1.0),
     Param('max_start_age_s', 0.005, 'start only on frames younger than this, measured from '
           'arrival [s]', 0.001, 10.0, when='run'),
     Param('patience_s', 0.1, 'take an older frame when no newer one came for this long [s]', 0.0,
@@ -127,7 +133,7 @@ EDGE = (
           600.0, when='run'),
     Param('ask_max_tokens', 64, 'longest answer of action ask when the goal names no length '
           '[tokens]', 1, 4096, when='run'),
-    *INPUT, *QUERIES,
+    *INPUT, *RECORD, *QUERIES,
 )
 # A server; in node cloud as they are for the preferred one, as fallback.<name>.* for others.
 ENDPOINT = (
@@ -193,7 +199,7 @@ CONTEXT = (
           'with how the cloud saw it; -1: never', -1.0, 1.0),
     Param('cut_below', 0.4, 'all facts are dropped when a frame correlates less than this with '
           'the last one (scene cut); -1: never', -1.0, 1.0),
-    *INPUT, *QUERIES,
+    *INPUT, *RECORD, *QUERIES,
 )
 TABLES: Mapping[str, tuple[Param, ...]] = {
     'camera': (*COMMON, *CAMERA), 'edge': (*COMMON, *EDGE),

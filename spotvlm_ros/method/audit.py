@@ -1,0 +1,63 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The audit: now and then a frame is answered with and without context, and both are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .facts import Fact
+
+
+@dataclass
+class Audit:
+    """Counts of facts over the audited frames; `add` one frame at a time."""
+
+    share: float          # of the answers with context that are audited, 0..1
+    frames: int = 0
+    facts: int = 0        # answered with context
+    agreed: int = 0       # of these, the same without context
+    contradicted: int = 0  # context says other than the model sees without it
+    copied: int = 0       # of these, answered as the context says
+    judged: int = 0       # facts whose truth is known
+    helped: int = 0       # of these, wrong without context and right with it
+    harmed: int = 0       # of these, right without context and wrong with it
+    _due: float = 0.0
+
+    def due(self) -> bool:
+        """Tell whether the answer just given is one to audit; evenly spread, no dice."""
+        self._due += self.share
+        if self._due < 1.0:
+            return False
+        self._due -= 1.0
+        return True
+
+    def add(self, given: Sequence[Fact], alone: Sequence[Fact], told: Sequence[Fact],
+            truth: Mapping[str, str] | None = None) -> None:
+        """Take the facts answered with context, without it, those of the context, and the truth."""
+        without = {f.key: f.value for f in alone}
+        context = {f.key: f.value for f in told}
+        self.frames += 1
+        for fact in given:
+            seen = without.get(fact.key)
+            self.facts += 1
+            self.agreed += fact.value == seen
+            if fact.key in context and context[fact.key] != seen:
+                self.contradicted += 1
+                self.copied += fact.value == context[fact.key]
+            if truth is not None and fact.key in truth:
+                right, was = fact.value == truth[fact.key], seen == truth[fact.key]
+                self.judged += 1
+                self.helped += right and not was
+                self.harmed += was and not right
+
+    def report(self) -> dict[str, float]:
+        """Return rates, 0..1; those without a single case are left out."""
+        found: dict[str, float] = {'audit_frames': self.frames}
+        for name, count, of in (
+                ('agreement', self.agreed, self.facts), ('copy', self.copied, self.contradicted),
+                ('help', self.helped, self.judged), ('harm', self.harmed, self.judged)):
+            if of:
+                found[f'audit_{name}_rate'] = round(count / of, 4)
+        return found

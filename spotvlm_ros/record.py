@@ -41,7 +41,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def plain(value: Any, kind: Any = None) -> Any:
     """Return a value of `method` as what JSON can hold, exactly."""
-    return _adapter(kind or type(value)).dump_python(value, mode='json', fallback=dict)
+    return _adapter(kind or type(value)).dump_python(value, mode='json', fallback=dict,
+                                                    warnings=False)
 
 
 def read(kind: Any, value: Any) -> Any:

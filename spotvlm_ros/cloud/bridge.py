@@ -29,7 +29,7 @@ from .photo import Photo, smaller
 from .pool import Endpoint, Pool
 from .schema import response_format
 from ..method.facts import Fact, NS, Query
-from ..method.keyframes import next_keyframe
+from ..method.keyframes import in_flight_wanted, next_keyframe
 from ..method.prompt import cloud_question
 
 RECENT = 64           # kept for the percentiles
@@ -121,6 +121,9 @@ class CloudBridge:
         self._queries = {q.id: q for q in queries}
         self._on_answer, self._on_error = on_answer, on_error
         self._last_sent: dict[str, int] = {}
+        self._urgent: set[str] = set()
+        self.urged = 0                        # times that a query was brought forward
+        self.wanted_in_flight = max_in_flight
         self._skip_noted: set[str] = set()
         self._newest: tuple[int, Callable[[], Photo], float] | None = None
         self._lock = threading.Lock()
@@ -139,11 +142,14 @@ class CloudBridge:
         """Send the frame if a query is due; return that query's id. Quick, from any thread."""
         now = time.monotonic()
         with self._lock:
-            due = next_keyframe(self._queries.values(), self._last_sent, stamp_ns, 0, 1)
+            due = next_keyframe(self._queries.values(), self._last_sent, stamp_ns, 0, 1,
+                                self._urgent)
             self._newest = (stamp_ns, load, now) if self._jobs else None
             if due is None or self._stopped:
                 return None
-            picked = 'in_flight' if self.in_flight >= self.max_in_flight else \
+            self.wanted_in_flight = in_flight_wanted(
+                self._queries.values(), self.stats.round_trips_s, self.max_in_flight)
+            picked = 'in_flight' if self.in_flight >= self.wanted_in_flight else \
                 self._pool.pick(self.budget, now)
             if isinstance(picked, str):
                 if due not in self._skip_noted:
@@ -152,11 +158,19 @@ class CloudBridge:
                 return None
             self._skip_noted.discard(due)
             self._last_sent[due] = stamp_ns
+            self._urgent.discard(due)
             self.in_flight += 1
             job = _Job(self._queries[due], stamp_ns, load, now)
             self._jobs.add(job)
         self._loop.call_soon_threadsafe(self._spawn, job)
         return due
+
+    def urge(self, query_id: str) -> None:
+        """Bring a query forward: its scene has changed, or the edge is unsure."""
+        with self._lock:
+            if query_id in self._queries and query_id not in self._urgent:
+                self._urgent.add(query_id)
+                self.urged += 1
 
     def reset(self) -> None:
         """Forget when frames were sent, give up what is asked (clock jump, stream restart)."""
@@ -216,7 +230,8 @@ class CloudBridge:
             stats, spent, limit = self.stats, self.budget.spent(now), self.budget.per_hour
             report: dict[str, Any] = {
                 'endpoint': self.endpoint.name, 'breaker': self.breaker_state.name.lower(),
-                'in_flight': self.in_flight, 'requests': stats.requests,
+                'in_flight': self.in_flight, 'in_flight_wanted': self.wanted_in_flight,
+                'brought_forward': self.urged, 'requests': stats.requests,
                 'answers': stats.answers, 'errors': stats.errors, 'skipped': stats.skipped,
                 'retries': stats.retries, 'failovers': stats.failovers,
                 'superseded': stats.superseded, 'facts_rejected': stats.facts_rejected,

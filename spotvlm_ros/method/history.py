@@ -26,8 +26,8 @@ class Evidence:
     """When newer answers of the edge outweigh the cloud's about an older frame."""
 
     near_s: float = 0.5        # an edge turn this close to the cloud's frame tells about it
-    confirm: int = 2           # newest edge turns that must agree on the new value
-    confidence: float = 0.95   # of each of them, where the edge never agreed with the cloud
+    confirm: int = 5           # newest edge turns that must agree on the new value
+    confidence: float = 0.999  # of each of them, where the edge never agreed with the cloud
 
 
 class History:

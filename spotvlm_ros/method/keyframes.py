@@ -1,21 +1,34 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames go to the cloud."""
+"""
+Which frames go to the cloud, and how many may be with it at once.
+
+A query is due when its last keyframe is older than its period. What the robot notices brings that
+forward: a scene that has changed, an edge model that is unsure. Nothing brings it forward beyond
+`HASTE`, so trouble cannot become a flood; budgets in bytes and money are the bridge's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+import statistics
 
 from .facts import NS, Query
 
+HASTE = 0.4    # an urgent query is due after this share of its period
+RECENT = 8     # round trips that the number in flight is fitted to
+
 
 def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now_ns: int,
-                  in_flight: int, max_in_flight: int) -> str | None:
+                  in_flight: int, max_in_flight: int,
+                  urgent: Collection[str] = ()) -> str | None:
     """
     Return the id of the query to ask the cloud about the frame acquired at ``now_ns``, or None.
 
     The most overdue query goes first; none goes while ``max_in_flight`` requests are out.
-    ``last_sent_ns`` holds the stamp of the last frame sent for each query.
+    ``last_sent_ns`` holds the stamp of the last frame sent for each query, ``urgent`` the queries
+    whose scene has changed or whose edge answers are unsure.
     """
     if in_flight >= max_in_flight:
         return None
@@ -23,9 +36,24 @@ def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now
     for query in queries:
         if query.cloud_period_s <= 0:  # 0 = never ask the cloud
             continue
-        period = query.cloud_period_s * NS
+        period = query.cloud_period_s * NS * (HASTE if query.id in urgent else 1.0)
         sent = last_sent_ns.get(query.id)
         overdue = float('inf') if sent is None else (now_ns - sent) / period
         if overdue >= 1.0 and overdue > best_overdue:
             best, best_overdue = query.id, overdue
     return best
+
+
+def in_flight_wanted(queries: Iterable[Query], round_trips_s: Sequence[float],
+                     most: int) -> int:
+    """
+    Return how many requests to have out at once, 1 to ``most``.
+
+    As many as it takes for one reply per period to come in at the measured round trips: more
+    would only queue at the server and make every reply older.
+    """
+    recent = list(round_trips_s)[-RECENT:]
+    rate = sum(1.0 / q.cloud_period_s for q in queries if q.cloud_period_s > 0)
+    if not recent or not rate:
+        return most
+    return max(1, min(most, math.ceil(statistics.median(recent) * rate)))

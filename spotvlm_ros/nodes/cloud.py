@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from spotvlm_msgs.msg import Answer, CloudStatus
+from spotvlm_msgs.msg import Answer, CloudStatus, Context
 
 from .base import latched, RELIABLE, SpotNode
 from .checkpoints import model_path
@@ -67,6 +67,9 @@ class CloudNode(SpotNode):
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
         self._input = FrameInput(self, self._hub, self._offer, self.clock_jumped)
+        self.subscribe(Context, 'context', latched(16), self._on_context)
+        if self.param('unsure_below'):
+            self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.every(STATUS_S, self._publish_status)
         self._publish_status()
 
@@ -126,6 +129,17 @@ class CloudNode(SpotNode):
         self._frame_id = frame.frame_id
         self._bridge.offer(frame.stamp_ns,
                            lambda: self._photographer.photo(frame.jpeg, frame.rgb))
+
+    def _on_context(self, message: Context) -> None:
+        """Ask early about a scene that has just changed."""
+        if self._bridge is not None and message.gate == Context.GATE_SCENE_CUT:
+            self._bridge.urge(message.query_id)
+
+    def _on_edge_answer(self, message: Answer) -> None:
+        """Ask early when the edge is unsure."""
+        below = self.param('unsure_below')
+        if self._bridge is not None and any(f.confidence < below for f in message.facts):
+            self._bridge.urge(message.query_id)
 
     def _on_answer(self, answer: CloudAnswer) -> None:
         """Publish a reply; called by the bridge's thread."""

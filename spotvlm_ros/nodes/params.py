@@ -167,7 +167,10 @@ CLOUD = (
     *ENDPOINT,
     Param('fallbacks', [], 'names of servers to ask, in this order, while the preferred one '
           'fails; each is a group of parameters fallback.<name>.*'),
-    Param('max_in_flight', 2, 'requests under way at once', 1, 16, when='run'),
+    Param('max_in_flight', 2, 'requests under way at once, at most: fewer where the round trips '
+          'allow', 1, 16, when='run'),
+    Param('unsure_below', 0.5, 'a fact of the edge with less confidence brings the next keyframe '
+          'of its query forward; 0: never', 0.0, 1.0, when='run'),
     Param('retries', 2, 'tries after a failed one, each about the newest frame', 0, 10),
     Param('max_side', 0, 'shrink keyframes to this many pixels on the long side; 0: never', 0,
           8192),
@@ -191,11 +194,11 @@ CLOUD = (
 CONTEXT = (
     Param('rate_hz', 2.0, 'context is published again this often, with every frame that focus '
           'regions were carried to, and at once when the cloud answered', 0.1, 50.0),
-    Param('flow_hz', 5.0, 'focus regions are carried to the present frame this often; 0: they '
+    Param('flow_hz', 10.0, 'focus regions are carried to the present frame this often; 0: they '
           'stay where the cloud saw them', 0.0, 60.0),
     Param('age_limit_s', 12.0, 'no fact older than this is told, whatever its time to live [s]',
           0.1, 86400.0),
-    Param('changed_below', 0.3, 'a fact is not told when its region correlates less than this '
+    Param('changed_below', -1.0, 'a fact is not told when its region correlates less than this '
           'with how the cloud saw it; -1: never', -1.0, 1.0),
     Param('cut_below', 0.4, 'all facts are dropped when a frame correlates less than this with '
           'the last one (scene cut); -1: never', -1.0, 1.0),

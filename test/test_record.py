@@ -1,0 +1,128 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded run comes out the same again, and one that was tampered with does not."""
+
+import json
+
+import cv2
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+
+from spotvlm_ros import record
+from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
+from spotvlm_ros.method.transfer import Transfer, TransferConfig
+from spotvlm_ros.mini import models
+from spotvlm_ros.mini.world import SCENE
+from spotvlm_ros.mini.worlds import make_world
+
+FIRST = 400
+
+
+def stamp(index):
+    """Return the stamp of a frame."""
+    return 1000 * NS + index * NS // 20
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Return a recording of two seconds, made of the parts that the nodes use."""
+    pytest.importorskip('torch')
+    from spotvlm_ros.edge.model import EdgeModel
+    cv2.setNumThreads(1)
+    path = tmp_path_factory.mktemp('recording')
+    config = TransferConfig()
+    transfer, world = Transfer([SCENE], config), make_world('driving', 1_000_300, 'day')
+    context, edge = record.Recorder(path, 'context'), record.Recorder(path, 'edge')
+    context.write('start', queries=[record.plain(SCENE)], config=record.plain(config))
+    checkpoint = str(models.resolve('spot-mini-edge'))
+    model = EdgeModel.load(checkpoint)
+    model.warm_up((SCENE,))
+    edge.write('start', queries=[record.plain(SCENE)],
+               load={'path': checkpoint, 'focus': record.plain(model.focus)})
+    for index in range(FIRST, FIRST + 40, 2):
+        now = stamp(index)
+        frame = world.frame(index)
+        reference = json.dumps({'world': 'driving', 'seed': 1_000_300, 'index': index,
+                                'condition': 'day'}) if index % 4 else ''
+        if index == FIRST + 20:
+            facts = world.facts(FIRST + 2, stamp(FIRST + 2))
+            turn = Turn('scene', stamp(FIRST + 2), Source.CLOUD, facts)
+            context.write('turn', arrived_ns=now, turn=record.plain(turn))
+            transfer.add(turn)
+        wanted = transfer.wanted(now)
+        where = context.frame(now, frame, None, reference)
+        context.write('frame', stamp_ns=now, frame=where)
+        transfer.carry(now, frame, wanted)
+        transfer.carried(now)
+        context.write('carried', stamp_ns=now)
+        told = transfer.context('scene')
+        context.write('context', query_id='scene', context=record.plain(told))
+        if index % 8 == 0:
+            answer = model.answer(frame, SCENE, told, now)
+            edge.write('answer', stamp_ns=now, query_id='scene', frame=where,
+                       context=record.plain(told), text=answer.text,
+                       facts=[record.plain(f) for f in answer.facts], partial=False)
+    context.close()
+    edge.close()
+    assert not context.dropped and not edge.dropped
+    return path
+
+
+def test_the_replay_is_equal_to_the_run(folder, capsys):
+    assert record.main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert '20 contexts equal' in said and '5 answers equal' in said
+    assert 'the replay is equal to the run' in said
+    last = [json.loads(line) for line in open(folder / 'context.jsonl')][-1]
+    assert last['context']['facts'] and last['context']['focus']
+
+
+def test_another_reply_is_noticed(folder, tmp_path, capsys):
+    copy = tmp_path / 'copy'
+    copy.mkdir()
+    (copy / 'frames').symlink_to(folder / 'frames')
+    for name in ('context.jsonl', 'edge.jsonl'):
+        rows = [json.loads(line) for line in open(folder / name)]
+        for row in rows:
+            if row['event'] == 'turn':
+                row['turn']['facts'][2]['value'] = 'none'
+                row['turn']['facts'][0]['region'] = {'x': 1.0, 'y': 1.0, 'w': 30.0, 'h': 30.0}
+        (copy / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert record.main([str(copy)]) == 1
+    assert 'differ' in capsys.readouterr().out
+
+
+def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path):
+    copy = tmp_path / 'copy'
+    copy.mkdir()
+    (copy / 'edge.jsonl').symlink_to(folder / 'edge.jsonl')
+    counts = record.replay_edge(copy, record.Pictures(copy))
+    assert counts['frames_missing'] > 0 and not counts['answers_different']
+
+
+def test_what_is_no_recording_is_a_clear_error(tmp_path, capsys):
+    assert record.main([str(tmp_path)]) == 1
+    assert 'spotvlm run --record' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='record_dir'):
+        record.Recorder('/dev/null/x', 'edge')
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 1))
+def test_values_survive_exactly(x, confidence):
+    region = Region(x, 0.1, 2 / 3, 4.0)
+    fact = Fact('light', 'red', 2 ** 61 + 1, confidence, region)
+    context = Context('scene', 5, (fact,), 'é 🚦', 7, {'light': region}, {'lead': 4})
+    again = record.read(Context, json.loads(json.dumps(record.plain(context))))
+    assert again == context
+    assert record.read(type(SCENE), record.plain(SCENE)) == SCENE
+
+
+def test_a_full_queue_drops_and_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, 'WAITING', 1)
+    recorder = record.Recorder(tmp_path, 'x')
+    for _ in range(400):
+        recorder.frame(1, np.zeros((480, 640, 3), np.uint8), None, '')
+        recorder.write('line')
+    recorder.close()
+    assert recorder.dropped > 0

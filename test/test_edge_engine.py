@@ -106,6 +106,16 @@ def test_fixed_shapes_change_nothing(pairs, fixed, family, data):
         assert tokens(model, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
 
 
+def test_warm_up_makes_the_passes_that_answers_need(fixed):
+    model = fixed['llava']
+    model.warm_up([FACTS])
+    before = set(model._engine._passes)
+    assert {n for n, _ in before} >= {1, 2, 4, 8, 16}
+    for number in range(3):
+        model.answer(frame_of(number), FACTS, None, 0)
+    assert set(model._engine._passes) == before
+
+
 def test_a_prompt_that_does_not_fit_says_so(fixed):
     long = Query('text', 'word ' * 600, 'text')
     with pytest.raises(ValueError, match='shorten context_tokens'):

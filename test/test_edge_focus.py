@@ -63,7 +63,7 @@ def test_no_more_tokens_than_the_share_and_something_of_everything(one, two, row
     budget = max(1, int(keep * 2 * rows * columns))
     assert chosen.sum() == budget
     inside = np.concatenate([focus._nearness(view, rows, columns) for view in (one, two)]) > 0
-    if budget >= 3 and inside.any() and not inside.all():
+    if budget >= 6 and inside.any() and not inside.all():
         assert (chosen & inside).any() and (chosen & ~inside).any()
 
 

@@ -121,6 +121,9 @@ class Engine:
         self._device, self._dtype = weight.device, weight.dtype
         self._never = torch.finfo(self._dtype).min
 
+    def prepare(self) -> None:
+        """Do what would delay an answer the first time; call it after some answers."""
+
     def forget(self) -> None:
         """Drop what is kept between frames."""
         self._all_kept.clear()

@@ -85,6 +85,13 @@ class GraphEngine(Engine):
         self._eyes: dict[object, tuple[Captured, dict[str, torch.Tensor]]] = {}
         self._pool: Any = None
 
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Make the short passes, one of which follows whenever a guess was wrong."""
+        for axes in {axes for _, axes in self._passes}:
+            for n in LENGTHS[:LENGTHS.index(TEXT_ONLY) + 1]:
+                self._pass(n, axes)
+
     def forget(self) -> None:
         """Drop what is kept between frames."""
         super().forget()
@@ -164,14 +171,17 @@ class GraphEngine(Engine):
         data[2, :len(places)] = places
         data[3, :n_rows] = np.arange(len(new) - n_rows, len(new))
         data[4:, :len(new)] = positions.numpy()
-        found = self._passes.get((n, axes))
-        if found is None:
-            found = self._passes[n, axes] = self._make_pass(n, axes)
+        found = self._pass(n, axes)
         found.data.copy_(torch.from_numpy(data))
         found.run()
         logits, best = found.out
         return [Row(row, (int(token), probability)) for row, (token, probability)
                 in zip(logits[:n_rows], best[:n_rows].tolist())]
+
+    def _pass(self, n: int, axes: int) -> Captured:
+        if (n, axes) not in self._passes:
+            self._passes[n, axes] = self._make_pass(n, axes)
+        return self._passes[n, axes]
 
     def _make_pass(self, n: int, axes: int) -> Captured:
         """Return the forward pass of n tokens."""

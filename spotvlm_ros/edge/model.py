@@ -121,17 +121,20 @@ class EdgeModel:
 
     def warm_up(self, queries: Iterable[Query]) -> None:
         """
-        Answer each query about a grey frame, so that the first real one is not slower.
+        Answer each query about two grey frames, so that the first real one is not slower.
 
         Call it from the thread that will answer: torch sets up its threads per caller.
         """
-        frame = np.full((480, 640, 3), 127, dtype=np.uint8)
-        views = focus.views(frame, Query('', '', 'text'), {}, self._view_size, self.focus)
+        frames = [np.full((480, 640, 3), grey, dtype=np.uint8) for grey in (127, 128)]
+        views = focus.views(frames[0], Query('', '', 'text'), {}, self._view_size, self.focus)
         for query in queries:
             told = tuple(Fact(k, v[0], 0) for k, v in query.choices.items())
             for context in (None, Context(query.id, 0, told, text='x' * (not told))):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
-                self.answer(frame, query, context, 0)
+                for frame in frames:  # the second as most will be, with what was kept
+                    self.answer(frame, query, context, 0)
+        if self._engine is not None:
+            self._engine.prepare()
         self._drafts.clear()
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,

@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Backend = Literal['crop', 'tokens', 'attention']
 CELLS = 4                       # cells of the mosaic
-ELSEWHERE = 1 / 3               # share of the kept tokens that show no region, where there are any
+ELSEWHERE = 1 / 6               # share of the kept tokens that show no region, where there are any
 
 
 @dataclass(frozen=True)

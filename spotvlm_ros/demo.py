@@ -172,7 +172,7 @@ def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> boo
 
     from .edge.model import EdgeModel
     from .nodes.checkpoints import model_path
-    model = EdgeModel.load(model_path(model_name), threads=max(1, os.cpu_count() or 1))
+    model = EdgeModel.load(model_path(model_name))
     for row in track(rows, 'edge alone'):
         if stop():
             return False

@@ -1,7 +1,7 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
 """
-Recording what context and edge did, and doing it again (`spotvlm run --record`, `spotvlm replay`).
+Recording what context and edge did (`spotvlm run --record`) and doing it again (`spotvlm replay`).
 
 A recording is a folder: `context.jsonl` holds, in order, every answer that came, every frame that
 regions were carried to and every context that was told; `edge.jsonl` every frame that was answered,
@@ -41,8 +41,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def plain(value: Any, kind: Any = None) -> Any:
     """Return a value of `method` as what JSON can hold, exactly."""
-    return _adapter(kind or type(value)).dump_python(value, mode='json', fallback=dict,
-                                                    warnings=False)
+    adapter = _adapter(kind or type(value))
+    return adapter.dump_python(value, mode='json', fallback=dict, warnings=False)
 
 
 def read(kind: Any, value: Any) -> Any:

@@ -13,8 +13,8 @@ import pytest
 
 from spotvlm_ros.method import focus, prompt
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
-from spotvlm_ros.method.gate import Drop
-from spotvlm_ros.method.history import compress, fresh, History, HORIZON_S, MAX_TURNS
+from spotvlm_ros.method.gate import Drop, GateConfig
+from spotvlm_ros.method.history import compress, Evidence, fresh, History, HORIZON_S, MAX_TURNS
 from spotvlm_ros.method.keyframes import next_keyframe
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -186,7 +186,7 @@ def edge(at, confidence=0.5, **values):
     ([edge(-0.9, 1.0, light='green'), edge(-0.8, 1.0, light='green')], 'red'),
 ])
 def test_edge_turns_after_the_clouds_frame_are_evidence_of_change(turns, light):
-    history = History(SCENE)
+    history = History(SCENE, Evidence(confirm=2, confidence=0.95))
     for item in (*turns, turn(0, light='red')):
         history.add(item)
     value, age = known(history, 1.0)['light']
@@ -365,7 +365,7 @@ def test_resize_keeps_a_plain_picture_at_any_size(width, height, to_width, to_he
 
 
 def test_where_pixels_changed_is_looked_at_but_not_told():
-    history = History(SCENE)
+    history = History(SCENE, gate=GateConfig(changed_below=0.3))
     history.add(turn(0, light='red', lead='braking'))
     context = history.context(s(1), similarity={'light': 0.1, 'lead': 0.9})
     assert [f.key for f in context.facts] == ['lead'] and set(context.focus) == {'light', 'lead'}

@@ -41,7 +41,7 @@ class GateConfig:
     """When facts are dropped. Similarities are correlations, -1 to 1."""
 
     age_limit_s: float = 12.0    # for every fact, whatever its time to live
-    changed_below: float = -1.0  # a region whose look correlates less has changed; -1: never
+    changed_below: float = 0.0   # a region whose look correlates less has changed; -1: never
     cut_below: float = 0.4       # a frame that correlates less with the last is another scene
 
 

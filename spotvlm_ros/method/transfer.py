@@ -86,7 +86,7 @@ class Transfer:
     # Frames
 
     def frame(self, stamp_ns: int, image: npt.NDArray[np.uint8]) -> None:
-        """Take a frame (height x width x 3, RGB, or grey) and carry all regions to it."""
+        """Carry all regions to a frame, height x width x 3, RGB, or grey."""
         self.carry(stamp_ns, image, self.wanted(stamp_ns))
         self.carried(stamp_ns)
 

@@ -415,8 +415,9 @@ def score(shape: Shape, args: argparse.Namespace) -> None:
     folder = args.out / shape.name
     folder = folder if folder.is_dir() else resolve(shape.name)
     hands = HandBank(args.hands) if args.hands else None
-    accuracy = evaluate(shape, _load(folder).to(args.device), AutoTokenizer.from_pretrained(folder),
-                        args.evaluate, args.device, hands)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    accuracy = evaluate(shape, _load(folder).to(args.device), tokenizer, args.evaluate,
+                        args.device, hands)
     for name, row in accuracy.items():
         print(shape.name, name, json.dumps(row), flush=True)
     record = json.loads((folder / 'training_log.json').read_text())

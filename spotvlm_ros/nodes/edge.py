@@ -72,7 +72,7 @@ class EdgeNode(SpotNode):
         self._model: Any = None
         self._queries: dict[str, Query] = {}
         self._schedule = Schedule(())
-        self._contexts: dict[str, Context] = {}
+        self._contexts: dict[str, ContextMsg] = {}  # read when used: more come than are needed
         self._mailbox = Mailbox()
         self._last: Frame | None = None
         self._jobs: deque[Job] = deque()
@@ -178,7 +178,7 @@ class EdgeNode(SpotNode):
 
     def _on_context(self, message: ContextMsg) -> None:
         if message.query_id in self._queries:
-            self._contexts[message.query_id] = context_from_msg(message)
+            self._contexts[message.query_id] = message
 
     def _on_truth(self, message: Answer) -> None:
         """Keep the exact labels of the last frames, for the audit."""
@@ -265,7 +265,7 @@ class EdgeNode(SpotNode):
                          wait=duration_msg(max(0, started_ns - frame.stamp_ns) / NS))
         context = None
         if self.param('use_context') and query.id in self._contexts:
-            context = fresh(self._contexts[query.id], query, frame.stamp_ns)
+            context = fresh(context_from_msg(self._contexts[query.id]), query, frame.stamp_ns)
         try:
             rgb = frame.rgb()
         except FrameError as error:
@@ -347,7 +347,7 @@ class EdgeNode(SpotNode):
         """Return the regions that the model was told to look at as vision_msgs."""
         from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
         boxes = Detection2DArray(header=message.header)
-        context = self._contexts.get(message.query_id)
+        context = self._used
         for fact in context.facts if context is not None else ():
             region = context.focus.get(fact.key) if context is not None else None
             if region is None:

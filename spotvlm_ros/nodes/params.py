@@ -194,11 +194,11 @@ CLOUD = (
 CONTEXT = (
     Param('rate_hz', 2.0, 'context is published again this often, with every frame that focus '
           'regions were carried to, and at once when the cloud answered', 0.1, 50.0),
-    Param('flow_hz', 10.0, 'focus regions are carried to the present frame this often; 0: they '
+    Param('flow_hz', 5.0, 'focus regions are carried to the present frame this often; 0: they '
           'stay where the cloud saw them', 0.0, 60.0),
     Param('age_limit_s', 12.0, 'no fact older than this is told, whatever its time to live [s]',
           0.1, 86400.0),
-    Param('changed_below', -1.0, 'a fact is not told when its region correlates less than this '
+    Param('changed_below', 0.0, 'a fact is not told when its region correlates less than this '
           'with how the cloud saw it; -1: never', -1.0, 1.0),
     Param('cut_below', 0.4, 'all facts are dropped when a frame correlates less than this with '
           'the last one (scene cut); -1: never', -1.0, 1.0),

@@ -272,7 +272,10 @@ def test_a_server_that_hangs_does_not_keep_the_next_one_waiting(chaos, rigs):
     assert time.monotonic() - began < 2.0, 'within the time to live of the facts'
 
 
-def test_keys_go_to_their_own_server_only(chaos):
+def test_keys_go_to_their_own_server_only(chaos, monkeypatch):
+    for name in ('API_KEY', 'ADMIN_KEY', 'ORG_ID', 'PROJECT_ID'):
+        monkeypatch.setenv(f'OPENAI_{name}', 'of-another-server')
+    monkeypatch.setenv('OPENAI_CUSTOM_HEADERS', 'Authorization: Bearer of-another-server')
     first, second = chaos('http_500'), chaos()
     answers = []
     bridge = CloudBridge([CloudConfig(first.url, 'm', 'a', api_key='key-a'),
@@ -282,6 +285,7 @@ def test_keys_go_to_their_own_server_only(chaos):
     assert bridge.stop()
     assert first.requests[0]['_authorization'] == 'key-a'
     assert second.requests[0]['_authorization'] == ''
+    assert not any('of-another-server' in head for s in (first, second) for head in s.heads)
 
 
 def test_redirects_are_not_followed(chaos, rigs):

@@ -107,7 +107,7 @@ class _Bounded(httpx2.AsyncHTTPTransport):
 
     def __init__(self, base_url: str, api_key: str) -> None:
         super().__init__(
-            proxy=_proxy(base_url), socket_options=_socket_options(), trust_env=False,
+            proxy=_proxy(base_url), socket_options=_socket_options(),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16,
                                  keepalive_expiry=IDLE_S))
         self._url = base_url

@@ -36,7 +36,6 @@ from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTim
 
 MAX_BODY = 524_288      # bytes of a reply, SSE framing and reasoning included
 MAX_TEXT = 16_384       # characters of the text in it
-MAX_TOKENS = 10_000_000  # a usage beyond this is no usage
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
 IDLE_S = 30.0           # an unused connection is kept this long
@@ -63,16 +62,17 @@ class Transport:
                        done: Completion) -> None:
         """Send a request and read the reply into ``done``; raise CloudError."""
         _PRESENT.set(done)
-        rest = dict(body)  # as extra_body: whether it is streamed is seen by what comes
         with _translated(self.base_url, deadline_s, done):
+            # In extra_body the client takes all as it is, which saves a millisecond; whether the
+            # reply is streamed, only the reply tells.
             async with asyncio.timeout(deadline_s), self._create(
-                    model=rest.pop('model'), messages=rest.pop('messages'),
-                    extra_body=rest) as response:
+                    model='', messages=[], extra_body=body) as response:
                 if response.headers.get('content-type', '').startswith('text/event-stream'):
                     async for event in openai.AsyncStream(
                             cast_to=ChatCompletionChunk, response=response.http_response,
                             client=self._client):
                         self._take(event, done)
+                        await asyncio.sleep(0)  # many come at once: the deadline has its turn
                 else:
                     self._take(await response.parse(), done)
                     done.finished = True
@@ -96,10 +96,9 @@ class Transport:
             raise _too_large(self.base_url)
         done.finished |= isinstance(getattr(choice, 'finish_reason', None), str)
         usage = getattr(reply, 'usage', None)
-        counts: list[Any] = [getattr(usage, name, None)
-                             for name in ('prompt_tokens', 'completion_tokens')]
-        if all(type(n) is int and 0 <= n <= MAX_TOKENS for n in counts):
-            done.usage = (counts[0], counts[1])
+        asked, told = (getattr(usage, f'{name}_tokens', None) for name in ('prompt', 'completion'))
+        if type(asked) is int and type(told) is int and min(asked, told) >= 0:
+            done.usage = (asked, told)
 
 
 class _Bounded(httpx2.AsyncHTTPTransport):

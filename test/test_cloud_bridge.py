@@ -10,7 +10,7 @@ import pytest
 
 from spotvlm_ros.cloud.breaker import Breaker, State
 from spotvlm_ros.cloud.bridge import CloudBridge, Photo
-from spotvlm_ros.cloud.client import CloudConfig, read_api_key
+from spotvlm_ros.cloud.client import CloudClient, CloudConfig, read_api_key
 from spotvlm_ros.cloud.errors import KEY_ENV
 from spotvlm_ros.method.facts import NS, Query
 
@@ -110,6 +110,11 @@ def test_unreadable_frame_is_not_the_servers_fault(server, bridges):
         bridge.offer(i * NS, broken)
     wait_for(lambda: len(errors) == 5)
     assert bridge.breaker_state == State.CLOSED and not server.requests
+
+
+def test_an_address_that_is_none_is_told_at_once():
+    with pytest.raises(ValueError, match='check base_url'):
+        CloudClient(CloudConfig('http://127.0.0.1:abc/v1', 'm'))
 
 
 def test_breaker():

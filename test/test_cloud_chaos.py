@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bridge against a server that fails in every way, over real HTTP on loopback."""
 
+import asyncio
 from collections import Counter
 import gc
 import itertools
@@ -19,7 +20,8 @@ from spotvlm_ros.bench.chaos import ChaosServer, FATAL, FAULTS
 from spotvlm_ros.cloud.breaker import State
 from spotvlm_ros.cloud.bridge import CloudBridge
 from spotvlm_ros.cloud.budget import Budget, Cost
-from spotvlm_ros.cloud.client import CloudConfig, Dialect
+from spotvlm_ros.cloud.client import CloudClient, CloudConfig, Dialect
+from spotvlm_ros.cloud.errors import CloudRefused, CloudReplyTooLarge
 from spotvlm_ros.cloud.photo import Photo
 from spotvlm_ros.method.facts import NS, Query
 
@@ -272,7 +274,10 @@ def test_a_server_that_hangs_does_not_keep_the_next_one_waiting(chaos, rigs):
     assert time.monotonic() - began < 2.0, 'within the time to live of the facts'
 
 
-def test_keys_go_to_their_own_server_only(chaos):
+def test_keys_go_to_their_own_server_only(chaos, monkeypatch):
+    for name in ('API_KEY', 'ADMIN_KEY', 'ORG_ID', 'PROJECT_ID'):
+        monkeypatch.setenv(f'OPENAI_{name}', 'of-another-server')
+    monkeypatch.setenv('OPENAI_CUSTOM_HEADERS', 'Authorization: Bearer of-another-server')
     first, second = chaos('http_500'), chaos()
     answers = []
     bridge = CloudBridge([CloudConfig(first.url, 'm', 'a', api_key='key-a'),
@@ -282,6 +287,54 @@ def test_keys_go_to_their_own_server_only(chaos):
     assert bridge.stop()
     assert first.requests[0]['_authorization'] == 'key-a'
     assert second.requests[0]['_authorization'] == ''
+    assert not any('of-another-server' in head for s in (first, second) for head in s.heads)
+
+
+async def ask_once(url):
+    """Ask without a bridge; return the reply's text and how often other tasks had their turn."""
+    client, turns = CloudClient(CloudConfig(url, 'm', deadline_s=5.0)), 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+    counting = asyncio.create_task(count())
+    try:
+        return (await client.ask(JPEG, 'What?')).text, turns
+    finally:
+        counting.cancel()
+        await client.close()
+
+
+def test_the_body_of_an_error_is_not_awaited(chaos, monkeypatch):
+    async def endless(x):
+        await x.send(x.head(10**9, 503, Retry_After='7'), b'{"error": ')
+        return await x.hang()
+    monkeypatch.setitem(FAULTS, 'none', endless)
+    began = time.monotonic()
+    with pytest.raises(CloudRefused, match='HTTP 503') as caught:
+        asyncio.run(ask_once(chaos().url))
+    assert caught.value.retry_after_s == 7.0 and time.monotonic() - began < 4.0
+
+
+def test_a_whole_reply_is_bounded_too(chaos, monkeypatch):
+    async def huge(x):
+        x.streamed = False
+        await x.send(x.head(10**9), b' ' * 600_000)
+        return await x.hang()
+    monkeypatch.setitem(FAULTS, 'none', huge)
+    with pytest.raises(CloudReplyTooLarge):
+        asyncio.run(ask_once(chaos().url))
+
+
+def test_many_events_at_once_do_not_hold_up_the_loop(chaos, monkeypatch):
+    """Or else deadlines would come late."""
+    async def flood(x):
+        return await x.reply(b'data: {}\n\n' * 3000 + x.body('fine'))
+    monkeypatch.setitem(FAULTS, 'none', flood)
+    text, turns = asyncio.run(ask_once(chaos().url))
+    assert text == 'fine' and turns > 3000
 
 
 def test_redirects_are_not_followed(chaos, rigs):

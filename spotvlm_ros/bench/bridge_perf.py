@@ -37,7 +37,8 @@ def wire(keyframes: int = KEYFRAMES) -> list[dict[str, Any]]:
 
     From a raw 640x480 frame in the cloud node to its whole request read by a server in another
     process, and from that server's last byte to the published answer: both ends read the same
-    clock. The baseline does the same with OpenCV's encoder and the ``openai`` client.
+    clock. The baseline does the same with OpenCV's encoder and the ``openai`` client as it comes:
+    nothing is bounded, streamed or held to a schema.
     """
     out, back = _wire_of_node(keyframes)
     base_out, base_back = _wire_of_openai(keyframes)

@@ -268,6 +268,7 @@ class ChaosServer:
         self.replied: deque[float] = deque(maxlen=KEEP)
         self.requests: deque[dict[str, Any]] = deque(maxlen=KEEP)
         self.bodies: deque[bytes] = deque(maxlen=8)
+        self.heads: deque[str] = deque(maxlen=8)
         self.connections = 0
         self.count = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -354,6 +355,7 @@ class ChaosServer:
             return await self._control(method, path, writer)
         self.arrived.append(now)
         self.bodies.append(body)
+        self.heads.append(head)
         request = json.loads(body)
         request['_authorization'] = headers.get('authorization', '').removeprefix('Bearer ')
         self.count += 1

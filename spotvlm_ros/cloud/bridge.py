@@ -22,7 +22,8 @@ from typing import Any
 
 from .breaker import State
 from .budget import Budget, Cost
-from .client import CloudConfig, RawReply, Transfer
+from .client import CloudConfig, RawReply
+from .completion import Completion
 from .errors import CloudError, CloudRefused
 from .parse import parse_reply, Reply
 from .photo import Photo, smaller
@@ -341,7 +342,7 @@ class CloudBridge:
     async def _ask(self, job: _Job, endpoint: Endpoint, question: str, cost: Cost,
                    deadline_s: float) -> None:
         """Ask one server; deliver its answer."""
-        transfer, failure = Transfer(), None
+        done, failure = Completion(), None
         raw: RawReply | None = None
         assert job.photo is not None
         photo = job.photo
@@ -351,7 +352,7 @@ class CloudBridge:
                     self._encoder, smaller, photo, endpoint.max_image_bytes)
             self.stats.bytes_sent += len(photo.jpeg)
             raw = await endpoint.client.ask(
-                photo.jpeg, question, response_format(job.query), deadline_s, transfer)
+                photo.jpeg, question, response_format(job.query), deadline_s, done)
         except CloudError as error:
             failure = error
             raise
@@ -360,7 +361,7 @@ class CloudBridge:
             with self._lock:
                 endpoint.in_flight -= 1
                 refused = isinstance(failure, CloudRefused)
-                self.budget.take(endpoint.actual(transfer, cost, refused) - cost, now)
+                self.budget.take(endpoint.actual(done, cost, refused) - cost, now)
                 if raw is not None:
                     endpoint.succeeded(raw.round_trip_s)
                 elif failure is not None:
@@ -369,7 +370,7 @@ class CloudBridge:
                     endpoint.breaker.abandon(now)
         reply = parse_reply(job.query, raw.text, job.stamp_ns, (photo.width, photo.height),
                             photo.scale, endpoint.config.box_scale)
-        self._deliver(job, endpoint, raw, reply, transfer.completion.sent)
+        self._deliver(job, endpoint, raw, reply, done.sent)
 
     def _deliver(self, job: _Job, endpoint: Endpoint, raw: RawReply, reply: Reply,
                  sent: float) -> None:

@@ -9,7 +9,6 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-import json
 import math
 import os
 from pathlib import Path
@@ -19,9 +18,9 @@ import time
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV
+from .completion import Completion
+from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV, LOOPBACK
 from .parse import BoxScale
-from .transport import Completion, LOOPBACK, Transport
 
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
 REFUSED_S = 600.0  # how long a server is not asked again for what it has refused
@@ -87,19 +86,12 @@ class RawReply:
     received: float  # steady clock, emulated delay included
 
 
-@dataclass
-class Transfer:
-    """What a request has cost so far; kept where it fails or is cancelled, too."""
-
-    body_bytes: int = 0
-    completion: Completion = field(default_factory=Completion)
-
-
 class CloudClient:
     """Sends questions to one server; lives in one asyncio loop."""
 
     def __init__(self, config: CloudConfig) -> None:
         """Connect lazily."""
+        from .transport import Transport
         self.config = config
         self.refusals = 0  # of a dialect
         self._random = random.Random(config.seed)
@@ -109,13 +101,13 @@ class CloudClient:
         self._proven: set[Dialect] = set()
 
     async def ask(self, jpeg: bytes, question: str, schema: Mapping[str, Any] | None = None,
-                  deadline_s: float = 0.0, transfer: Transfer | None = None) -> RawReply:
+                  deadline_s: float = 0.0, done: Completion | None = None) -> RawReply:
         """
         Ask about an image; one deadline over connection, upload, model and delay.
 
         Raise CloudError. A dialect that the server refuses is not used again for ten minutes.
         """
-        transfer = transfer if transfer is not None else Transfer()
+        done = done if done is not None else Completion()
         deadline_s = min(deadline_s or self.config.deadline_s, self.config.deadline_s)
         started = time.monotonic()
         if started > self._dialect_until:
@@ -127,11 +119,9 @@ class CloudClient:
         first = self._dialect if schema is not None else max(self._dialect, Dialect.STREAM)
         for dialect in tuple(Dialect)[first:]:
             body = self._body(dialect, image, question, schema)
-            transfer.body_bytes += len(body)
             left = max(0.001, deadline_s - (time.monotonic() - started))
             try:
-                transfer.completion = Completion()
-                await self._transport.post('chat/completions', body, left, transfer.completion)
+                await self._transport.complete(body, left, done)
             except CloudRefused as error:
                 refused = refused or error
                 if error.status not in UNKNOWN_FIELD or dialect in self._proven or \
@@ -145,15 +135,14 @@ class CloudClient:
             self._dialect, self._dialect_until = dialect, time.monotonic() + REFUSED_S
         if delay:
             await self._wait(delay, deadline_s - (time.monotonic() - started))
-        text = transfer.completion.text
+        text = done.text
         if not text.strip():
             raise CloudReplyError(f'{self.config.base_url} sent a reply without text; is '
                                   f'{self.config.model} a model that chats about images?')
         if self.config.api_key:  # a server that echoes it must not get it published
             text = text.replace(self.config.api_key, '(key)')
         now = time.monotonic()
-        return RawReply(text, now - started, delay,
-                        now if delay else transfer.completion.received)
+        return RawReply(text, now - started, delay, now if delay else done.received)
 
     async def close(self) -> None:
         """Close connections."""
@@ -165,7 +154,7 @@ class CloudClient:
         return self._dialect
 
     def _body(self, dialect: Dialect, image: str, question: str,
-              schema: Mapping[str, Any] | None) -> bytes:
+              schema: Mapping[str, Any] | None) -> dict[str, Any]:
         config = self.config
         body: dict[str, Any] = {
             'model': config.model, config.max_tokens_field: config.max_tokens,
@@ -178,7 +167,7 @@ class CloudClient:
             body |= {'stream': True, 'stream_options': {'include_usage': True}}
         if dialect is Dialect.SCHEMA:
             body['response_format'] = schema
-        return json.dumps(body | dict(config.extra)).encode('utf-8')
+        return body | dict(config.extra)
 
     async def _wait(self, delay: float, left: float) -> None:
         await asyncio.sleep(max(0.0, min(delay, left)))

@@ -16,6 +16,7 @@ A message never holds anything that the server said: it may echo the key, or be 
 from __future__ import annotations
 
 KEY_ENV = 'SPOTVLM_API_KEY'
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 # Statuses with a name of their own in diagnostics; a hostile server must not invent more.
 STATUSES = frozenset({400, 401, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 529})

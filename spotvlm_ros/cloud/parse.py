@@ -34,8 +34,6 @@ MAX_DEPTH = 16      # brackets within brackets; beyond it nothing is read
 MAX_REJECTED = 64   # reasons kept
 MIN_SIDE_PX = 1.0   # smaller boxes show nothing
 
-# Some chat templates mark turns with plain words and a colon.
-_ROLES = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
 _INSTRUCTIONS = re.compile(
     r'\b(ignore|disregard|forget|override|bypass)\b.{0,40}\b(instruction|prompt|rule|message|'
     r'context|above|previous|prior|earlier)|\b(system|developer) (prompt|message)|'
@@ -113,7 +111,7 @@ def _screened(text: str) -> tuple[str, bool]:
     plain = _INVISIBLE.sub('', unicodedata.normalize('NFKC', text))
     if _INSTRUCTIONS.search(' '.join(plain.split())):
         return '', True
-    return _ROLES.sub(r'\1 -', neutralise(plain)), False
+    return neutralise(plain), False
 
 
 def _too_deep(text: str) -> bool:

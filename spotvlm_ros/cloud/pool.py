@@ -15,7 +15,8 @@ import statistics
 
 from .breaker import Breaker, State
 from .budget import Budget, Cost, NAMES
-from .client import CloudClient, CloudConfig, Transfer
+from .client import CloudClient, CloudConfig
+from .completion import Completion
 from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
 
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
@@ -63,21 +64,17 @@ class Endpoint:
         expected = self.expected if self._costs else guess
         return Cost(guess.bytes, expected.tokens, expected.money)
 
-    def actual(self, transfer: Transfer, estimate: Cost, refused: bool) -> Cost:
+    def actual(self, done: Completion, estimate: Cost, refused: bool) -> Cost:
         """Return what a request has cost: as the server says, else as guessed."""
-        done = transfer.completion
         if not done.began:
             return Cost()
-        size = float(transfer.body_bytes + done.bytes_received)
+        size = float(done.bytes_sent + done.bytes_received)
         if refused:
             return Cost(size)
-        usage, most = done.usage, IMPLAUSIBLE * self._guess(0, 0).tokens
-        if usage.prompt is None or usage.completion is None or \
-                usage.prompt + usage.completion > most:
+        if done.usage is None or sum(done.usage) > IMPLAUSIBLE * self._guess(0, 0).tokens:
             self.usage_missing += done.finished
             return Cost(size, estimate.tokens, estimate.money)
-        cost = Cost(size, usage.prompt + usage.completion,
-                    self._money(usage.prompt, usage.completion))
+        cost = Cost(size, sum(done.usage), self._money(*done.usage))
         self._costs.append(cost)
         return cost
 

@@ -1,20 +1,24 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP to one server, with a bound on everything: time, bytes of the reply, characters of the text.
+The ``openai`` client for one server, with a bound on everything: time, bytes, characters.
 
-httpx is used and not a ready-made API client because those read a reply, and the body of an error,
-to its end before anybody can look at its size.
+The client reads a reply, and the body of an error, to its end before anybody can look at its
+size. So the bounds are in the HTTP transport below it, where each piece of a body passes. The
+client does not tell the end mark of a stream from the end of the connection: a stream is complete
+when it has told a finish_reason.
+
+Importing this takes most of a second: ``client`` does so when a server is first configured.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-import json
 import math
 import socket
 import time
@@ -23,39 +27,19 @@ from urllib.parse import urlsplit
 import urllib.request
 
 import httpx2
+import openai
+from openai.types.chat import ChatCompletionChunk
 
+from .completion import Completion
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
-                     CloudUnreachable)
+                     CloudUnreachable, LOOPBACK)
 
 MAX_BODY = 524_288      # bytes of a reply, SSE framing and reasoning included
 MAX_TEXT = 16_384       # characters of the text in it
-MAX_TOKENS = 10_000_000  # a usage beyond this is no usage
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
-END_S = 0.1             # a connection whose end does not come after the last event is given up
-LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 IDLE_S = 30.0           # an unused connection is kept this long
-
-
-@dataclass
-class Usage:
-    """What the server says the request cost [tokens]; None where it says nothing usable."""
-
-    prompt: int | None = None
-    completion: int | None = None
-
-
-@dataclass
-class Completion:
-    """A complete reply, and when things happened (steady clock) [s]."""
-
-    text: str = ''
-    usage: Usage = field(default_factory=Usage)
-    bytes_received: int = 0
-    began: bool = False    # the request is, at least in part, on its way
-    sent: float = 0.0      # the request's last byte went to the kernel; 0: not yet
-    received: float = 0.0  # the reply's last byte came
-    finished: bool = False
+_PRESENT: ContextVar[Completion] = ContextVar('completion')  # of the task's request
 
 
 class Transport:
@@ -64,136 +48,149 @@ class Transport:
     def __init__(self, base_url: str, api_key: str = '') -> None:
         """Connect lazily. TLS is verified; redirects, which could take the key along, are not."""
         self.base_url = base_url.rstrip('/')
-        headers = {'Content-Type': 'application/json', 'Accept': 'text/event-stream, '
-                   'application/json', 'Accept-Encoding': 'identity', 'User-Agent': 'spotvlm'}
-        if api_key:
-            headers['Authorization'] = f'Bearer {api_key}'
-        self._http = httpx2.AsyncClient(
-            headers=headers, follow_redirects=False, trust_env=False,
-            timeout=httpx2.Timeout(None, connect=CONNECT_S),
-            transport=httpx2.AsyncHTTPTransport(
-                proxy=_proxy(base_url), socket_options=_socket_options(),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16,
-                                     keepalive_expiry=IDLE_S)))
+        timeout = httpx2.Timeout(None, connect=CONNECT_S)
+        http = httpx2.AsyncClient(transport=_Bounded(self.base_url, api_key), trust_env=False,
+                                  follow_redirects=False, timeout=timeout)
+        try:
+            self._client = openai.AsyncOpenAI(base_url=self.base_url, api_key=api_key or 'none',
+                                              max_retries=0, timeout=timeout, http_client=http)
+        except httpx2.InvalidURL:
+            raise ValueError(f'{base_url} is no address; check base_url') from None
+        self._create = self._client.chat.completions.with_streaming_response.create
 
-    async def post(self, path: str, body: bytes, deadline_s: float,
-                   done: Completion) -> None:
+    async def complete(self, body: Mapping[str, Any], deadline_s: float,
+                       done: Completion) -> None:
         """Send a request and read the reply into ``done``; raise CloudError."""
-        async def trace(event: str, info: Any) -> None:
-            done.began |= event.endswith('send_request_headers.complete')
-            if event.endswith('send_request_body.complete'):
-                done.sent = time.monotonic()
-        with _translated(self.base_url, deadline_s):
-            async with asyncio.timeout(deadline_s), self._http.stream(
-                    'POST', f'{self.base_url}/{path}', content=body,
-                    extensions={'trace': trace}) as response:
-                if response.status_code != 200:
-                    raise CloudRefused(self.base_url, response.status_code,
-                                       retry_after_s(response.headers))
-                if response.headers.get('content-encoding', 'identity') != 'identity':
-                    raise CloudReplyError(f'{self.base_url} compresses its replies, which was '
-                                          'not asked for; turn that off')
-                await self._read(response, done)
+        _PRESENT.set(done)
+        with _translated(self.base_url, deadline_s, done):
+            # In extra_body the client takes all as it is, which saves a millisecond; whether the
+            # reply is streamed, only the reply tells.
+            async with asyncio.timeout(deadline_s), self._create(
+                    model='', messages=[], extra_body=body) as response:
+                if response.headers.get('content-type', '').startswith('text/event-stream'):
+                    async for event in openai.AsyncStream(
+                            cast_to=ChatCompletionChunk, response=response.http_response,
+                            client=self._client):
+                        self._take(event, done)
+                        await asyncio.sleep(0)  # many come at once: the deadline has its turn
+                else:
+                    self._take(await response.parse(), done)
+                    done.finished = True
+        if not done.finished:
+            raise CloudUnreachable(f'{self.base_url} broke the connection within a reply; see '
+                                   'the log of the server')
         done.received = time.monotonic()
 
     async def close(self) -> None:
         """Close connections."""
-        await self._http.aclose()
+        await self._client.close()
 
-    async def _read(self, response: httpx2.Response, done: Completion) -> None:
-        streamed = response.headers.get('content-type', '').startswith('text/event-stream')
-        pieces, rest = [], b''
-        try:
-            async with asyncio.timeout(None) as patience:
-                async for chunk in response.aiter_raw():
-                    done.bytes_received += len(chunk)
-                    if done.bytes_received > MAX_BODY:
-                        raise self._too_large()
-                    if not streamed:
-                        pieces.append(chunk)
-                        continue
-                    *lines, rest = (rest + chunk).split(b'\n')
-                    for line in lines:
-                        if self._event(line, done):  # nothing but the end is to come
-                            patience.reschedule(asyncio.get_running_loop().time() + END_S)
-        except (TimeoutError, httpx2.TransportError):
-            if not done.finished:
-                raise
-        if streamed:
-            self._event(rest, done)
-        else:
-            self._whole(b''.join(pieces), done)
-        if not done.finished:
-            raise CloudUnreachable(f'{self.base_url} broke the connection within a reply; see '
-                                   'the log of the server')
-
-    def _event(self, line: bytes, done: Completion) -> bool:
-        """Read one line of a stream of server-sent events; return whether it was the last."""
-        name, _, value = line.rstrip(b'\r').partition(b':')
-        if name != b'data':
-            return False
-        if value.strip() == b'[DONE]':
-            done.finished = True
-            return True
-        event = self._object(value)
-        choice = _first(event.get('choices'))
-        delta = choice.get('delta')
-        piece = delta.get('content') if isinstance(delta, dict) else None
-        if isinstance(piece, str):
-            done.text += piece
+    def _take(self, reply: Any, done: Completion) -> None:
+        """Add a reply or a piece of one; the client does not check what type anything has."""
+        choices = getattr(reply, 'choices', None)
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        said = getattr(choice, 'delta', None) or getattr(choice, 'message', None)
+        text = getattr(said, 'content', None)
+        done.text += text if isinstance(text, str) else ''
         if len(done.text) > MAX_TEXT:
-            raise self._too_large()
-        done.finished |= isinstance(choice.get('finish_reason'), str)
-        if 'usage' in event:
-            done.usage = _usage(event['usage'])
-        return False
+            raise _too_large(self.base_url)
+        done.finished |= isinstance(getattr(choice, 'finish_reason', None), str)
+        usage = getattr(reply, 'usage', None)
+        asked, told = (getattr(usage, f'{name}_tokens', None) for name in ('prompt', 'completion'))
+        if type(asked) is int and type(told) is int and min(asked, told) >= 0:
+            done.usage = (asked, told)
 
-    def _whole(self, body: bytes, done: Completion) -> None:
-        """Read a reply that came in one piece."""
-        reply = self._object(body)
-        message = _first(reply.get('choices')).get('message')
-        text = message.get('content') if isinstance(message, dict) else None
-        done.text = text if isinstance(text, str) else ''
-        if len(done.text) > MAX_TEXT:
-            raise self._too_large()
-        done.usage = _usage(reply.get('usage'))
-        done.finished = True
 
-    def _object(self, data: bytes) -> dict[str, Any]:
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise self._unusable(type(error).__name__) from None
-        if not isinstance(value, dict) or 'error' in value and not value.get('choices'):
-            raise self._unusable('no chat completion')
-        return value
+class _Bounded(httpx2.AsyncHTTPTransport):
+    """Lets no more than MAX_BODY of a reply in, nothing of an error, and only our headers out."""
 
-    def _unusable(self, why: str) -> CloudReplyError:
-        return CloudReplyError(f'{self.base_url} sent an unusable reply ({why}); is it '
-                               'OpenAI-compatible?')
+    def __init__(self, base_url: str, api_key: str) -> None:
+        super().__init__(
+            proxy=_proxy(base_url), socket_options=_socket_options(),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16,
+                                 keepalive_expiry=IDLE_S))
+        self._url = base_url
+        self._headers = {'Content-Type': 'application/json', 'Accept': 'text/event-stream, '
+                         'application/json', 'Accept-Encoding': 'identity',
+                         'User-Agent': 'spotvlm'}
+        if api_key:
+            self._headers['Authorization'] = f'Bearer {api_key}'
 
-    def _too_large(self) -> CloudReplyTooLarge:
-        return CloudReplyTooLarge(f'{self.base_url} sent more than {MAX_TEXT} characters or '
-                                  f'{MAX_BODY} bytes; lower max_tokens')
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        done = _PRESENT.get()
+
+        async def trace(event: str, info: Any) -> None:
+            if event.endswith('send_request_headers.complete'):
+                done.began = True
+                done.bytes_sent += int(request.headers['Content-Length'])
+            elif event.endswith('send_request_body.complete'):
+                done.sent = time.monotonic()
+        # The client's headers tell about this machine, and what the environment says of another
+        # server (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS).
+        own = self._headers | {k: request.headers[k] for k in ('Host', 'Content-Length')}
+        response = await super().handle_async_request(httpx2.Request(
+            request.method, request.url, headers=own, stream=request.stream,
+            extensions=request.extensions | {'trace': trace}))
+        if response.status_code != 200:
+            await response.aclose()
+            return httpx2.Response(response.status_code, headers={
+                k: v for k, v in response.headers.items() if k in ('date', 'retry-after')})
+        if response.headers.get('content-encoding', 'identity') != 'identity':
+            await response.aclose()
+            raise CloudReplyError(f'{self._url} compresses its replies, which was not asked for; '
+                                  'turn that off')
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = _Counted(response.stream, self._url, done)
+        return response
+
+
+@dataclass
+class _Counted(httpx2.AsyncByteStream):
+    """The body of a reply, up to MAX_BODY."""
+
+    stream: httpx2.AsyncByteStream
+    url: str
+    done: Completion
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self.stream:
+            self.done.bytes_received += len(chunk)
+            if self.done.bytes_received > MAX_BODY:
+                raise _too_large(self.url)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
 @contextmanager
-def _translated(url: str, deadline_s: float) -> Iterator[None]:
-    """Turn errors of httpx and asyncio into ours; bugs pass through."""
+def _translated(url: str, deadline_s: float, done: Completion) -> Iterator[None]:
+    """Turn errors of the client and asyncio into ours; nothing that the server said stays."""
     try:
         yield
-    except httpx2.ConnectTimeout:
+    except openai.APITimeoutError:  # nothing else has a limit there
         raise CloudUnreachable(f'cannot reach {url} within {CONNECT_S:g} s; is the server '
                                'running, and the network up?') from None
-    except (TimeoutError, httpx2.TimeoutException):
+    except TimeoutError:
         raise CloudTimeout(f'no reply from {url} within {deadline_s:.2g} s; raise deadline_s or '
                            'the time to live of the facts, or use a faster model') from None
-    except (httpx2.TransportError, OSError) as error:
-        raise CloudUnreachable(f'the connection to {url} failed ({type(error).__name__}); is the '
-                               'server running, and the network up?') from None
-    except (httpx2.InvalidURL, httpx2.StreamError) as error:
-        raise CloudReplyError(f'{url} cannot be used ({type(error).__name__}); check '
-                              'base_url') from None
+    except (openai.APIConnectionError, httpx2.TransportError, OSError) as error:
+        if done.finished:
+            return  # a connection may end as it likes
+        why = type(error.__cause__ or error).__name__
+        raise CloudUnreachable(f'the connection to {url} failed ({why}); is the server running, '
+                               'and the network up?') from None
+    except openai.APIStatusError as error:
+        raise CloudRefused(url, error.status_code,
+                           retry_after_s(error.response.headers)) from None
+    except (openai.APIError, ValueError, RecursionError) as error:
+        raise CloudReplyError(f'{url} sent an unusable reply ({type(error).__name__}); is it '
+                              'OpenAI-compatible?') from None
+
+
+def _too_large(url: str) -> CloudReplyTooLarge:
+    return CloudReplyTooLarge(f'{url} sent more than {MAX_TEXT} characters or {MAX_BODY} bytes; '
+                              'lower max_tokens')
 
 
 def retry_after_s(headers: httpx2.Headers) -> float:
@@ -212,22 +209,6 @@ def retry_after_s(headers: httpx2.Headers) -> float:
         except (ValueError, TypeError, OverflowError):
             return 0.0
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else 0.0
-
-
-def _first(choices: Any) -> dict[str, Any]:
-    """Return the first choice of a reply, an empty one where the reply has another shape."""
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return choices[0]
-    return {}
-
-
-def _usage(raw: Any) -> Usage:
-    if not isinstance(raw, dict):
-        return Usage()
-    counts = [raw.get(name) for name in ('prompt_tokens', 'completion_tokens')]
-    if not all(type(n) is int and 0 <= n <= MAX_TOKENS for n in counts):
-        return Usage()
-    return Usage(*counts)
 
 
 def _proxy(url: str) -> str | None:

@@ -9,6 +9,7 @@ One place for edge, cloud and training, so that all three always see the same wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+import re
 from typing import Any
 import unicodedata
 
@@ -19,13 +20,15 @@ AGE_STEP_S = 0.5  # ages are rounded to this: the prompt's prefix must not chang
 MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
 # Every chat template in use marks its special tokens with one of these.
 _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}': ')', '|': '/'})
+# Some mark turns with plain words and a colon.
+_TURNS = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
 
 
 def neutralise(text: str, limit: int = MAX_TEXT) -> str:
-    """Return untrusted text as one printable line that can hold no template or special token."""
+    """Return untrusted text as one printable line without template tokens or marks of turns."""
     text = unicodedata.normalize('NFKC', text[:4 * limit])
     text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return ' '.join(text.translate(_BRACKETS).split())[:limit]
+    return _TURNS.sub(r'\1 -', ' '.join(text.translate(_BRACKETS).split()))[:limit]
 
 
 def question(query: Query) -> str:

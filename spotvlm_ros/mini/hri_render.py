@@ -457,7 +457,7 @@ def _texture() -> npt.NDArray[np.int16]:
     return np.repeat(paint[:, :, None], 3, axis=2).astype(np.int16)
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=4)  # 1.9 MB each
 def _room(look: int) -> Image:
     """Return wall, floor and clutter that may be mistaken for the real thing."""
     rng = np.random.default_rng(look + 3)

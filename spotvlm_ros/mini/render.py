@@ -72,7 +72,7 @@ def _palette(look: int, low: int, high: int) -> Color:
 
 # -- ground and sky -----------------------------------------------------------------------------
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4)  # 1.2 MB each
 def _backdrop(look: int, condition: str) -> Image:
     """Sky and verge with 80 spare rows and columns, so that pitch and yaw are a crop."""
     rng = np.random.default_rng(look)

@@ -163,7 +163,7 @@ class CameraNode(SpotNode):
         if wanted == 'always' or self._image.get_subscription_count():
             self._image.publish(image_msg(frame))
         if self._compressed.get_subscription_count():
-            jpeg = frame.jpeg or encode_jpeg(frame.rgb())[0]
+            jpeg = frame.jpeg or encode_jpeg(frame.rgb())
             self._compressed.publish(compressed_msg(frame, jpeg))
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 import json
 import time
 from typing import Any
@@ -42,6 +43,7 @@ class CloudNode(SpotNode):
 
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
+        import_module('openai')  # takes most of a second, which the first frame need not wait
         self._queries = self.queries()
         if not self.param('base_url'):
             raise ParamError('base_url is empty; give the address of an OpenAI-compatible '

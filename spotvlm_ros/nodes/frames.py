@@ -66,17 +66,13 @@ def decode_jpeg(data: bytes) -> Image:
     return np.asarray(rgb, np.uint8)
 
 
-def encode_jpeg(rgb: Image, max_side: int = 0, quality: int = 85) -> tuple[bytes, float]:
-    """Return JPEG bytes of a frame, shrunk to ``max_side`` pixels (0: never), and the scale."""
-    scale = min(1.0, max_side / max(rgb.shape[:2])) if max_side else 1.0
-    if scale < 1.0:
-        size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
-        rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+def encode_jpeg(rgb: Image, quality: int = 85) -> bytes:
+    """Return JPEG bytes of a frame."""
     ok, data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
                             [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise FrameError(f'OpenCV cannot encode a frame of shape {rgb.shape} as JPEG')
-    return data.tobytes(), scale
+    return data.tobytes()
 
 
 class Mailbox:

@@ -1,12 +1,12 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
 """
-Recording what context and edge did (`spotvlm run --record`) and doing it again (`spotvlm replay`).
+Recording what context and edge did (`spotvlm run --record`), and doing it again (`replay`).
 
-A recording is a folder: `context.jsonl` holds, in order, every answer that came, every frame that
-regions were carried to and every context that was told; `edge.jsonl` every frame that was answered,
-with its context and its answer; `frames/` those pictures that cannot be drawn again. A replay runs
-the same method and the same model over it, without ROS, network or cloud, and compares.
+A recording is a folder: `context.jsonl` holds, in order, every answer that came, every frame
+that regions were carried to and every context that was told; `edge.jsonl` every frame that was
+answered, with its context and its answer; `frames/` those pictures that cannot be drawn again. A
+replay runs the same method and the same model over it, without ROS, network or cloud.
 """
 
 from __future__ import annotations

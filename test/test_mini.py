@@ -221,8 +221,8 @@ def test_the_fast_forward_pass_of_training_is_the_models_own(shape):
     image = tokenizer.convert_tokens_to_ids('<image>')
     edge = shape is models.EDGE
     item = dataset.sample(make_world('driving', 2), 500, np.random.default_rng(0), SCENE)
-    ids, start = train.encode(tokenizer, shape, *(dataset.edge_chat(item, item.context) if edge
-                                                   else dataset.cloud_chat(item)))
+    chat = dataset.edge_chat(item, item.context) if edge else dataset.cloud_chat(item)
+    ids, start = train.encode(tokenizer, shape, *chat)
     n = ids.count(image) // shape.tokens_per_image
     tokens = torch.tensor([ids + [tokenizer.pad_token_id] * 7])
     pixels = torch.randn(1, n, 3, shape.image, shape.image)

@@ -13,7 +13,8 @@ from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
 from spotvlm_ros.mini import dataset, models
-from spotvlm_ros.mini.world import ACTION, DESCRIBE, make_world, SCENE
+from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 import tiny
 import torch
 
@@ -176,7 +177,7 @@ def test_forced_keys_change_nothing_where_the_model_keeps_to_the_form(mini, driv
     """On the worlds that the shipped model was trained for it always does."""
     constrained, free, slow = mini
     rng = np.random.default_rng(seed)
-    item = dataset.sample(make_world('driving', dataset.TUNE_SEEDS[drive]),
+    item = dataset.sample(make_world('driving', TUNE_SEEDS[drive]),
                           int(rng.integers(300, 2300)), rng, query)
     for context in (item.context, None):
         want, answer = tokens(slow, item.frame, query, context, item.stamp_ns)
@@ -187,7 +188,7 @@ def test_forced_keys_change_nothing_where_the_model_keeps_to_the_form(mini, driv
 
 def test_confidence_is_that_of_generate_where_the_form_is_certain(mini):
     """The shipped model is sure of keys and line ends; values have the same probability."""
-    item = dataset.sample(make_world('driving', dataset.TUNE_SEEDS[3]), 700,
+    item = dataset.sample(make_world('driving', TUNE_SEEDS[3]), 700,
                           np.random.default_rng(1), SCENE)
     first, _, third = (m.answer(item.frame, SCENE, None, item.stamp_ns) for m in mini)
     assert [f.confidence for f in first.facts] == pytest.approx(
@@ -197,7 +198,7 @@ def test_confidence_is_that_of_generate_where_the_form_is_certain(mini):
 def test_an_unchanged_scene_costs_one_pass_over_the_new_tokens(mini):
     """What comes before the pictures is kept; the answer is verified together with the rest."""
     model = mini[0]
-    item = dataset.sample(make_world('driving', dataset.TUNE_SEEDS[3]), 700,
+    item = dataset.sample(make_world('driving', TUNE_SEEDS[3]), 700,
                           np.random.default_rng(1), SCENE)
     model.answer(item.frame, SCENE, item.context, item.stamp_ns)
     noisy = item.frame ^ np.uint8(1)

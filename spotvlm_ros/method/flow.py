@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .facts import NS, Region
-from .gate import FLAT, look, Look, similarity_of, thumbnail
+from .gate import FLAT, Look, look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]

@@ -1,0 +1,133 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Overhead, latency and speed against named baselines in the same run (`spotvlm perf`).
+
+Each row of out/perf/results.json is `{name, value, unit, baseline, ratio, machine}`. What cannot be
+measured on this machine is left out with the reason in `meta.failed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import json
+from pathlib import Path
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+from .edge_perf import cpu_rows, machine, row
+from ..signals import StopSignal
+
+Row = dict[str, Any]
+OVERHEAD_S = 15.0   # length of a run that overhead is measured in
+SEED = 1_000_004    # a tuning drive
+
+
+def overhead(stop: StopSignal) -> list[Row]:
+    """Measure what the graph adds to the model's own time, in one process and in four."""
+    from ..nodes.runner import run, RunConfig
+
+    rows = []
+    for name, several in (('composed', False), ('multiprocess', True)):
+        code, summary = run(RunConfig(
+            'driving', duration_s=OVERHEAD_S, quiet=True, log_level='warn', multi_process=several,
+            overrides={'camera': {'source': 'mini', 'seed': SEED},
+                       'cloud': {'emulated_delay_median_s': 1.5}}), stop)
+        if code or stop():
+            raise RuntimeError(f'the {name} graph ended early; the lines above say why')
+        spent, total = summary['overhead_ms'], summary['stamp_to_answer_ms']
+        rows.append(row(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
+                        f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
+                        machine()))
+    return rows
+
+
+def focus() -> list[Row]:
+    """Measure what carrying six regions costs a frame, and how well they fit after 2 s."""
+    import cv2
+
+    from ..method.facts import NS, Region
+    from ..method.flow import Carrier
+    from ..mini.worlds import make_world, TUNE_SEEDS
+
+    cv2.setNumThreads(1)
+    spent, carried, stayed = [], [], []
+    for number in range(12):
+        world = make_world('driving', TUNE_SEEDS[number], 'day')
+        first = 400 + 100 * number
+        before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
+        more = {k: Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
+        carrier = Carrier()
+        for n in range(21):
+            frame, begin = world.frame(first + 2 * n), time.thread_time()
+            carrier.add((n + 1) * NS // 10, frame)
+            if n:
+                spent.append(1e3 * (time.thread_time() - begin))
+            else:
+                carrier.start({**before, **more}, NS // 10)
+        regions, truth = carrier.regions(), world.follow(first, first + 40)
+        for key in set(truth) & set(before):
+            carried.append(regions[key].iou(truth[key]) if key in regions else 0.0)
+            stayed.append(before[key].iou(truth[key]))
+    here = machine(1)
+    iou, still = float(np.mean(carried)), float(np.mean(stayed))
+    return [row('focus_step_ms', float(np.median(spent)), 'ms of CPU time', '', None, here),
+            row('focus_iou_2s', iou, 'IoU, lost regions count as 0', 'regions that stay',
+                iou / still, here),
+            row('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
+
+
+def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
+    """Return what there is to measure, by name."""
+    from . import bridge_perf
+
+    return {'overhead': lambda: overhead(stop), 'focus': focus, 'edge': lambda: cpu_rows(1),
+            'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
+            'soak': lambda: bridge_perf.soak(1.0, 20.0)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write results.json."""
+    from rich.console import Console
+    from rich.table import Table
+
+    stop = StopSignal()
+    named = measures(stop)
+    parser = argparse.ArgumentParser(prog='spotvlm perf', description=__doc__)
+    parser.add_argument('--only', nargs='+', choices=tuple(named), default=list(named))
+    parser.add_argument('--out', type=Path, default=Path('out/perf'), help='folder to write')
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    console = Console()
+    for name in args.only:
+        with console.status(f'measuring {name} ...'):
+            try:
+                rows += named[name]()
+            except Exception as error:
+                traceback.print_exc()
+                failed[name] = f'{type(error).__name__}: {error}'
+        if stop():
+            break
+    table = Table('name', 'value', 'unit', 'ratio', 'baseline')
+    for found in rows:
+        ratio = found.get('ratio')
+        table.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),
+                      '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
+    console.print(table)
+    for name, why in failed.items():
+        console.print(f'[red]{name} was not measured:[/] {why}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    meta = {'machine': machine(), 'failed': failed, 'measured': args.only}
+    (args.out / 'results.json').write_text(
+        json.dumps({'results': rows, 'meta': meta}, indent=2) + '\n')
+    print(f'wrote {args.out}/results.json')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -49,14 +49,15 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     """
     from ..edge.model import EdgeModel
     from ..mini import dataset, models
-    from ..mini.world import make_world, SCENE
+    from ..mini.world import SCENE
+    from ..mini.worlds import make_world, TUNE_SEEDS
 
     path = models.resolve('spot-mini-edge')
     engine = EdgeModel.load(path, threads=threads)
     plain = EdgeModel.load(path, threads=threads, engine='generate')
     usual = EdgeModel.load(path, threads=threads, engine='generate')
     rng = np.random.default_rng(5)
-    items = [dataset.sample(make_world('driving', dataset.TUNE_SEEDS[k]),
+    items = [dataset.sample(make_world('driving', TUNE_SEEDS[k]),
                             int(rng.integers(300, 2300)), rng, SCENE) for k in range(drives)]
     engine.warm_up([SCENE])
     plain.warm_up([SCENE])

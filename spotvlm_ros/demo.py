@@ -151,7 +151,8 @@ def _rows(record: Sequence[Any]) -> tuple[list[Row], list[float]]:
         newest = max(arrived, key=lambda c: stamp_ns(c.message.header.stamp), default=None)
         age = item.message.context_age
         age_ns = age.sec * NS + age.nanosec
-        used = next((c for c in reversed(contexts) if abs(at - age_ns - c.newest_ns) < 1000),
+        used = next((c for c in reversed(contexts) if c.stamp_ns <= at
+                     and abs(at - age_ns - c.newest_ns) < 1000),
                     None) if item.message.used_context else None
         rows.append(Row(
             at, json.loads(truth[at].text), _values(truth[at].facts), _values(item.message.facts),

@@ -3,8 +3,8 @@
 """
 Overhead, latency and speed against named baselines in the same run (`spotvlm perf`).
 
-Each row of out/perf/results.json is `{name, value, unit, baseline, ratio, machine}`. What cannot be
-measured on this machine is left out with the reason in `meta.failed`.
+Each row of out/perf/results.json is `{name, value, unit, baseline, ratio, machine}`. What cannot
+be measured on this machine is left out with the reason in `meta.failed`.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class CloudConfig:
     max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'
     temperature: float = 0.0      # below 0: not sent
     structured_output: bool = True
+    stream: bool = True           # read the reply as it is written; False: once, and cheaper
     box_scale: BoxScale = 'relative'
     concurrency: int = 0          # requests under way at once; 0: as many as the bridge sends
     price_input: float = 0.0      # per million tokens
@@ -163,7 +164,7 @@ class CloudClient:
                 {'type': 'text', 'text': question}]}]}
         if config.temperature >= 0:
             body['temperature'] = config.temperature
-        if dialect is not Dialect.PLAIN:
+        if dialect is not Dialect.PLAIN and config.stream:
             body |= {'stream': True, 'stream_options': {'include_usage': True}}
         if dialect is Dialect.SCHEMA:
             body['response_format'] = schema

@@ -35,7 +35,7 @@ class Audit:
 
     def add(self, given: Sequence[Fact], alone: Sequence[Fact], told: Sequence[Fact],
             truth: Mapping[str, str] | None = None) -> None:
-        """Take the facts answered with context, without it, those of the context, and the truth."""
+        """Take the facts answered with context and without, those of the context, the truth."""
         without = {f.key: f.value for f in alone}
         context = {f.key: f.value for f in told}
         self.frames += 1

@@ -5,9 +5,9 @@ Carries regions from the cloud's frame to the present one, over buffered small g
 
 Each step moves a region by sparse optical flow (pyramidal Lucas-Kanade) of corners inside it, of
 which only those count that flow back to where they came from (forward-backward check, Kalal et
-al., ICPR 2010) and that move like most of them do. A region with too few such corners is sought as a
-whole nearby; where that fails, too, it moves with the camera; where that goes on for too long it
-is lost, and a lost region is dropped rather than guessed.
+al., ICPR 2010) and that move like most of them do. A region with too few such corners is sought
+as a whole nearby; where that fails, too, it moves with the camera; where that goes on for too long
+it is lost, and a lost region is dropped rather than guessed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ import json
 import time
 from typing import Any
 
-from spotvlm_msgs.msg import Answer, CloudStatus, Context
+import cv2
+import numpy as np
+from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, RELIABLE, SpotNode
 from .checkpoints import model_path
@@ -22,8 +24,11 @@ from ..cloud.budget import Budget, Cost
 from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.errors import KEY_ENV
 from ..cloud.photo import Photographer, PhotoRules, read_masks
+from ..method.facts import NS
+from ..method.gate import similarity_of, THUMBNAIL
 
 STATUS_S = 0.5  # CloudStatus is published this often
+LOOK_S = 0.2    # scene cuts are looked for this often
 
 
 class CloudNode(SpotNode):
@@ -40,6 +45,8 @@ class CloudNode(SpotNode):
         self._answers: Any = None
         self._status: Any = None
         self._frame_id = ''
+        self._look: Any = None   # what the scene looked like at _looked_ns
+        self._looked_ns = 0
 
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
@@ -69,7 +76,6 @@ class CloudNode(SpotNode):
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
         self._input = FrameInput(self, self._hub, self._offer, self.clock_jumped)
-        self.subscribe(Context, 'context', latched(16), self._on_context)
         if self.param('unsure_below'):
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.every(STATUS_S, self._publish_status)
@@ -91,6 +97,7 @@ class CloudNode(SpotNode):
 
     def clock_jumped(self) -> None:
         """Forget when frames were sent."""
+        self._look, self._looked_ns = None, 0
         if self._bridge is not None:
             self._bridge.reset()
 
@@ -129,13 +136,21 @@ class CloudNode(SpotNode):
             return
         self._bridge.max_in_flight = self.param('max_in_flight')
         self._frame_id = frame.frame_id
+        self._watch(self._bridge, frame)
         self._bridge.offer(frame.stamp_ns,
                            lambda: self._photographer.photo(frame.jpeg, frame.rgb))
 
-    def _on_context(self, message: Context) -> None:
-        """Ask early about a scene that has just changed."""
-        if self._bridge is not None and message.gate == Context.GATE_SCENE_CUT:
-            self._bridge.urge(message.query_id)
+    def _watch(self, bridge: CloudBridge, frame: Frame) -> None:
+        """Ask early about a scene that has just changed; frames not decoded yet are let pass."""
+        if not frame.decoded or frame.stamp_ns - self._looked_ns < LOOK_S * NS:
+            return
+        small = cv2.cvtColor(cv2.resize(frame.rgb(), THUMBNAIL), cv2.COLOR_RGB2GRAY)
+        now = small.astype(np.float32)
+        if self._look is not None and \
+                similarity_of(self._look, now) < self.param('cut_below'):
+            for query in self._queries:
+                bridge.urge(query.id)
+        self._look, self._looked_ns = now, frame.stamp_ns
 
     def _on_edge_answer(self, message: Answer) -> None:
         """Ask early when the edge is unsure."""

@@ -124,7 +124,7 @@ class EdgeNode(SpotNode):
         self._input = FrameInput(self, self._hub, self._mailbox.put, self._forget)
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit = Audit(self.param('audit_share'))
-        if self._audit.share:
+        if self._audit.share and self.param('audit_truth'):
             self.subscribe(Answer, 'truth', RELIABLE, self._on_truth)
         server = ActionServer(self, Ask, 'ask', self._execute, goal_callback=self._on_goal,
                               cancel_callback=lambda goal: CancelResponse.ACCEPT)

@@ -40,6 +40,11 @@ class Frame:
         self._decode = decode
         self._lock = threading.Lock()
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the pixels are at hand."""
+        return self._pixels is not None
+
     def rgb(self) -> Image:
         """Return the pixels; raise FrameError when they cannot be decoded."""
         with self._lock:

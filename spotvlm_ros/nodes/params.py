@@ -123,8 +123,9 @@ EDGE = (
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
     Param('audit_share', 0.02, 'share of the answers with context that are given once more '
-          'without it, to measure on the robot how often context changes, helps and harms', 0.0,
-          1.0),
+          'without it, to measure on the robot how often context changes them', 0.0, 1.0),
+    Param('audit_truth', False, 'listen to truth, too, and count how often context helps and '
+          'harms'),
     Param('max_start_age_s', 0.005, 'start only on frames younger than this, measured from '
           'arrival [s]', 0.001, 10.0, when='run'),
     Param('patience_s', 0.1, 'take an older frame when no newer one came for this long [s]', 0.0,
@@ -151,6 +152,8 @@ ENDPOINT = (
     Param('max_tokens_field', 'max_tokens', 'how the server calls that limit',
           choices=('max_tokens', 'max_completion_tokens')),
     Param('temperature', 0.0, 'sampling temperature; below 0: not sent', -1.0, 2.0),
+    Param('stream', True, 'read replies while they are written, so that one that runs wild ends '
+          'early; false costs this process less'),
     Param('structured_output', True, 'ask for replies that follow a JSON schema; what a server '
           'refuses is left out'),
     Param('box_scale', 'relative', 'boxes in replies: relative (0 to 1000 of the frame, as '
@@ -169,6 +172,8 @@ CLOUD = (
           'fails; each is a group of parameters fallback.<name>.*'),
     Param('max_in_flight', 2, 'requests under way at once, at most: fewer where the round trips '
           'allow', 1, 16, when='run'),
+    Param('cut_below', 0.4, 'a frame that correlates less than this with one shortly before brings '
+          'the next keyframe forward (scene cut); -1: never', -1.0, 1.0, when='run'),
     Param('unsure_below', 0.5, 'a fact of the edge with less confidence brings the next keyframe '
           'of its query forward; 0: never', 0.0, 1.0, when='run'),
     Param('retries', 2, 'tries after a failed one, each about the newest frame', 0, 10),

@@ -172,8 +172,8 @@ CLOUD = (
           'fails; each is a group of parameters fallback.<name>.*'),
     Param('max_in_flight', 2, 'requests under way at once, at most: fewer where the round trips '
           'allow', 1, 16, when='run'),
-    Param('cut_below', 0.4, 'a frame that correlates less than this with one shortly before brings '
-          'the next keyframe forward (scene cut); -1: never', -1.0, 1.0, when='run'),
+    Param('cut_below', 0.4, 'a frame that correlates less than this with one shortly before '
+          'brings the next keyframe forward (scene cut); -1: never', -1.0, 1.0, when='run'),
     Param('unsure_below', 0.5, 'a fact of the edge with less confidence brings the next keyframe '
           'of its query forward; 0: never', 0.0, 1.0, when='run'),
     Param('retries', 2, 'tries after a failed one, each about the newest frame', 0, 10),

@@ -14,7 +14,7 @@ from typing import Any
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {
     'demo': ('spotvlm_ros.demo:main', 'the whole graph for half a minute on the shipped models'),
-    'bench': ('spotvlm_ros.bench.cli:main', 'SpotBench (not in this version)'),
+    'bench': ('spotvlm_ros.bench.main:main', 'SpotBench: accuracy by the clock, with intervals'),
     'perf': ('spotvlm_ros.bench.perf:main', 'performance (not in this version)'),
     'train': ('spotvlm_ros.mini.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.doctor:run', 'what is installed, what is missing, what to do'),

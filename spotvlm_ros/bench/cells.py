@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import stats
 from .delays import HEADLINE
-from .systems import ALONE, BASELINES, FULL
+from .systems import ALONE, BASELINES, FULL, SYSTEMS
 from .tally import Name, Tally
 
 ALL_SETS = 'all sets'
@@ -76,18 +76,25 @@ def _gains(world: str, name: Name, counts: Counts) -> list[Cell]:
     """Return how much a system is above the edge alone, and the full method above each other."""
     against = {ALONE: 'gain'} if name.system != ALONE else {}
     if name.system == FULL:
-        against |= {other: f'gain over {other}' for other in BASELINES if other != ALONE}
+        against |= {other: f'gain over {other}' for other in SYSTEMS
+                    if other not in (ALONE, FULL)}
     found = []
-    hits, tries = counts.of(name)
     for other, metric in against.items():
-        hits_b, tries_b = counts.of(name._replace(system=other))
-        if not any(tries_b):
+        hits, tries, hits_b, tries_b = _common(
+            *counts.of(name), *counts.of(name._replace(system=other)))
+        if not hits:
             continue
         n = sum(t > 0 for t in tries)
         value, interval = stats.difference(hits, tries, hits_b, tries_b)
         found.append(Cell(world, name.system, name.delay, name.slice, metric, round(value, 4),
                           _rounded(interval, n), n))
     return found
+
+
+def _common(*columns: Sequence[float]) -> tuple[list[float], ...]:
+    """Return the units that both systems were run on; tries are the second and the fourth."""
+    rows = [row for row in zip(*columns) if row[1] and row[3]]
+    return tuple([row[i] for row in rows] for i in range(4))
 
 
 def _rounded(interval: Sequence[float], n: int) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
 # Copyright 2026 spotvlm maintainers
 # SPDX-License-Identifier: Apache-2.0
 """
-SpotBench: does a late cloud answer make the small model better, and never worse?
+SpotBench: whether late cloud answers make the small model better, and never worse.
 
 Synthetic worlds with exact labels, synthetic delays, real models. docs/benchmark.md explains.
 """
@@ -14,6 +14,7 @@ from dataclasses import asdict
 import datetime
 import os
 from pathlib import Path
+import resource
 import subprocess
 import time
 from typing import Any
@@ -112,7 +113,7 @@ def _main(args: argparse.Namespace) -> int:
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
-                   'jobs': args.jobs, 'load': [round(v, 1) for v in os.getloadavg()]}
+                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'load': [round(v, 1) for v in os.getloadavg()]}
     cells.write(args.out / 'results.json', found, meta)
     return _report(args.out)
 
@@ -218,6 +219,12 @@ def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str
         'code': code_hash(), 'plan': asdict(plan), 'latencies_charged': asdict(Latencies.load()),
         'delays': {t.name: t.text for t in TRACES.values()},
         'synthetic': 'worlds and delays are synthetic; hands in hri real hands are photographs'}
+
+
+def _cpu_s() -> int:
+    """Return the time that this process and its ended children have computed for [s]."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(sum(u.ru_utime + u.ru_stime for u in used))
 
 
 def commit() -> str:

@@ -35,10 +35,11 @@ class Replay:
     """Everything about one stream."""
 
     def __init__(self, stream: Stream, plan: Plan, edge: Edge, turns: Mapping[int, Turn],
-                 took: Latencies, majority: Mapping[str, str]) -> None:
+                 took: Latencies, majority: Mapping[str, str] | None = None) -> None:
         """Answer all frames without context, which everything is measured against."""
         self.stream, self.plan, self.edge, self.turns, self.took = stream, plan, edge, turns, took
-        self.majority = [Said(stream.frames[0], stream.frames[0], majority)]
+        self.majority = ({'majority': [Said(stream.frames[0], stream.frames[0], majority)]}
+                         if majority else {})
         self.end_ns = max(*stream.frames, *stream.labels)
         self.tally = Tally()
         self.board = Board(stream, self.tally)
@@ -82,7 +83,7 @@ class Replay:
             'deadline': systems.deadline(stream, alone, turns, came),
             'cascade': systems.cascade(alone, turns, came, systems.UNSURE),
             'fusion': systems.fusion(alone, turns, came, systems.UNSURE),
-            'majority': self.majority, FULL: full.said}
+            **self.majority, FULL: full.said}
         runs = {FULL: full, OWN: own}
         if extent.ablations and trace.name in extent.ablation_delays:
             runs |= {s.name: self.transfer(s.name, came) for s in SYSTEMS.values() if s.ablation}
@@ -129,7 +130,7 @@ class Replay:
         name = f'labels shifted by {shift:g} s'
         everything = self.board.slices([])['all']
         truth = [Said(t, t, self.stream.truth(t)) for t in self.stream.labels]
-        said = {'truth': truth, ALONE: self.alone.said, 'majority': self.majority}
+        said = {'truth': truth, ALONE: self.alone.said, **self.majority}
         said |= {FULL: self.full[d].said for d in self.full if d == HEADLINE}
         for system, published in said.items():
             delay = HEADLINE if system == FULL else NOT
@@ -170,5 +171,3 @@ class Replay:
     def other(self, contexts: Mapping[int, Context]) -> None:
         """Run the control that takes the contexts of another episode of the same set."""
         self.control(OTHER, lambda context, stream: context, contexts)
-
-

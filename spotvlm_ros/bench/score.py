@@ -41,7 +41,7 @@ def latest(said: Sequence[Said], times_ns: Sequence[int]) -> list[Said | None]:
 
 def right(answers: Sequence[Said | None], truth: Sequence[Values], keys: Sequence[str]) -> Grid:
     """Return which facts are right."""
-    return np.array([[a is not None and a.values.get(k) == t[k] for k in keys]
+    return np.array([[a is not None and k in t and a.values.get(k) == t[k] for k in keys]
                      for a, t in zip(answers, truth)], dtype=bool).reshape(len(truth), len(keys))
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -54,6 +54,9 @@ class Stream(Protocol):
     def truth(self, stamp_ns: int) -> Mapping[str, str]:
         """Return what is true at any time."""
 
+    def scored(self, stamp_ns: int) -> Collection[str]:
+        """Return the keys that are scored at a label time."""
+
     def regions(self, stamp_ns: int) -> Mapping[str, Region]:
         """Return where it is, as far as known."""
 
@@ -83,6 +86,10 @@ class WorldStream:
     def truth(self, stamp_ns: int) -> Mapping[str, str]:
         """Return the exact values."""
         return {f.key: f.value for f in self._facts(stamp_ns)}
+
+    def scored(self, stamp_ns: int) -> Collection[str]:
+        """Return all keys."""
+        return self.query.keys
 
     def regions(self, stamp_ns: int) -> Mapping[str, Region]:
         """Return the exact regions."""

@@ -71,11 +71,12 @@ class Board:
             if cloud is None:
                 continue
             before = self.stream.truth(cloud.stamp_ns)
-            changed[i] = [before.get(k) != self.truth[i][k] for k in self.keys]
+            changed[i] = [before.get(k) != self.truth[i].get(k) for k in self.keys]
             unchanged[i] = ~changed[i]
             age = age_name((self.stream.labels[i] - cloud.stamp_ns) / NS)
             found.setdefault(age, empty.copy())[i] = True
-        return found | {'changed': changed, 'unchanged': unchanged}
+        found |= {'changed': changed, 'unchanged': unchanged}
+        return {name: part & self._fixed['all'] for name, part in found.items()}
 
     def streaming(self, system: str, delay: str, grid: Grid, alone: Grid,
                   slices: Mapping[str, Grid]) -> None:
@@ -109,7 +110,8 @@ class Board:
     def _fixed_slices(self) -> dict[str, Grid]:
         shape = (len(self.truth), len(self.keys))
         empty = np.zeros(shape, bool)
-        found = {'all': np.ones(shape, bool)}
+        found = {'all': np.array([[k in self.stream.scored(t) for k in self.keys]
+                                  for t in self.stream.labels], bool).reshape(shape)}
         for j, key in enumerate(self.keys):
             for name in (f'key {key}', f'task {TASKS[key]}' if key in TASKS else ''):
                 if name:

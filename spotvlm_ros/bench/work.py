@@ -27,6 +27,7 @@ from ..mini.hands import HandBank
 from ..mini.worlds import make_world, TRAIN_SEEDS
 
 MAJORITY_EPISODES, MAJORITY_FRAMES = 60, 8
+_given: dict[str, 'Setup'] = {}   # to this process
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def begin(setup: Setup) -> None:
     import cv2
     import torch
     import transformers
-    global _setup
-    _setup = setup
+    _given['setup'] = setup
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -64,32 +64,34 @@ def begin(setup: Setup) -> None:
         load.cache_clear()
 
 
-_setup: Setup
+def _setup() -> Setup:
+    return _given['setup']
 
 
 @lru_cache(maxsize=None)
 def edge_model() -> EdgeModel:
     """Return the edge model, loaded when first needed."""
-    return EdgeModel.load(_setup.edge, threads=1)
+    return EdgeModel.load(_setup().edge, threads=1)
 
 
 @lru_cache(maxsize=None)
 def cloud_model() -> LocalCloud:
     """Return the cloud model, loaded when first needed."""
-    return LocalCloud(_setup.cloud)
+    return LocalCloud(_setup().cloud)
 
 
 @lru_cache(maxsize=None)
 def hand_bank() -> HandBank | None:
     """Return the photographs of hands, None without."""
-    return HandBank(_setup.hands) if _setup.hands is not None else None
+    folder = _setup().hands
+    return HandBank(folder) if folder is not None else None
 
 
 @lru_cache(maxsize=None)
 def hashes() -> tuple[str, str]:
     """Return what answers of the edge and of the cloud depend on."""
     code = code_hash()
-    return f'{model_hash(_setup.edge)}-{code}', f'{model_hash(_setup.cloud)}-{code}'
+    return f'{model_hash(_setup().edge)}-{code}', f'{model_hash(_setup().cloud)}-{code}'
 
 
 class _LazyCloud:
@@ -101,11 +103,11 @@ class _LazyCloud:
 
 def opened(episode: Episode) -> tuple[WorldStream, Cache, Cache]:
     """Return an episode with its kept answers of the edge and of the cloud."""
-    stream = WorldStream(episode, _setup.plan, hand_bank())
+    stream = WorldStream(episode, _setup().plan, hand_bank())
     name = f'{episode.world}-{episode.condition}-{episode.seed}-{episode.first}'
     edge, cloud = hashes()
-    return (stream, Cache(_setup.cache, f'edge-{edge}/{name}'),
-            Cache(_setup.cache, f'cloud-{cloud}/{name}'))
+    return (stream, Cache(_setup().cache, f'edge-{edge}/{name}'),
+            Cache(_setup().cache, f'cloud-{cloud}/{name}'))
 
 
 def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Result:
@@ -113,7 +115,7 @@ def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Res
     stream, kept, kept_cloud = opened(episode)
     turns = cloud_turns(_LazyCloud(), stream, kept_cloud)
     kept_cloud.save()
-    run = Replay(stream, _setup.plan, Edge(edge_model(), stream, kept), turns, _setup.took,
+    run = Replay(stream, _setup().plan, Edge(edge_model(), stream, kept), turns, _setup().took,
                  majority)
     run.run(extent)
     kept.save()
@@ -124,7 +126,7 @@ def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Res
 def other_context(episode: Episode, contexts: Mapping[int, Context]) -> Result:
     """Run the control with the contexts of another episode."""
     stream, kept, _ = opened(episode)
-    run = Replay(stream, _setup.plan, Edge(edge_model(), stream, kept), {}, _setup.took, {})
+    run = Replay(stream, _setup().plan, Edge(edge_model(), stream, kept), {}, _setup().took)
     run.other(contexts)
     kept.save()
     return Result(episode, run.tally)

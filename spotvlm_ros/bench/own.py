@@ -173,7 +173,7 @@ def run_own(args: argparse.Namespace) -> int:
     print(f'{len(stream.edge)} frames for the edge, {len(turns)} cloud answers, '
           f'{len(labels)} labels', flush=True)
     run = Replay(stream, plan, Edge(edge, stream, Cache(None, '')), turns, took)
-    tally = run.run(Extent(QUICK))
+    tally = run.run(Extent(QUICK, ablations=False))
     meta: dict[str, Any] = {
         'commit': '', 'clock': 'replay', 'extent': 'own data', 'split': 'no',
         'models': {'edge': {'name': edge.name, 'hash': ''},

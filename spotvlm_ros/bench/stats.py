@@ -9,6 +9,7 @@ Paired cluster bootstrap: every system is scored on the same resampled episodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ def difference(right: Numbers, total: Numbers, right_b: Numbers, total_b: Number
             _interval(_ratios(r, t, drawn) - _ratios(rb, tb, drawn)))
 
 
+@lru_cache(maxsize=64)
 def _drawn(n: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([n, 1]).integers(0, n, (REPEATS, n))
 

@@ -35,6 +35,12 @@ class Plan:
     shift_s: float = 5.0         # of the labels, to check the check
     control_every: int = 3       # controls answer every so many-th frame of the edge
 
+    def __post_init__(self) -> None:
+        """Refuse rates that do not meet on the same frames."""
+        if self.flow_hz % self.edge_hz or self.edge_hz % self.key_hz:
+            raise ValueError(f'flow_hz {self.flow_hz:g}, edge_hz {self.edge_hz:g} and key_hz '
+                             f'{self.key_hz:g}: make each a multiple of the next')
+
 
 class Stream(Protocol):
     """One recording; stamps are nanoseconds."""

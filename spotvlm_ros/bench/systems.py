@@ -113,16 +113,17 @@ def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
     run = Run([], {}, {})
     due: list[tuple[int, Turn]] = [(r.at_ns, turns[r.stamp_ns]) for r in replies
                                    if r.stamp_ns in turns]
-    ticks = set(paced(stream.edge, took.context_s))
+    ticks, free_ns = set(stream.edge), 0
     for now in stream.frames:
         for at, turn in [d for d in due if d[0] <= now]:
             method.add(turn)
             due.remove((at, turn))
         method.frame(now, stream.image(now))
-        if now in ticks:
+        if now in ticks and now >= free_ns:
             context = change(method.context(query.id, now))
             answer = edge(now, context)
-            at = now + int(took.context_s * NS)
+            helped = answer.used_context or answer.used_focus
+            at = free_ns = now + int((took.context_s if helped else took.alone_s) * NS)
             run.contexts[now], run.answers[now] = context, answer
             run.said.append(Said(at, now, answer.values))
             due.append((at, Turn(query.id, now, Source.EDGE, answer.facts)))
@@ -131,8 +132,10 @@ def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
 
 def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
     """Tell the edge its own answers where the full method tells what the cloud said."""
-    run = Run([], {}, {})
-    for now in paced(stream.edge, took.told_s):
+    run, free_ns = Run([], {}, {}), 0
+    for now in stream.edge:
+        if now < free_ns:
+            continue
         told = full.contexts.get(now)
         facts = []
         for fact in told.facts if told is not None else ():
@@ -143,7 +146,9 @@ def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
         context = Context(stream.query.id, now, tuple(facts))
         answer = edge(now, context)
         run.answers[now], run.contexts[now] = answer, context
-        run.said.append(Said(now + int(took.told_s * NS), now, answer.values))
+        seconds = took.told_s if answer.used_context else took.alone_s
+        free_ns = now + int(seconds * NS)
+        run.said.append(Said(free_ns, now, answer.values))
     return run
 
 

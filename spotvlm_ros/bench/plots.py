@@ -11,7 +11,7 @@ from typing import Any
 from .cells import ALL_SETS, Cell, Table
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
-from .systems import ALONE, FULL, OWN
+from .systems import ALONE, FULL, OWN, SYSTEMS
 
 COLOURS = {FULL: '#0b5fa5', ALONE: '#555555', 'hold': '#d95f02', 'fusion': '#1b9e77',
            OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b', 'cascade': '#66a61e',
@@ -19,6 +19,7 @@ COLOURS = {FULL: '#0b5fa5', ALONE: '#555555', 'hold': '#d95f02', 'fusion': '#1b9
            'no gate': '#2b8cbe', 'still': '#a6bddb'}
 CURVES = (FULL, ALONE, 'fusion', 'hold', OWN)
 WIDE = (9.5, 4.2)
+SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SHOWN_WORLDS = 6
 
 
@@ -96,7 +97,8 @@ def over_delay(table: Table, pyplot: Any) -> Any:
     for axis, world in zip(axes.flat, worlds):
         for name in CURVES:
             found = [(i, c) for i, d in enumerate(order) if (c := table.get(world, name, d))]
-            _points(axis, [i for i, _ in found], [c for _, c in found], name)
+            _points(axis, [i + 0.04 * (CURVES.index(name) - 2) for i, _ in found],
+                    [c for _, c in found], name)
         axis.set_title(world, fontsize=10)
         axis.set_xticks(range(len(order)), [d.removeprefix('fixed ') for d in order],
                         rotation=30 if len(order) <= 5 else 60, ha='right')
@@ -110,31 +112,36 @@ def over_delay(table: Table, pyplot: Any) -> Any:
 
 
 def by_age(table: Table, pyplot: Any) -> Any:
-    """Draw accuracy by age, over the delays pooled by eye: one line per delay and system."""
+    """Draw accuracy by the age of the newest cloud answer, for each delay that is telling."""
     ages = [s for s in table.slices if s.startswith('age ')]
     ages.sort(key=lambda s: float(s.split()[1]) if s.split()[1] != 'over' else 1e9)
     world = whole(table)
-    figure, axes = pyplot.subplots(1, 2, figsize=WIDE, layout='constrained', sharey=True)
     shown = [d for d in (HEADLINE, 'fixed 9 s') if d in table.delays]
-    for axis, delay in zip(axes, shown):
-        for name in CURVES:
-            found = [(i, c) for i, a in enumerate(ages) if (c := table.get(world, name, delay, a))]
+    figure, axes = pyplot.subplots(1, len(shown), figsize=WIDE, layout='constrained',
+                                   sharey=True, squeeze=False)
+    for axis, delay in zip(axes[0], shown):
+        most = max((c.n_episodes for a in ages if (c := table.get(world, FULL, delay, a))),
+                   default=0)
+        known = [a for a in ages if (c := table.get(world, FULL, delay, a))
+                 and 3 * c.n_episodes >= most]  # of fewer there is only noise to see
+        for k, name in enumerate(CURVES):
+            found = [(i, c) for i, a in enumerate(known)
+                     if (c := table.get(world, name, delay, a))]
             if found:
-                _points(axis, [i for i, _ in found], [c for _, c in found], name)
+                _points(axis, [i + 0.05 * (k - 2) for i, _ in found], [c for _, c in found], name)
         axis.set_title(f'{world}, {delay}', fontsize=10)
-        axis.set_xticks(range(len(ages)), [a.removeprefix('age ') for a in ages], rotation=30,
-                        ha='right')
+        axis.set_xticks(range(len(known)), [a.removeprefix('age ') for a in known])
+        axis.set_xlim(-0.5, len(known) - 0.5)
         axis.set_xlabel('age of the newest cloud answer')
-    axes[0].set_ylabel('facts right')
-    for axis in axes[len(shown):]:
-        axis.set_axis_off()
-    axes[0].legend()
+    axes[0][0].set_ylabel('facts right, by the clock')
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc='outside upper center',
+                  ncols=len(CURVES))
     return figure
 
 
 def help_and_harm(table: Table, pyplot: Any) -> Any:
     """Draw the share of facts put right and put wrong, against the edge alone."""
-    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', 'fusion', 'hold', OWN)
+    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', 'fusion', OWN)
              if table.get(whole(table), n, metric='help')]
     parts = ('all', 'changed', 'unchanged')
     figure, axes = pyplot.subplots(1, len(parts), figsize=(9.5, 3.6), layout='constrained',
@@ -147,7 +154,7 @@ def help_and_harm(table: Table, pyplot: Any) -> Any:
                 axis.barh(-i, 100 * up.value, color='#2c9f5c', height=0.7)
                 axis.barh(-i, -100 * down.value, color='#c8443c', height=0.7)
         axis.axvline(0, color='black', linewidth=0.8)
-        axis.set_title(part if part == 'all' else f'{part} since then', fontsize=10)
+        axis.set_title(part if part == 'all' else f"{part} since the cloud's frame", fontsize=10)
         axis.set_yticks([-i for i in range(len(names))], names)
         axis.set_xlabel('% of facts: harm | help')
         axis.grid(axis='y', visible=False)
@@ -155,16 +162,19 @@ def help_and_harm(table: Table, pyplot: Any) -> Any:
 
 
 def pareto(table: Table, pyplot: Any) -> Any:
-    """Draw accuracy over the age of what is published."""
+    """Draw accuracy over the time from a frame to the answer about it."""
     figure, axis = pyplot.subplots(figsize=(7.5, 4.2), layout='constrained')
     world = whole(table)
-    for name in COLOURS:
-        said, age = table.get(world, name), table.get(world, name, metric='age_s')
-        if said is None or age is None or name == 'majority':
-            continue
-        _points(axis, [age.value], [said], name, linestyle='none')
+    for system in SYSTEMS.values():
+        said, late = table.get(world, system.name), table.get(world, system.name,
+                                                              metric='latency_s')
+        if said and late and system.kind != 'none' and not system.ablation:
+            _points(axis, [late.value], [said], system.name, linestyle='none')
     axis.set_xscale('log')
-    axis.set_xlabel('mean age of the frame behind the answer that counts [s]')
+    axis.set_xticks(SECONDS, [f'{s:g}' for s in SECONDS])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(SECONDS[0], SECONDS[-1])
+    axis.set_xlabel('from a frame to the answer about it, mean [s]')
     axis.set_ylabel('facts right, by the clock')
     axis.set_title(f'{world}, {HEADLINE}: up and to the left is better', fontsize=10)
     axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
@@ -206,7 +216,7 @@ def by_size(table: Table, pyplot: Any) -> Any:
         found = [(i, c) for i, s in enumerate(sizes)
                  if (c := table.get(whole(table), name, HEADLINE, s))]
         _points(axis, [i for i, _ in found], [c for _, c in found], name)
-    axis.set_xticks(range(len(sizes)), [{'size absent': 'nothing there or no region',
+    axis.set_xticks(range(len(sizes)), [{'size absent': 'nothing there,\nor no region',
                                          'size small': 'below 32 px',
                                          'size medium': '32 to 80 px',
                                          'size large': 'over 80 px'}[s] for s in sizes])

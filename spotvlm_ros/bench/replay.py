@@ -93,6 +93,7 @@ class Replay:
             grid = self.board.grid(published)
             self.board.streaming(name, trace.name, grid, self.alone_grid, slices)
             self.board.answered(name, trace.name, published)
+            self.board.latency(name, trace.name, published)
         for name, run in runs.items():
             self._offline(name, trace.name, run.answers)
             self._used(name, trace.name, run)

@@ -96,6 +96,13 @@ class Board:
                 age = (self.stream.labels[i] - one.stamp_ns) / NS
                 self.tally.add(block, Name(system, delay, 'all', 'age_s'), age, 1)
 
+    def latency(self, system: str, delay: str, said: Sequence[Said]) -> None:
+        """Count the time from each answered frame to its answer."""
+        for one in said:
+            if one.at_ns >= self.stream.labels[0]:
+                self.tally.add(self.block_at(one.at_ns), Name(system, delay, 'all', 'latency_s'),
+                               (one.at_ns - one.stamp_ns) / NS, 1)
+
     def count(self, name: Name, grid: Grid, part: Grid) -> None:
         """Count one grid within a part of it."""
         for block in sorted(set(self.blocks.tolist())):

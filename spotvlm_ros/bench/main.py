@@ -64,6 +64,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         'machine, write them into the package, and end')
     parser.add_argument('--report', action='store_true',
                         help='only draw the report again, from results.json')
+    parser.add_argument('--update', type=Path, metavar='FILE',
+                        help='put the tables into this Markdown file, between its marks')
     own = parser.add_argument_group('your own data (docs/benchmark.md)')
     one = own.add_mutually_exclusive_group()
     one.add_argument('--bag', metavar='DIR', help='rosbag2, mcap or sqlite3')
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> int:
     if args.report:
-        return _report(args.out)
+        return _report(args.out, args.update)
     if args.measure:
         return _measure(args)
     if args.bag or args.video:
@@ -113,15 +115,18 @@ def _main(args: argparse.Namespace) -> int:
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
-                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'load': [round(v, 1) for v in os.getloadavg()]}
+                   'jobs': args.jobs, 'cpu_s': _cpu_s(),
+                   'load': [round(v, 1) for v in os.getloadavg()]}
     cells.write(args.out / 'results.json', found, meta)
-    return _report(args.out)
+    return _report(args.out, args.update)
 
 
-def _report(out: Path) -> int:
-    from .report import report
+def _report(out: Path, document: Path | None) -> int:
+    from .report import report, update
     found, meta = cells.read(out / 'results.json')
     report(found, meta, out)
+    if document is not None:
+        update(document, (out / 'report.md').read_text())
     return 0
 
 

@@ -19,6 +19,8 @@ from .systems import ALONE, FULL, SYSTEMS
 
 Rows = list[list[str]]
 ORACLE = 'cloud, zero latency (oracle)'
+MARKS = ('<!-- results: made by `spotvlm bench --report --update docs/benchmark.md` -->',
+         '<!-- end of results -->')
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
  color: #222 } h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
@@ -162,6 +164,16 @@ def markdown(table: Table, meta: Mapping[str, Any]) -> str:
                 ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head),
                  *('| ' + ' | '.join(row) + ' |' for row in rows)])]
     return '\n\n'.join(parts) + '\n'
+
+
+def update(document: Path, tables: str) -> None:
+    """Put the tables between the marks of a Markdown file."""
+    found = document.read_text()
+    begin, end = (found.find(mark) for mark in MARKS)
+    if not 0 <= begin < end:
+        raise ValueError(f'{document} lacks the lines {MARKS[0]} and {MARKS[1]}; put them where '
+                         'the results are to stand')
+    document.write_text(f'{found[:begin]}{MARKS[0]}\n\n{tables}\n{found[end:]}')
 
 
 def _about(meta: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -86,8 +85,14 @@ class WorldStream:
         self.labels = [s for s in self._every(plan.label_hz, plan.seconds)
                        if s >= START_NS + plan.scored_from_s * NS]
         self.blocks = [0] * len(self.labels)
-        self.image = lru_cache(maxsize=len(self.frames) + 1)(self._image)
-        self._facts = lru_cache(maxsize=None)(self._draw_facts)
+        self._images: dict[int, Image] = {}
+        self._known: dict[int, tuple[Fact, ...]] = {}
+
+    def image(self, stamp_ns: int) -> Image:
+        """Return a frame, drawn once."""
+        if stamp_ns not in self._images:
+            self._images[stamp_ns] = self._world.frame(self._index(stamp_ns))
+        return self._images[stamp_ns]
 
     def truth(self, stamp_ns: int) -> Mapping[str, str]:
         """Return the exact values."""
@@ -109,8 +114,7 @@ class WorldStream:
     def _index(self, stamp_ns: int) -> int:
         return self.episode.first + round((stamp_ns - START_NS) * self._world.fps / NS)
 
-    def _image(self, stamp_ns: int) -> Image:
-        return self._world.frame(self._index(stamp_ns))
-
-    def _draw_facts(self, stamp_ns: int) -> tuple[Fact, ...]:
-        return self._world.facts(self._index(stamp_ns), stamp_ns)
+    def _facts(self, stamp_ns: int) -> tuple[Fact, ...]:
+        if stamp_ns not in self._known:
+            self._known[stamp_ns] = self._world.facts(self._index(stamp_ns), stamp_ns)
+        return self._known[stamp_ns]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import stats
 from .delays import HEADLINE
-from .systems import ALONE, BASELINES, FULL, SYSTEMS
+from .systems import ALONE, BASELINES, FULL, GUARDED, SYSTEMS
 from .tally import Name, Tally
 
 ALL_SETS = 'all sets'
@@ -73,11 +73,11 @@ def _cell(world: str, name: Name, counts: Counts) -> Cell:
 
 
 def _gains(world: str, name: Name, counts: Counts) -> list[Cell]:
-    """Return how much a system is above the edge alone, and the full method above each other."""
+    """Return how much a system is above the edge alone, and the method above each other."""
     against = {ALONE: 'gain'} if name.system != ALONE else {}
-    if name.system == FULL:
+    if name.system in (FULL, GUARDED):
         against |= {other: f'gain over {other}' for other in SYSTEMS
-                    if other not in (ALONE, FULL)}
+                    if other not in (ALONE, name.system)}
     found = []
     for other, metric in against.items():
         hits, tries, hits_b, tries_b = _common(
@@ -123,10 +123,12 @@ class Table:
         found = [c for name in BASELINES if (c := self.get(world, name, delay)) is not None]
         return max(found, key=lambda c: c.value).system
 
-    def over_best(self, world: str, delay: str = HEADLINE, part: str = 'all') -> Cell | None:
-        """Return how much the full method is above the best baseline."""
+    def over_best(self, world: str, system: str = FULL, delay: str = HEADLINE,
+                  part: str = 'all') -> Cell | None:
+        """Return how much the method is above the best baseline."""
         best = self.best_baseline(world, delay)
-        return self.get(world, FULL, delay, part, 'gain' if best == ALONE else f'gain over {best}')
+        return self.get(world, system, delay, part,
+                        'gain' if best == ALONE else f'gain over {best}')
 
 
 def write(path: Path, all_cells: Sequence[Cell], meta: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 from .cells import ALL_SETS, Cell, Table
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
-from .systems import ALONE, FULL, OWN, SYSTEMS
+from .systems import ALONE, FULL, GUARDED, OWN, SYSTEMS
 
-COLOURS = {FULL: '#0b5fa5', ALONE: '#555555', 'hold': '#d95f02', 'fusion': '#1b9e77',
-           OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b', 'cascade': '#66a61e',
-           'majority': '#bbbbbb', 'context only': '#6baed6', 'focus only': '#74a9cf',
-           'no gate': '#2b8cbe', 'still': '#a6bddb'}
-CURVES = (FULL, ALONE, 'fusion', 'hold', OWN)
+COLOURS = {FULL: '#0b5fa5', GUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
+           'fusion': '#1b9e77', OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b',
+           'cascade': '#66a61e', 'majority': '#bbbbbb', 'context only': '#6baed6',
+           'focus only': '#74a9cf', 'no gate': '#2b8cbe', 'still': '#a6bddb'}
+CURVES = (FULL, GUARDED, ALONE, 'fusion', 'hold', OWN)
 WIDE = (9.5, 4.2)
 SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SHOWN_WORLDS = 6
@@ -74,7 +74,7 @@ def by_set(table: Table, pyplot: Any) -> Any:
     for k, name in enumerate(names):
         found = [(i, c) for i, w in enumerate(table.worlds) if (c := table.get(w, name))]
         if found:
-            place = (k - (len(names) - 1) / 2) * 0.085
+            place = (k - (len(names) - 1) / 2) * 0.075
             _points(axis, [i + place for i, _ in found], [c for _, c in found], name,
                     linestyle='none')
     axis.set_xticks(range(len(table.worlds)), table.worlds)
@@ -97,7 +97,7 @@ def over_delay(table: Table, pyplot: Any) -> Any:
     for axis, world in zip(axes.flat, worlds):
         for name in CURVES:
             found = [(i, c) for i, d in enumerate(order) if (c := table.get(world, name, d))]
-            _points(axis, [i + 0.04 * (CURVES.index(name) - 2) for i, _ in found],
+            _points(axis, [i + 0.04 * (CURVES.index(name) - 2.5) for i, _ in found],
                     [c for _, c in found], name)
         axis.set_title(world, fontsize=10)
         axis.set_xticks(range(len(order)), [d.removeprefix('fixed ') for d in order],
@@ -128,7 +128,7 @@ def by_age(table: Table, pyplot: Any) -> Any:
             found = [(i, c) for i, a in enumerate(known)
                      if (c := table.get(world, name, delay, a))]
             if found:
-                _points(axis, [i + 0.05 * (k - 2) for i, _ in found], [c for _, c in found], name)
+                _points(axis, [i + 0.05 * (k - 2.5) for i, _ in found], [c for _, c in found], name)
         axis.set_title(f'{world}, {delay}', fontsize=10)
         axis.set_xticks(range(len(known)), [a.removeprefix('age ') for a in known])
         axis.set_xlim(-0.5, len(known) - 0.5)
@@ -141,7 +141,7 @@ def by_age(table: Table, pyplot: Any) -> Any:
 
 def help_and_harm(table: Table, pyplot: Any) -> Any:
     """Draw the share of facts put right and put wrong, against the edge alone."""
-    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', 'fusion', OWN)
+    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', GUARDED, 'fusion', OWN)
              if table.get(whole(table), n, metric='help')]
     parts = ('all', 'changed', 'unchanged')
     figure, axes = pyplot.subplots(1, len(parts), figsize=(9.5, 3.6), layout='constrained',

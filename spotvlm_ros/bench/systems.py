@@ -24,6 +24,7 @@ from ..method.transfer import Transfer, TransferConfig
 
 Kind = Literal['edge', 'cloud', 'both', 'transfer', 'none']
 UNSURE = 0.8       # of the cascade and the fusion: below this the edge is not believed
+SURE = 0.7         # of the guard: from this on the edge alone is believed
 OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
 
@@ -58,9 +59,11 @@ SYSTEMS = {s.name: s for s in (
     System('no gate', 'transfer', 'history and focus, nothing is ever dropped', ablation=True),
     System('still', 'transfer', 'the full method with regions that are not carried along',
            ablation=True),
+    System('guarded', 'transfer', 'the full method, but what the edge alone is sure of stands: '
+           'two passes a frame, both charged'),
     System('full', 'transfer', 'history, focus and gate'),
 )}
-FULL, ALONE, OWN = 'full', 'edge alone', 'own history'
+FULL, ALONE, OWN, GUARDED = 'full', 'edge alone', 'own history', 'guarded'
 # What the full method is measured against; the oracle is apart, and so are its own parts.
 BASELINES = tuple(s.name for s in SYSTEMS.values() if s.kind != 'transfer')
 
@@ -128,6 +131,18 @@ def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
             run.said.append(Said(at, now, answer.values))
             due.append((at, Turn(query.id, now, Source.EDGE, answer.facts)))
     return run
+
+
+def guarded(alone: Run, full: Run, took: Latencies, sure: float = SURE) -> list[Said]:
+    """Publish the full method's facts where the edge alone is not sure of its own."""
+    said = []
+    for one in full.said:
+        first, second = alone.answers.get(one.stamp_ns), full.answers[one.stamp_ns]
+        told = second.used_context or second.used_focus
+        more_s = took.alone_s - took.decode_s if told else 0.0
+        own = {f.key: f.value for f in first.facts if f.confidence >= sure} if first else {}
+        said.append(Said(one.at_ns + int(more_s * NS), one.stamp_ns, {**one.values, **own}))
+    return said
 
 
 def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:

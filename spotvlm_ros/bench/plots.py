@@ -128,7 +128,8 @@ def by_age(table: Table, pyplot: Any) -> Any:
             found = [(i, c) for i, a in enumerate(known)
                      if (c := table.get(world, name, delay, a))]
             if found:
-                _points(axis, [i + 0.05 * (k - 2.5) for i, _ in found], [c for _, c in found], name)
+                _points(axis, [i + 0.05 * (k - 2.5) for i, _ in found],
+                        [c for _, c in found], name)
         axis.set_title(f'{world}, {delay}', fontsize=10)
         axis.set_xticks(range(len(known)), [a.removeprefix('age ') for a in known])
         axis.set_xlim(-0.5, len(known) - 0.5)

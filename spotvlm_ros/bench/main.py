@@ -32,7 +32,7 @@ from ..mini.models import resolve
 
 HANDS_ENV = 'SPOTVLM_HANDS'
 REAL = 'hri real hands'
-QUICK_EPISODES, QUICK_ABLATED = 7, 4   # of each set; with ablations and the short delay
+QUICK_EPISODES, QUICK_ABLATED = 7, 3   # of each set; with ablations and the short delay
 FULL_EPISODES = 24
 FULL_SECONDS = 30.0
 

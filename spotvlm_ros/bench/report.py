@@ -141,8 +141,8 @@ def sections(table: Table) -> list[tuple[str, str, tuple[list[str], Rows]]]:
          'not repeat what it is told.', control_rows(table)),
         ('Tasks', 'Percent of facts right, all sets.', slice_rows(table, 'task ')),
         ('Keys', 'Percent of facts right, all sets.', slice_rows(table, 'key ')),
-        ('Check of the check', 'Scored against labels of another time every system must fall. '
-         'Labels change slowly, so even the truth keeps some; nothing can be above that.',
+        ('Check of the check', 'Scored against labels of another time every system must fall to '
+         'chance. Beside: the truth of the right time scored so, and the majority class.',
          check_rows(table))]
 
 

@@ -132,7 +132,7 @@ def by_age(table: Table, pyplot: Any) -> Any:
                         [c for _, c in found], name)
         axis.set_title(f'{world}, {delay}', fontsize=10)
         axis.set_xticks(range(len(known)), [a.removeprefix('age ') for a in known])
-        axis.set_xlim(-0.5, len(known) - 0.5)
+        axis.set_xlim(-0.5, max(1, len(known)) - 0.5)
         axis.set_xlabel('age of the newest cloud answer')
     axes[0][0].set_ylabel('facts right, by the clock')
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc='outside upper center',

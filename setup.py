@@ -12,7 +12,8 @@ setup(
     name=package_name,
     version='0.1.0',
     packages=find_packages(include=[package_name, package_name + '.*']),
-    package_data={package_name: ['mini/checkpoints/**', 'mini/checkpoints/**/*']},
+    package_data={package_name: ['mini/checkpoints/**', 'mini/checkpoints/**/*',
+                                 'bench/latencies.json']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),

@@ -14,9 +14,8 @@ from typing import Any
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {
     'demo': ('spotvlm_ros.demo:main', 'the whole graph for half a minute on the shipped models'),
-    'bench': ('spotvlm_ros.bench.cli:main', 'SpotBench: accuracy over delay, help and harm'),
-    'perf': ('spotvlm_ros.bench.perf:main', 'overhead, latency and speed against named baselines'),
-    'replay': ('spotvlm_ros.record:main', 'run a recording again, without ROS, and compare'),
+    'bench': ('spotvlm_ros.bench.main:main', 'SpotBench: accuracy over delay, help and harm'),
+    'perf': ('spotvlm_ros.bench.perf:main', 'overhead, latency and speed against baselines'),
     'train': ('spotvlm_ros.mini.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.doctor:run', 'what is installed, what is missing, what to do'),
 }

@@ -1,0 +1,226 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The plots of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cells import ALL_SETS, Cell, Table
+from .controls import BLANK, CONTROLS, OTHER
+from .delays import HEADLINE, TRACES
+from .systems import ALONE, FULL, GUARDED, OWN, SYSTEMS
+
+COLOURS = {FULL: '#0b5fa5', GUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
+           'fusion': '#1b9e77', OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b',
+           'cascade': '#66a61e', 'majority': '#bbbbbb', 'context only': '#6baed6',
+           'focus only': '#74a9cf', 'no gate': '#2b8cbe', 'still': '#a6bddb'}
+CURVES = (FULL, GUARDED, ALONE, 'fusion', 'hold', OWN)
+WIDE = (9.5, 4.2)
+SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SHOWN_WORLDS = 6
+
+
+def draw_all(table: Table, out: Path) -> dict[str, Path]:
+    """Draw everything that there are figures for; return what was drawn, by title."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    pyplot.rcParams.update({'font.size': 9, 'axes.spines.top': False,
+                            'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
+                            'axes.axisbelow': True, 'legend.frameon': False})
+    plots: dict[str, Callable[[Table, Any], Any]] = {
+        'Accuracy by set': by_set, 'Accuracy over delay': over_delay,
+        'Accuracy by age of the newest cloud answer': by_age, 'Help and harm': help_and_harm,
+        'Latency and accuracy': pareto, 'Controls': controls,
+        'Accuracy by size of the object': by_size}
+    drawn = {}
+    for title, draw in plots.items():
+        figure = draw(table, pyplot)
+        if figure is None:
+            continue
+        path = out / (draw.__name__ + '.png')
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+        drawn[title] = path
+    return drawn
+
+
+def whole(table: Table) -> str:
+    """Return the world that stands for all."""
+    return ALL_SETS if ALL_SETS in table.worlds else table.worlds[0]
+
+
+def _error(cells: Sequence[Cell]) -> list[list[float]] | None:
+    if any(c.ci95 is None for c in cells):
+        return None
+    return [[max(0.0, c.value - c.ci95[0]) for c in cells if c.ci95],
+            [max(0.0, c.ci95[1] - c.value) for c in cells if c.ci95]]
+
+
+def _points(axis: Any, x: Sequence[float], cells: Sequence[Cell], system: str, **how: Any) -> None:
+    strong = system == FULL
+    axis.errorbar(x, [c.value for c in cells], _error(cells), color=COLOURS[system],
+                  label=system, capsize=2, marker='o', markersize=5 if strong else 4,
+                  linewidth=2 if strong else 1.2, zorder=3 if strong else 2, **how)
+
+
+def by_set(table: Table, pyplot: Any) -> Any:
+    """Draw streaming accuracy at the headline delay, per set."""
+    names = (*CURVES, 'deadline', 'cascade', 'cloud only', 'majority')
+    figure, axis = pyplot.subplots(figsize=WIDE, layout='constrained')
+    for k, name in enumerate(names):
+        found = [(i, c) for i, w in enumerate(table.worlds) if (c := table.get(w, name))]
+        if found:
+            place = (k - (len(names) - 1) / 2) * 0.075
+            _points(axis, [i + place for i, _ in found], [c for _, c in found], name,
+                    linestyle='none')
+    axis.set_xticks(range(len(table.worlds)), table.worlds)
+    axis.set_ylabel('facts right, by the clock')
+    axis.grid(axis='x', visible=False)
+    axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def over_delay(table: Table, pyplot: Any) -> Any:
+    """Draw streaming accuracy over the delays that were run, per set."""
+    worlds = table.worlds[:SHOWN_WORLDS]
+    delays = [d for d in TRACES if table.get(whole(table), FULL, d)]
+    order = sorted(delays, key=lambda d: (TRACES[d].median_s or sum(TRACES[d].spread_s) / 2,
+                                          TRACES[d].sigma, d))
+    columns = min(3, len(worlds))
+    rows = -(-len(worlds) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns + 1, 3.1 * rows + 0.6),
+                                   layout='constrained', sharey=True, squeeze=False)
+    for axis, world in zip(axes.flat, worlds):
+        for name in CURVES:
+            found = [(i, c) for i, d in enumerate(order) if (c := table.get(world, name, d))]
+            _points(axis, [i + 0.04 * (CURVES.index(name) - 2.5) for i, _ in found],
+                    [c for _, c in found], name)
+        axis.set_title(world, fontsize=10)
+        axis.set_xticks(range(len(order)), [d.removeprefix('fixed ') for d in order],
+                        rotation=30 if len(order) <= 5 else 60, ha='right')
+    for axis in axes[:, 0]:
+        axis.set_ylabel('facts right')
+    for axis in axes.flat[len(worlds):]:
+        axis.set_axis_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
+                  ncols=len(CURVES))
+    return figure
+
+
+def by_age(table: Table, pyplot: Any) -> Any:
+    """Draw accuracy by the age of the newest cloud answer, for each delay that is telling."""
+    ages = [s for s in table.slices if s.startswith('age ')]
+    ages.sort(key=lambda s: float(s.split()[1]) if s.split()[1] != 'over' else 1e9)
+    world = whole(table)
+    shown = [d for d in (HEADLINE, 'fixed 9 s') if d in table.delays]
+    figure, axes = pyplot.subplots(1, len(shown), figsize=WIDE, layout='constrained',
+                                   sharey=True, squeeze=False)
+    for axis, delay in zip(axes[0], shown):
+        most = max((c.n_episodes for a in ages if (c := table.get(world, FULL, delay, a))),
+                   default=0)
+        known = [a for a in ages if (c := table.get(world, FULL, delay, a))
+                 and 3 * c.n_episodes >= most]  # of fewer there is only noise to see
+        for k, name in enumerate(CURVES):
+            found = [(i, c) for i, a in enumerate(known)
+                     if (c := table.get(world, name, delay, a))]
+            if found:
+                _points(axis, [i + 0.05 * (k - 2.5) for i, _ in found],
+                        [c for _, c in found], name)
+        axis.set_title(f'{world}, {delay}', fontsize=10)
+        axis.set_xticks(range(len(known)), [a.removeprefix('age ') for a in known])
+        axis.set_xlim(-0.5, max(1, len(known)) - 0.5)
+        axis.set_xlabel('age of the newest cloud answer')
+    axes[0][0].set_ylabel('facts right, by the clock')
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc='outside upper center',
+                  ncols=len(CURVES))
+    return figure
+
+
+def help_and_harm(table: Table, pyplot: Any) -> Any:
+    """Draw the share of facts put right and put wrong, against the edge alone."""
+    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', GUARDED, 'fusion', OWN)
+             if table.get(whole(table), n, metric='help')]
+    parts = ('all', 'changed', 'unchanged')
+    figure, axes = pyplot.subplots(1, len(parts), figsize=(9.5, 3.6), layout='constrained',
+                                   sharey=True, sharex=True)
+    for axis, part in zip(axes, parts):
+        for i, name in enumerate(names):
+            up = table.get(whole(table), name, part=part, metric='help')
+            down = table.get(whole(table), name, part=part, metric='harm')
+            if up and down:
+                axis.barh(-i, 100 * up.value, color='#2c9f5c', height=0.7)
+                axis.barh(-i, -100 * down.value, color='#c8443c', height=0.7)
+        axis.axvline(0, color='black', linewidth=0.8)
+        axis.set_title(part if part == 'all' else f"{part} since the cloud's frame", fontsize=10)
+        axis.set_yticks([-i for i in range(len(names))], names)
+        axis.set_xlabel('% of facts: harm | help')
+        axis.grid(axis='y', visible=False)
+    return figure
+
+
+def pareto(table: Table, pyplot: Any) -> Any:
+    """Draw accuracy over the time from a frame to the answer about it."""
+    figure, axis = pyplot.subplots(figsize=(7.5, 4.2), layout='constrained')
+    world = whole(table)
+    for system in SYSTEMS.values():
+        said, late = table.get(world, system.name), table.get(world, system.name,
+                                                              metric='latency_s')
+        if said and late and system.kind != 'none' and not system.ablation:
+            _points(axis, [late.value], [said], system.name, linestyle='none')
+    axis.set_xscale('log')
+    axis.set_xticks(SECONDS, [f'{s:g}' for s in SECONDS])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(SECONDS[0], SECONDS[-1])
+    axis.set_xlabel('from a frame to the answer about it, mean [s]')
+    axis.set_ylabel('facts right, by the clock')
+    axis.set_title(f'{world}, {HEADLINE}: up and to the left is better', fontsize=10)
+    axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def controls(table: Table, pyplot: Any) -> Any:
+    """Draw what happens when the method is told lies."""
+    world, part = whole(table), 'control frames'
+    names = [n for n in ('full, same frames', 'edge alone, same frames', *CONTROLS, OTHER,
+                         'blank image, no context')
+             if table.get(world, n, HEADLINE, part, 'offline')]
+    if not names:
+        return None
+    figure, axes = pyplot.subplots(1, 2, figsize=(9.5, 3.8), layout='constrained', sharey=True)
+    for axis, metric, label in zip(axes, ('offline', 'repeats_context'), (
+            'facts right, frame by frame', 'told facts that the answer repeats')):
+        for i, name in enumerate(names):
+            cell = table.get(world, name, HEADLINE, part, metric)
+            if cell is not None:
+                colour = {'full, same frames': COLOURS[FULL], BLANK: '#c8443c'}.get(
+                    name, '#c8443c' if 'permuted' in name or name == OTHER else '#555555')
+                axis.errorbar([cell.value], [-i], xerr=_error([cell]), marker='o', capsize=2,
+                              color=colour)
+        axis.set_yticks([-i for i in range(len(names))], names)
+        axis.set_xlabel(label)
+        axis.set_xlim(0, 1)
+    return figure
+
+
+def by_size(table: Table, pyplot: Any) -> Any:
+    """Draw accuracy by the longer side of the thing."""
+    sizes = [s for s in ('size absent', 'size small', 'size medium', 'size large')
+             if s in table.slices]
+    if len(sizes) < 2:
+        return None
+    figure, axis = pyplot.subplots(figsize=(7.5, 3.8), layout='constrained')
+    for name in CURVES:
+        found = [(i, c) for i, s in enumerate(sizes)
+                 if (c := table.get(whole(table), name, HEADLINE, s))]
+        _points(axis, [i for i, _ in found], [c for _, c in found], name)
+    axis.set_xticks(range(len(sizes)), [{'size absent': 'nothing there,\nor no region',
+                                         'size small': 'below 32 px',
+                                         'size medium': '32 to 80 px',
+                                         'size large': 'over 80 px'}[s] for s in sizes])
+    axis.set_ylabel('facts right')
+    axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,51 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""SpotBench: label files."""
+
+from __future__ import annotations
+
+import pytest
+
+from spotvlm_ros.bench.labels import LabelError, read_labels
+from spotvlm_ros.method.facts import Region
+from spotvlm_ros.mini.world import SCENE
+
+GOOD = ('{"t": 0.5, "facts": {"light": "red", "lead": "none"}}\n\n'
+        '{"t": 1, "facts": {"light": "green"}, "regions": {"light": [10, 20, 30, 40.5]}}\n')
+
+
+def test_a_good_file_is_read(tmp_path):
+    (tmp_path / 'l.jsonl').write_text(GOOD)
+    first, second = read_labels(tmp_path / 'l.jsonl', SCENE)
+    assert (first.t, first.facts, first.regions) == (0.5, {'light': 'red', 'lead': 'none'}, {})
+    assert second.regions == {'light': Region(10, 20, 30, 40.5)}
+
+
+@pytest.mark.parametrize('line, words', [
+    ('{"t": 2, "facts": {"light": "blue"}}', ('line 4', 'facts.light', "'blue'", 'red, yellow')),
+    ('{"t": 2, "facts": {"lamp": "red"}}', ('line 4', 'facts.lamp', 'light, limit', '--profile')),
+    ('{"t": 2}', ('line 4', 'facts', 'required', '{key: value}')),
+    ('{"t": 2, "facts": {}}', ('line 4', 'facts')),
+    ('{"t": "2", "facts": {"light": "red"}}', ('line 4', 't:', 'number')),
+    ('{"t": -1, "facts": {"light": "red"}}', ('line 4', 't:', 'greater')),
+    ('{"t": 2, "fact": {"light": "red"}, "facts": {"light": "red"}}', ('line 4', 'fact:')),
+    ('{"t": 2, "facts": {"light": true}}', ('line 4', 'facts.light', 'string')),
+    ('{"t": 2, "facts": {"light": "red"}, "regions": {"light": [1, 2, 3, 0]}}',
+     ('line 4', 'regions.light.3', 'greater than 0')),
+    ('{"t": 2, "facts"', ('line 4', 'JSON')),
+    ('{"t": 1, "facts": {"light": "red"}}', ('sort the lines',)),
+])
+def test_an_error_names_line_field_and_remedy(tmp_path, line, words):
+    (tmp_path / 'l.jsonl').write_text(GOOD + line + '\n')
+    with pytest.raises(LabelError) as error:
+        read_labels(tmp_path / 'l.jsonl', SCENE)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_no_labels_and_no_file_are_errors(tmp_path):
+    (tmp_path / 'l.jsonl').write_text('\n')
+    with pytest.raises(LabelError, match='holds no labels; each line is'):
+        read_labels(tmp_path / 'l.jsonl', SCENE)
+    with pytest.raises(LabelError, match='one JSON object per line'):
+        read_labels(tmp_path / 'none.jsonl', SCENE)

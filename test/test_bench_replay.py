@@ -1,0 +1,151 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""SpotBench with the shipped checkpoints, on seconds of an episode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from spotvlm_ros.bench import main, work
+from spotvlm_ros.bench.cache import Cache
+from spotvlm_ros.bench.controls import permuted, random_regions, true_regions
+from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, TRACES
+from spotvlm_ros.bench.latencies import Latencies
+from spotvlm_ros.bench.models import Edge
+from spotvlm_ros.bench.replay import Extent, Replay
+from spotvlm_ros.bench.seeds import episodes
+from spotvlm_ros.bench.streams import Plan, START_NS, WorldStream
+from spotvlm_ros.bench.systems import edge_alone, transfer
+from spotvlm_ros.bench.wallclock import real_time
+from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
+from spotvlm_ros.mini.models import resolve
+
+PLAN = Plan(seconds=2.0, scored_from_s=0.5)
+TOOK = Latencies(0.004, 0.03, 0.035, 0.004, 0.6, 'spot-mini-edge', 'a test')
+EPISODE = episodes('tune', 'driving day', 1)[0]
+
+
+@pytest.fixture(scope='module')
+def setup() -> work.Setup:
+    found = work.Setup(resolve('spot-mini-edge'), resolve('spot-mini-cloud'), None, None, PLAN,
+                       TOOK)
+    work.begin(found)
+    return found
+
+
+def true_turns(stream: WorldStream) -> dict[int, Turn]:
+    """Return what a cloud without errors would say."""
+    return {s: Turn(stream.query.id, s, Source.CLOUD, tuple(
+        Fact(k, v, s, region=stream.regions(s).get(k)) for k, v in stream.truth(s).items()))
+        for s in stream.keys}
+
+
+def counts(result: work.Result) -> tuple[dict, dict]:
+    return result.tally.hits, result.tally.tries
+
+
+def test_two_replays_are_identical(setup):
+    extent = Extent(('fixed 0.5 s', NEVER), ablations=False, controls=False)
+    first = work.replay(EPISODE, extent, {'light': 'none'})
+    again = work.replay(EPISODE, extent, {'light': 'none'})
+    assert counts(first) == counts(again) and first.tally.hits[0]
+    systems = {name.system for name in first.tally.hits[0]}
+    assert {'full', 'edge alone', 'own history', 'hold', 'fusion', 'majority'} <= systems
+
+
+def test_without_a_cloud_the_method_says_what_the_edge_alone_says(setup):
+    stream = WorldStream(EPISODE, PLAN)
+    edge = Edge(work.edge_model(), stream, Cache(None, ''))
+    alone = edge_alone(stream, edge, TOOK)
+    without = transfer('full', stream, edge, true_turns(stream), [], TOOK)
+    assert without.said == alone.said and without.answers == alone.answers
+    came = replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1, stream.frames[-1])
+    assert transfer('full', stream, edge, true_turns(stream), came, TOOK).said != alone.said
+
+
+def test_kept_answers_are_those_of_the_model(setup, tmp_path):
+    stream = WorldStream(EPISODE, PLAN)
+    cache = Cache(tmp_path, 'edge')
+    first = Edge(work.edge_model(), stream, cache)
+    context = Context(stream.query.id, START_NS, (Fact('light', 'red', START_NS),))
+    said = [first(START_NS), first(START_NS, context), first(START_NS, blank=True)]
+    cache.save()
+    kept = Edge(None, stream, Cache(tmp_path, 'edge'))  # no model: everything must be known
+    assert [kept(START_NS), kept(START_NS, context), kept(START_NS, blank=True)] == said
+    assert said[1].used_context and not said[0].used_context
+
+
+def test_shifted_labels_lower_the_score_of_the_truth(setup):
+    stream = WorldStream(episodes('tune', 'driving day', 2)[1], Plan(seconds=16.0))
+    edge = Edge(work.edge_model(), stream, Cache(None, ''))
+    stream.edge = stream.edge[:5]
+    run = Replay(stream, Plan(), edge, {}, TOOK, {'light': 'none'})
+    run.run(Extent((), controls=False))
+    hits, tries = run.tally.hits[0], run.tally.tries[0]
+    shifted = {n.system: hits[n] / tries[n] for n in tries if n.slice.startswith('labels')}
+    assert shifted['truth'] < 0.9
+
+
+def test_controls_change_only_what_they_say(setup):
+    stream = WorldStream(EPISODE, PLAN)
+    stamp = stream.edge[4]
+    told = true_turns(stream)[stream.keys[0]].facts
+    context = Context(stream.query.id, stamp, told,
+                      focus={f.key: Region(10, 10, 30, 20) for f in told})
+    other = permuted(context, stream)
+    assert all(a.value != b.value and a.key == b.key for a, b in zip(told, other.facts))
+    assert other.focus == context.focus and permuted(context, stream) == other
+    moved = random_regions(context, stream)
+    assert moved.facts == told and all(r.w == 30 and r.h == 20 for r in moved.focus.values())
+    assert true_regions(context, stream).focus == stream.regions(stamp)
+
+
+def test_real_time_publishes_after_each_frame(setup):
+    stream = WorldStream(EPISODE, PLAN)
+    turns = true_turns(stream)
+    came = replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1, stream.frames[-1])
+    said = real_time(stream, work.edge_model(), turns, came)
+    assert len(said) >= len(stream.edge) // 3   # the machine may be busy
+    assert all(s.at_ns > s.stamp_ns and s.stamp_ns in stream.edge for s in said)
+    assert [s.stamp_ns for s in said] == sorted(s.stamp_ns for s in said)
+
+
+def write_video(path: Path, stream: WorldStream) -> None:
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10.0, stream.size)
+    for stamp in stream.frames:
+        out.write(np.ascontiguousarray(stream.image(stamp)[:, :, ::-1]))
+    out.release()
+
+
+def test_a_video_with_labels_is_scored(tmp_path, capsys):
+    stream = WorldStream(EPISODE, Plan(seconds=2.5, scored_from_s=0.5))
+    write_video(tmp_path / 'drive.mp4', stream)
+    labels = [json.dumps({'t': (s - START_NS) / NS, 'facts': dict(stream.truth(s))})
+              for s in stream.labels]
+    (tmp_path / 'labels.jsonl').write_text('\n'.join(labels))
+    code = main.main(['--video', str(tmp_path / 'drive.mp4'), '--labels',
+                      str(tmp_path / 'labels.jsonl'), '--out', str(tmp_path / 'out')])
+    assert code == 0, capsys.readouterr().out
+    content = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    found = {(c['system'], c['delay'], c['metric']): c for c in content['cells']
+             if c['slice'] == 'all'}
+    assert found['full', HEADLINE, 'accuracy']['value'] > 0.3
+    assert found['edge alone', NEVER, 'accuracy']['value'] == \
+        found['full', NEVER, 'accuracy']['value']
+    assert 'not meaningful' in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'report.html').read_text().count('data:image/png') >= 4
+
+
+def test_wrong_use_ends_in_an_action(tmp_path, capsys):
+    assert main.main(['--video', str(tmp_path / 'none.mp4')]) == 1
+    assert '--labels is missing; name a file' in capsys.readouterr().out
+    (tmp_path / 'l.jsonl').write_text('{"t": 0, "facts": {"light": "red"}}')
+    assert main.main(['--video', str(tmp_path / 'none.mp4'), '--labels',
+                      str(tmp_path / 'l.jsonl')]) == 1
+    assert 'give the path of a file such as clip.mp4' in capsys.readouterr().out
+    assert main.main(['--report', '--out', str(tmp_path)]) == 1

@@ -1,0 +1,214 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""SpotBench: the clock, the delays, the intervals, by hand-made cases."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from spotvlm_ros.bench import cells, stats, systems
+from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, Reply, Trace, TRACES
+from spotvlm_ros.bench.latencies import Latencies
+from spotvlm_ros.bench.models import Answer
+from spotvlm_ros.bench.score import age_name, latest, right, Said, size_name
+from spotvlm_ros.bench.seeds import BASE, episodes, SETS
+from spotvlm_ros.bench.tally import Name, Tally
+from spotvlm_ros.method.facts import Fact, NS, Query, Source, Turn
+from spotvlm_ros.mini.worlds import TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
+
+QUERY = Query('scene', 'What?', 'facts', {'a': ('0', '1'), 'b': ('0', '1')}, deadline_s=0.3)
+KEYS = [NS * i for i in range(10)]
+
+
+def said(at: float, about: float, a: str = '0', b: str = '0') -> Said:
+    return Said(int(at * NS), int(about * NS), {'a': a, 'b': b})
+
+
+def turn(stamp: int, a: str = '1', b: str = '1') -> Turn:
+    return Turn(QUERY.id, stamp, Source.CLOUD, (Fact('a', a, stamp), Fact('b', b, stamp)))
+
+
+def alone(confidence: float, stamps: list[float]) -> systems.Run:
+    answers = {int(s * NS): Answer((Fact('a', '0', int(s * NS), confidence),
+                                    Fact('b', '0', int(s * NS), 0.99)), False, False)
+               for s in stamps}
+    return systems.Run([said(s + 0.1, s) for s in stamps], answers, {})
+
+
+def test_what_counts_is_the_latest_answer_published_by_then():
+    first, second = said(1.0, 0.9), said(2.0, 1.9)
+    found = latest([second, first], [int(t * NS) for t in (0.5, 0.999, 1.0, 1.999, 2.0, 9.0)])
+    assert found == [None, None, first, first, second, second]
+
+
+def test_a_late_answer_about_an_old_frame_counts_if_it_was_published_last():
+    assert latest([said(1.0, 0.9), said(2.0, 0.1)], [3 * NS])[0].stamp_ns == NS // 10
+
+
+def test_no_answer_is_a_miss_and_each_fact_counts_by_itself():
+    truth = [{'a': '0', 'b': '1'}, {'a': '0', 'b': '1'}]
+    assert right([None, said(0, 0)], truth, ('a', 'b')).tolist() == [
+        [False, False], [True, False]]
+
+
+def test_a_fact_without_a_label_is_never_right():
+    assert right([said(0, 0)], [{'a': '0'}], ('a', 'b')).tolist() == [[True, False]]
+
+
+def test_slices_have_names_by_their_bounds():
+    assert [age_name(a) for a in (0, 0.99, 1, 5.9, 6, 50)] == [
+        'age 0 to 1 s', 'age 0 to 1 s', 'age 1 to 2 s', 'age 4 to 6 s', 'age 6 to 10 s',
+        'age over 10 s']
+    assert [size_name(p) for p in (3, 32, 79, 80)] == [
+        'size small', 'size medium', 'size medium', 'size large']
+
+
+def test_hold_never_goes_back_to_an_older_frame():
+    turns = {s: turn(s) for s in KEYS}
+    came = [Reply(KEYS[2], 3 * NS), Reply(KEYS[1], 4 * NS), Reply(KEYS[3], 5 * NS)]
+    assert [s.stamp_ns for s in systems.hold(turns, came)] == [KEYS[2], KEYS[3]]
+
+
+def test_deadline_takes_the_cloud_only_when_it_is_in_time():
+    turns, run = {s: turn(s) for s in KEYS}, alone(0.9, [1.0, 2.0])
+    came = [Reply(KEYS[1], int(1.25 * NS)), Reply(KEYS[2], int(2.35 * NS))]
+    stream = type('Stream', (), {'query': QUERY})
+    found = latest(systems.deadline(stream, run, turns, came), [int(1.2 * NS), int(1.3 * NS),
+                                                                3 * NS])
+    assert found[0] is None                      # waited for, and in time
+    assert found[1].values['a'] == '1'
+    assert found[2].values['a'] == '0'           # 0.35 s: the edge's
+
+
+def test_cascade_waits_for_the_cloud_and_fusion_does_not():
+    turns, came = {s: turn(s) for s in KEYS}, [Reply(KEYS[1], 3 * NS)]
+    unsure = alone(0.5, [1.0, 2.0, 3.0])
+    asked = systems.cascade(unsure, turns, came, 0.8)
+    assert [s.at_ns for s in asked] == [3 * NS]
+    mixed = latest(systems.fusion(unsure, turns, came, 0.8), [int(2.2 * NS), int(3.2 * NS)])
+    assert mixed[0].values == {'a': '0', 'b': '0'}
+    assert mixed[1].values == {'a': '1', 'b': '0'}   # only what the edge was unsure of
+    assert len(systems.cascade(alone(0.9, [1.0, 2.0]), turns, came, 0.8)) == 2
+
+
+def test_the_guard_keeps_what_the_edge_is_sure_of_and_is_charged_for_both():
+    took = Latencies(0.01, 0.1, 0.2, 0.0, 0.5, 'edge', 'a test')
+    stamps = [NS, 2 * NS]
+    told = {s: Answer(turn(s).facts, s == NS, False) for s in stamps}   # context about the first
+    full = systems.Run([Said(s + 10, s, told[s].values) for s in stamps], told, {})
+    first, second = systems.guarded(alone(0.5, [1.0, 2.0]), full, took, 0.8)
+    assert first.values == {'a': '1', 'b': '0'}
+    assert first.at_ns == NS + 10 + NS // 10 and second.at_ns == 2 * NS + 10
+
+
+def test_a_slow_model_leaves_frames_out():
+    stamps = [NS // 5 * i for i in range(10)]
+    assert systems.paced(stamps, 0.05) == stamps
+    assert systems.paced(stamps, 0.3) == stamps[::2]
+
+
+@pytest.mark.parametrize('name', TRACES)
+def test_delays_are_the_same_every_time_and_of_no_other_seed(name):
+    trace = TRACES[name]
+    first, again, other = (replies(trace, KEYS, QUERY, seed, 20 * NS) for seed in (5, 5, 6))
+    assert first == again
+    assert all(r.at_ns >= r.stamp_ns for r in first)
+    assert [r.at_ns for r in first] == sorted(r.at_ns for r in first)
+    if trace.sigma or trace.tail:
+        assert first != other
+
+
+def test_delays_do_what_they_say():
+    end = 20 * NS
+    assert replies(TRACES[NEVER], KEYS, QUERY, 1, end) == []
+    assert [r.at_ns - r.stamp_ns for r in replies(TRACES['fixed 0.5 s'], KEYS, QUERY, 1, end)
+            ] == [NS // 2] * len(KEYS)
+    # Two in flight: at a delay of 4 s, two requests go, then none until the first is back.
+    assert [r.stamp_ns // NS for r in replies(TRACES['fixed 4 s'], KEYS, QUERY, 1, end)
+            ] == [0, 1, 4, 5, 8, 9]
+    many = [NS * i for i in range(2000)]
+    for trace in (TRACES[HEADLINE], TRACES['heavy tail']):
+        found = [trace.delay_s(1, i) for i in range(2000)]
+        assert math.isclose(float(np.median(found)), 2.0, rel_tol=0.06)
+    assert 0.25 < np.mean([math.isinf(TRACES['loss'].delay_s(1, i)) for i in range(2000)]) < 0.35
+    late = [r.stamp_ns for r in replies(TRACES['reorder'], many, QUERY, 1, 2100 * NS)]
+    assert late != sorted(late)
+    out = [r.at_ns for r in replies(TRACES['outage'], many, QUERY, 1, 2100 * NS)]
+    assert not [t for t in out if 700 * NS <= t < 1400 * NS]
+    assert [t for t in out if t < 700 * NS] and [t for t in out if t >= 1400 * NS]
+
+
+def test_a_lost_answer_frees_its_place():
+    trace = Trace('all lost', '', 1.0, lost=1.0)
+    assert replies(trace, KEYS, QUERY, 1, 20 * NS) == []
+    half = replies(Trace('half', '', 1.0, lost=0.5), [NS * i for i in range(200)], QUERY, 1,
+                   300 * NS)
+    assert 70 < len(half) < 130
+
+
+def test_the_interval_covers_what_it_should():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(150):
+        p = np.clip(rng.normal(0.7, 0.1, 20), 0, 1)   # episodes differ
+        hits = rng.binomial(50, p)
+        value, (low, high) = stats.share(hits, [50] * 20)
+        assert low <= value <= high
+        covered += low <= 0.7 <= high
+    assert 125 <= covered <= 149
+
+
+def test_pairing_takes_away_what_episodes_have_in_common():
+    rng = np.random.default_rng(1)
+    base = rng.integers(20, 80, 12).astype(float)
+    total = np.full(12, 100.0)
+    value, (low, high) = stats.difference(base + 5, total, base, total)
+    assert math.isclose(value, 0.05) and math.isclose(low, 0.05) and math.isclose(high, 0.05)
+    own_low, own_high = stats.share(base, total)[1]
+    assert own_high - own_low > 0.1
+    assert stats.share([3], [4])[1] == [0.75, 0.75]
+
+
+def tallies() -> list[Tally]:
+    found = []
+    for unit in range(3):
+        tally = Tally()
+        for system, hits in (('full', 8 + unit), ('edge alone', 6), ('hold', 5)):
+            tally.add(0, Name(system, HEADLINE, 'all', 'accuracy'), hits, 10)
+        if unit < 2:
+            tally.add(0, Name('still', HEADLINE, 'all', 'accuracy'), 7, 10)
+        found.append(tally)
+    return found
+
+
+def test_results_have_the_documented_form(tmp_path):
+    found = cells.cells({'near': tallies(), 'far': tallies()})
+    cells.write(tmp_path / 'results.json', found, {'commit': 'abc'})
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert set(content) == {'meta', 'cells'}
+    for cell in content['cells']:
+        assert list(cell) == ['world', 'system', 'delay', 'slice', 'metric', 'value', 'ci95',
+                              'n_episodes']
+        assert cell['ci95'] is None or cell['ci95'][0] <= cell['value'] <= cell['ci95'][1]
+    assert cells.read(tmp_path / 'results.json') == (found, {'commit': 'abc'})
+    table = cells.Table(found)
+    assert table.worlds == ['near', 'far', cells.ALL_SETS]
+    assert table.get('near', 'full').value == 0.9
+    assert table.get(cells.ALL_SETS, 'full').n_episodes == 6
+    assert table.best_baseline('near') == 'edge alone'
+    assert table.over_best('near').value == 0.3
+    # The part was run on two episodes of three: compared on these.
+    assert table.get('near', 'full', metric='gain over still').value == 0.15
+    assert table.get('near', 'full', metric='gain over still').n_episodes == 2
+
+
+def test_tuning_and_test_episodes_are_apart():
+    for split, seeds in (('tune', TUNE_SEEDS), ('test', TEST_SEEDS)):
+        used = [e.seed for name in SETS for e in episodes(split, name, 900)]
+        assert len(set(used)) == len(used) and all(s in seeds for s in used)
+    assert not set(TRAIN_SEEDS) & {BASE['tune'], BASE['test']}
+    assert {e.condition for e in episodes('tune', 'driving adverse', 4)} == {'rain', 'night'}

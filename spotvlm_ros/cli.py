@@ -16,6 +16,7 @@ ELSEWHERE = {
     'demo': ('spotvlm_ros.demo:main', 'the whole graph for half a minute on the shipped models'),
     'bench': ('spotvlm_ros.bench.main:main', 'SpotBench: accuracy over delay, help and harm'),
     'perf': ('spotvlm_ros.bench.perf:main', 'overhead, latency and speed against baselines'),
+    'replay': ('spotvlm_ros.record:main', 'run a recording again, without ROS, and compare'),
     'train': ('spotvlm_ros.mini.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.doctor:run', 'what is installed, what is missing, what to do'),
 }

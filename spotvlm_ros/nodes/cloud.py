@@ -178,9 +178,16 @@ class CloudNode(SpotNode):
         bridge = self._bridge
         if bridge is None:
             return
-        stats = bridge.stats
+        stats, report = bridge.stats, bridge.report()
+        kinds = {k.removeprefix('errors.'): n for k, n in report.items()
+                 if k.startswith('errors.')}
         status = CloudStatus(
-            endpoint=bridge.endpoint.base_url, model=bridge.endpoint.model,
+            endpoint=bridge.endpoint.base_url, endpoint_name=report['endpoint'],
+            retries=stats.retries, failovers=stats.failovers, superseded=stats.superseded,
+            injections=stats.injections, spent_hour_mb=report['spent_hour_mb'],
+            spent_hour_tokens=report['spent_hour_tokens'],
+            spent_hour_money=float(report['spent_hour_money']), error_kinds=list(kinds),
+            error_counts=list(kinds.values()), model=bridge.endpoint.model,
             in_flight=bridge.in_flight, requests=stats.requests, answers=stats.answers,
             errors=stats.errors, skipped=stats.skipped, facts_rejected=stats.facts_rejected,
             bytes_sent=stats.bytes_sent, round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),

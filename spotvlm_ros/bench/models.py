@@ -17,7 +17,8 @@ import numpy as np
 
 from .cache import Cache, pack, unpack
 from .streams import Image, JPEG_QUALITY, Stream
-from ..cloud.client import CloudClient, CloudConfig, CloudError
+from ..cloud.client import CloudClient, CloudConfig
+from ..cloud.errors import CloudError
 from ..cloud.parse import BoxScale, parse_reply
 from ..edge.model import EdgeModel
 from ..method import prompt

@@ -19,7 +19,8 @@ from ..method.gate import Drop, GateConfig
 from ..method.transfer import Transfer, TransferConfig
 from ..record import plain, Recorder
 
-IDLE_S = 0.1  # the flow thread looks up at least this often
+IDLE_S = 0.1         # the flow thread looks up at least this often
+HEAD_START_S = 0.02  # for the edge, which begins on the same frame and must not wait
 WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
     Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 
@@ -49,6 +50,7 @@ class ContextNode(SpotNode):
         self._mailbox = Mailbox()
         self._input: FrameInput | None = None
         self._running = False
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
     def setup(self) -> None:
@@ -75,6 +77,7 @@ class ContextNode(SpotNode):
         self.every(1.0 / self.param('rate_hz'), self._publish_all)
         if self.param('flow_hz'):
             self._running = True
+            self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
             self._input = FrameInput(self, self._hub, self._mailbox.put, self._restarted)
@@ -82,6 +85,7 @@ class ContextNode(SpotNode):
     def stop(self) -> None:
         """End the flow thread."""
         self._running = False
+        self._ending.set()
         self._mailbox.wake()
         if self._thread is not None:
             self._thread.join(5.0)
@@ -184,7 +188,7 @@ class ContextNode(SpotNode):
     def _run(self) -> None:
         while self._running:
             frame = self._mailbox.get(IDLE_S)
-            if frame is None or not self._running:
+            if frame is None or self._ending.wait(HEAD_START_S):
                 continue
             try:
                 self._carry(frame)

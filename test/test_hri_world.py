@@ -177,7 +177,7 @@ def test_values_are_spread_and_change_at_a_realistic_rate(condition):
     for key, choices in HRI_SCENE.choices.items():
         assert set(values[key]) == set(choices), key
         # one arm points or holds out, so either is absent more often than not
-        most = 0.80 if key in ('pointing', 'object') else 0.65
+        most = 0.80 if key in ('pointing', 'object') else 0.72  # mostly one person is there
         assert max(values[key].values()) / seconds < most, (key, values[key])
         assert 0.04 < changes[key] / seconds < 0.5, (key, changes[key] / seconds)
     assert set(wanted) == set(hri.INTENT.choices['intent'])

@@ -249,7 +249,9 @@ class Carrier:
             raise ValueError(f'frame {stamp_ns} is not newer than {self.newest_ns}; clear() '
                              'before a stream starts over')
         grey = shrink(frame, self.config)
-        if self._frames and self._frames[-1][1].shape != grey.shape:
+        scale = grey.shape[1] / frame.shape[1]
+        if self._frames and (self._frames[-1][1].shape != grey.shape
+                             or self._frames[-1][2] != scale):
             self._frames.clear()  # another camera mode: old frames cannot be compared
             self.tracks = {}
         if self._frames and similarity_of(thumbnail(self._frames[-1][1]),
@@ -259,7 +261,7 @@ class Carrier:
             self.tracks, self.cut_ns, self.cuts = {}, stamp_ns, self.cuts + 1
         if self._frames:
             self.tracks = self._step(self.tracks, len(self._frames) - 1, grey, stamp_ns)
-        self._frames.append((stamp_ns, grey, grey.shape[1] / frame.shape[1]))
+        self._frames.append((stamp_ns, grey, scale))
         while (len(self._frames) > self.config.max_frames
                or stamp_ns - self._frames[0][0] > self.config.history_s * NS):
             self._frames.popleft()

@@ -45,7 +45,7 @@ def test_answer_about_its_frame(server, bridges):
     assert {f.key: f.value for f in answers[0].facts} == {'light': 'red', 'lead': 'none'}
     assert server.requests[0]['messages'][0]['content'][0]['image_url']['url'].startswith(
         'data:image/jpeg;base64,')
-    assert bridge.stats.answers == 1 and bridge.in_flight == 0
+    assert wait_for(lambda: bridge.in_flight == 0) and bridge.stats.answers == 1
 
 
 def test_offer_never_waits(server, bridges):

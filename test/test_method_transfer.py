@@ -182,6 +182,26 @@ def test_a_cloud_answer_from_before_a_restart_is_not_taken():
     assert not transfer.add(turn(100, light='green'))
 
 
+@pytest.mark.parametrize('known', ['nothing', 'a frame', 'an answer'])
+def test_answers_from_before_a_jump_back_do_not_stop_the_stream_after_it(known):
+    transfer = Transfer([SCENE])
+    transfer.add(turn(100, Source.EDGE, light='red'))
+    transfer.clear()
+    if known == 'a frame':
+        transfer.frame(s(90), np.zeros((24, 32, 3), np.uint8))
+    elif known == 'an answer':
+        transfer.add(turn(90, Source.EDGE, light='red'))
+    assert not transfer.add(turn(99, light='green'))
+    if known != 'nothing':   # else the next answer, a second behind it, tells of the restart
+        assert not transfer.add(turn(99.5, Source.EDGE, light='red'))
+    assert transfer.add(turn(90.1, Source.EDGE, light='red'))
+    assert transfer.add(turn(90, light='green'))
+    context = transfer.context('scene')
+    assert context.stamp_ns == s(90.1) and [f.value for f in context.facts] == ['green']
+    assert transfer.add(turn(100.5, Source.EDGE, light='red'))   # the stream has come there again
+    assert transfer.add(turn(100, light='green'))
+
+
 # -- keyframes -----------------------------------------------------------------------------------
 
 def test_what_is_urgent_goes_early_but_not_at_once():

@@ -126,6 +126,14 @@ def test_schedule_starves_nobody():
     assert 8 <= picked.count('b') <= 11
 
 
+def test_schedule_goes_on_after_a_frame_from_before_a_restart():
+    queries = [Query(i, 'q', 'text', rate_hz=r) for i, r in (('a', 5.0), ('b', 5.0))]
+    schedule = Schedule(queries)
+    schedule.take(100 * NS)
+    picked = [q.id for i in range(50) if (q := schedule.take(NS + i * NS // 10))]
+    assert abs(picked.count('a') - picked.count('b')) <= 1 and len(picked) >= 45
+
+
 @pytest.mark.parametrize('path', sorted(CONFIG.glob('*.yaml')), ids=lambda p: p.stem)
 def test_shipped_params_files(path):
     if path.stem == 'embedded_cloud':

@@ -22,6 +22,7 @@ from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
 
 Name = tuple[str, str]  # query and key
+AHEAD_S = 1.0           # an answer may be this far ahead of the newest frame known here
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,17 @@ class Transfer:
         self.config = config or TransferConfig()
         self.dropped: Counter[Drop] = Counter()  # facts that were not told, each once per reason
         self._carrier = Carrier(self.config.flow, cut_below=self.config.gate.cut_below)
+        self._newest_ns = dict.fromkeys(self.queries, 0)  # newest frame that the edge answered
+        self._frame_ns = 0                                # newest that regions were carried to
+        self._before_ns = 0                               # newest of both before the last clear
         self.clear()
 
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""
         self._histories = {q.id: History(q, self.config.evidence, self.config.gate)
                            for q in self.queries.values()}
-        self._newest_ns = dict.fromkeys(self.queries, 0)   # newest frame that the edge answered
+        self._before_ns = max(self._before_ns, self._frame_ns, *self._newest_ns.values())
+        self._newest_ns = dict.fromkeys(self.queries, 0)
         self._regions: Mapping[Name, Region] = {}          # in the frame of _frame_ns
         self._alike: Mapping[Name, float] = {}
         self._frame_ns = self._cut_ns = 0
@@ -66,12 +71,16 @@ class Transfer:
         """
         Take an answer; return whether the history is another now.
 
-        A cloud answer about a frame from before a restart is not taken.
+        An answer about a frame from before a restart is not taken, however late it comes: in the
+        stream as it runs now, that frame is yet to come.
         """
-        newest = self._newest_ns[turn.query_id]
+        now_ns = max(self._frame_ns, *self._newest_ns.values())
+        from_before = now_ns + AHEAD_S * NS < turn.stamp_ns <= self._before_ns
         if turn.source is Source.EDGE:
-            self._newest_ns[turn.query_id] = max(newest, turn.stamp_ns)
-        elif newest and turn.stamp_ns > newest + HORIZON_S * NS:
+            if from_before and now_ns:
+                return False
+            self._newest_ns[turn.query_id] = max(self.newest_ns(turn.query_id), turn.stamp_ns)
+        elif from_before or 0 < now_ns < turn.stamp_ns - HORIZON_S * NS:
             return False
         return self._histories[turn.query_id].add(turn)
 
@@ -119,11 +128,6 @@ class Transfer:
         self._alike = {n: v for n, v in self._carrier.similarities().items()
                        if isinstance(n, tuple)}
         self._frame_ns, self._cut_ns = stamp_ns, self._carrier.cut_ns
-
-    @property
-    def carried_ns(self) -> int:
-        """Stamp of the newest frame that regions were carried to; 0 before the first."""
-        return self._frame_ns
 
     def report(self) -> dict[str, int]:
         """Return counts since start."""

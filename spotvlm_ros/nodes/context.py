@@ -204,6 +204,8 @@ class ContextNode(SpotNode):
             return
         image = frame.rgb()
         with self._flow_lock:
+            if self._input is not None and frame.stamp_ns > self._input.order.newest_ns:
+                return  # taken before the stream started over
             self._seen_ns = frame.stamp_ns
             with self._lock:
                 wanted = self._transfer.wanted(frame.stamp_ns)

@@ -25,12 +25,17 @@ class Schedule:
 
     def take(self, stamp_ns: int) -> Query | None:
         """Return the query that has been due longest for the frame of this stamp, or None."""
-        query = min(self._queries, key=lambda q: self._due_ns.get(q.id, 0.0), default=None)
+        due = {q.id: self._due(q, stamp_ns) for q in self._queries}
+        query = min(self._queries, key=lambda q: due[q.id], default=None)
         if query is None:
             return None
         period = NS / query.rate_hz
-        due = self._due_ns.get(query.id, float(stamp_ns))
-        if stamp_ns < due - 0.01 * period:  # a hair early is due: stamps jitter
+        if stamp_ns < due[query.id] - 0.01 * period:  # a hair early is due: stamps jitter
             return None
-        self._due_ns[query.id] = max(due + period, stamp_ns)
+        self._due_ns[query.id] = max((due[query.id] or stamp_ns) + period, stamp_ns)
         return query
+
+    def _due(self, query: Query, stamp_ns: int) -> float:
+        due = self._due_ns.get(query.id, 0.0)
+        # Further ahead than any answer puts it: the stream has started over since.
+        return due if due - stamp_ns <= 2 * NS / query.rate_hz else 0.0

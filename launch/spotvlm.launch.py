@@ -12,7 +12,6 @@ from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 from launch_ros.substitutions import FindPackagePrefix, FindPackageShare
 
 PORT = '18731'  # of the embedded server; on the loopback device only
-URL = f'http://127.0.0.1:{PORT}/v1'
 
 
 def declared(name, default, description, **kwargs):

@@ -41,8 +41,6 @@ class Row:
     reference: dict[str, Any]      # names the frame, so that it can be drawn again
     truth: Values
     full: Values
-    answered_ns: int
-    context_age_s: float           # nan without context
     context: Any                   # what the edge was given; None when nothing
     alone: Values
     held: Values                   # newest cloud answer that had arrived by then
@@ -156,8 +154,7 @@ def _rows(record: Sequence[Any]) -> tuple[list[Row], list[float]]:
                     None) if item.message.used_context else None
         rows.append(Row(
             at, json.loads(truth[at].text), _values(truth[at].facts), _values(item.message.facts),
-            item.arrived_ns, age_ns / NS if item.message.used_context else float('nan'), used,
-            {}, _values(newest.message.facts) if newest is not None else {}))
+            used, {}, _values(newest.message.facts) if newest is not None else {}))
     own = [_right(_values(c.message.facts), _values(truth[at].facts)) for c in cloud
            if (at := stamp_ns(c.message.header.stamp)) in truth]
     return sorted(rows, key=lambda r: r.stamp_ns), own

@@ -39,10 +39,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def plain(value: Any, kind: Any = None) -> Any:
+def plain(value: Any) -> Any:
     """Return a value of `method` as what JSON can hold, exactly."""
-    adapter = _adapter(kind or type(value))
-    return adapter.dump_python(value, mode='json', fallback=dict, warnings=False)
+    return _adapter(type(value)).dump_python(value, mode='json', fallback=dict, warnings=False)
 
 
 def read(kind: Any, value: Any) -> Any:
@@ -61,6 +60,7 @@ class Recorder:
     def __init__(self, folder: str | Path, name: str) -> None:
         """Start a new file `name`.jsonl; raise ValueError when the folder cannot be written."""
         self.dropped = 0
+        self._name = name
         self._folder = Path(folder).expanduser()
         try:
             (self._folder / 'frames').mkdir(parents=True, exist_ok=True)
@@ -105,6 +105,7 @@ class Recorder:
                     job()
                 except OSError:
                     self.dropped += 1
+            self._line({'event': 'end', 'dropped': self.dropped})
 
     def _line(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + '\n')
@@ -118,7 +119,7 @@ class Recorder:
             if not ok:
                 raise OSError(f'OpenCV cannot encode a picture of shape {image.shape}')
             data = png.tobytes()
-        part = path.with_suffix('.part')
+        part = path.with_suffix(f'.{self._name}')  # the other recorder may write it, too
         part.write_bytes(data)
         part.replace(path)
 
@@ -184,6 +185,8 @@ def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
             case 'context':
                 same = plain(transfer.context(line['query_id'])) == line['context']
                 counts['contexts_equal' if same else 'contexts_different'] += 1
+            case 'end':
+                counts['not_recorded'] += line['dropped']
     return counts
 
 
@@ -201,6 +204,9 @@ def replay_edge(folder: Path, pictures: Pictures,
     queries = {q.id: q for q in (read(Query, q) for q in start['queries'])}
     model.warm_up(tuple(queries.values()))
     for line in progress(answers):
+        if line['event'] == 'end':
+            counts['not_recorded'] += line['dropped']
+            continue
         query = read(Query, line['query']) if 'query' in line else queries[line['query_id']]
         image = pictures.get(line['frame'])
         if image is None or line['partial']:
@@ -238,7 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
     differ = counts['contexts_different'] + counts['answers_different']
-    print('the replay is equal to the run' if not differ else
-          f'{differ} contexts or answers differ; frames that were not kept: '
-          f'{counts["frames_missing"]}')
-    return 1 if differ else 0
+    lacking = counts['frames_missing'] + counts['not_recorded']
+    if differ:
+        print(f'{differ} contexts or answers differ')
+    if lacking:
+        print(f'{lacking} frames or lines are not in the recording; record to a faster disk')
+    if not differ and not lacking:
+        print('the replay is equal to the run')
+    return 1 if differ or lacking else 0

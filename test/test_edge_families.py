@@ -63,6 +63,14 @@ def test_an_unknown_architecture_is_run_by_generate():
     assert edge.answer(FRAME, SCENE, None, 0).text == known.text
 
 
+def assert_same_answers(model, processor, inputs):
+    """Compare the library's own processor with ours, with and without context."""
+    theirs, ours = EdgeModel('a', model, processor), EdgeModel('a', model, inputs)
+    for context in (None, late()):
+        assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
+                == ours.answer(FRAME, SCENE, context, 9 * NS).text)
+
+
 @pytest.mark.skipif(find_spec('torchvision') is None,
                     reason='the processor of Qwen2.5-VL wants torchvision, which CPU '
                            'installations of spotvlm lack')
@@ -74,11 +82,7 @@ def test_qwen_through_its_own_processor():
         Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=size), inputs.tokenizer,
         Qwen2VLVideoProcessor(patch_size=4, merge_size=2, size=size),
         chat_template=inputs.chat_template)
-    theirs = EdgeModel('a', model, processor)
-    ours = EdgeModel('a', model, inputs)
-    for context in (None, late()):
-        assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
-                == ours.answer(FRAME, SCENE, context, 9 * NS).text)
+    assert_same_answers(model, processor, inputs)
 
 
 @pytest.mark.skipif(find_spec('torchvision') is None or find_spec('num2words') is None,
@@ -90,8 +94,4 @@ def test_smolvlm_through_its_own_processor():
     processor = SmolVLMProcessor(inputs.image_processor, inputs.tokenizer,
                                  SmolVLMVideoProcessor(), image_seq_len=16,
                                  chat_template=tiny.CHAT_TEMPLATE)
-    theirs = EdgeModel('a', model, processor)
-    ours = EdgeModel('a', model, inputs)
-    for context in (None, late()):
-        assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
-                == ours.answer(FRAME, SCENE, context, 9 * NS).text)
+    assert_same_answers(model, processor, inputs)

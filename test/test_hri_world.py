@@ -69,19 +69,10 @@ def test_labels_need_no_drawing_library():
 
 
 @pytest.mark.parametrize('condition', [*DRAWN, 'real'])
-def test_labels_fit_the_queries_and_the_frame(condition, toy_bank):
+def test_regions_are_in_the_frame_and_of_a_size(condition, toy_bank):
     for world in _worlds(condition, toy_bank, range(4)):
-        queries = {q.id: q for q in world.queries}
         for index in range(0, 2600, 40):  # past the end of the first episode, too
-            answers = world.answers(index, 42)
-            assert set(answers) == set(queries)
-            for query_id, (facts, text) in answers.items():
-                query = queries[query_id]
-                assert bool(text) == (query.format == 'text')
-                assert [f.key for f in facts] == list(query.keys)
-                for fact in facts:
-                    assert fact.value in query.choices[fact.key] and fact.stamp_ns == 42
-            for fact in answers['scene'][0]:
+            for fact in world.answers(index, 42)['scene'][0]:
                 if fact.key == 'people' or fact.value == 'none':
                     assert fact.region is None
                     continue

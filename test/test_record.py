@@ -74,7 +74,8 @@ def test_the_replay_is_equal_to_the_run(folder, capsys):
     said = capsys.readouterr().out
     assert '20 contexts equal' in said and '5 answers equal' in said
     assert 'the replay is equal to the run' in said
-    last = [json.loads(line) for line in open(folder / 'context.jsonl')][-1]
+    *_, last, end = [json.loads(line) for line in open(folder / 'context.jsonl')]
+    assert end == {'event': 'end', 'dropped': 0}
     assert last['context']['facts'] and last['context']['focus']
 
 
@@ -93,12 +94,15 @@ def test_another_reply_is_noticed(folder, tmp_path, capsys):
     assert 'differ' in capsys.readouterr().out
 
 
-def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path):
+def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path, capsys):
     copy = tmp_path / 'copy'
     copy.mkdir()
-    (copy / 'edge.jsonl').symlink_to(folder / 'edge.jsonl')
+    for name in ('context.jsonl', 'edge.jsonl'):
+        (copy / name).symlink_to(folder / name)
     counts = record.replay_edge(copy, record.Pictures(copy))
     assert counts['frames_missing'] > 0 and not counts['answers_different']
+    assert record.main([str(copy)]) == 1
+    assert 'are not in the recording' in capsys.readouterr().out
 
 
 def test_what_is_no_recording_is_a_clear_error(tmp_path, capsys):
@@ -126,3 +130,5 @@ def test_a_full_queue_drops_and_counts(tmp_path, monkeypatch):
         recorder.write('line')
     recorder.close()
     assert recorder.dropped > 0
+    last = [json.loads(line) for line in open(tmp_path / 'x.jsonl')][-1]
+    assert last == {'event': 'end', 'dropped': recorder.dropped}

@@ -36,7 +36,6 @@ class System:
     name: str
     kind: Kind
     text: str
-    oracle: bool = False
     ablation: bool = False
 
 

@@ -94,7 +94,6 @@ class CloudClient:
         """Connect lazily."""
         from .transport import Transport
         self.config = config
-        self.refusals = 0  # of a dialect
         self._random = random.Random(config.seed)
         self._transport = Transport(config.base_url, config.api_key)
         self._best = Dialect.SCHEMA if config.structured_output else Dialect.STREAM
@@ -132,7 +131,6 @@ class CloudClient:
             break
         self._proven.add(dialect)
         if dialect > first:
-            self.refusals += 1
             self._dialect, self._dialect_until = dialect, time.monotonic() + REFUSED_S
         if delay:
             await self._wait(delay, deadline_s - (time.monotonic() - started))

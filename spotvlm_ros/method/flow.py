@@ -35,7 +35,7 @@ class FlowConfig:
     corners: int = 16             # tracked per region, at most
     pad_px: float = 0.0           # corners are sought this far around a region, too
     back_px: float = 0.7          # a corner that flows back to farther away is not trusted
-    min_corners: int = 3          # fewer trusted ones: move with the camera
+    min_corners: int = 3          # fewer trusted ones: seek the region as a whole
     search_px: int = 8            # where corners fail the region itself is sought this far around
     match: float = 0.8            # correlation at which it counts as found
     max_coasting_s: float = 5.0   # where that fails, too, it moves with the camera, this long

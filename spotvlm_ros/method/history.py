@@ -74,11 +74,6 @@ class History:
         self._forget(max(newest, turn.stamp_ns))
         return turns is self._cloud or turn.stamp_ns not in self._cloud
 
-    def clear(self) -> None:
-        """Forget everything (clock jump, stream restart)."""
-        self._edge.clear()
-        self._cloud.clear()
-
     def context(self, now_ns: int, focus: Mapping[str, Region] | None = None,
                 similarity: Mapping[str, float] | None = None, cut_ns: int = 0) -> Context:
         """

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from . import hand_shape
 from .hri import (Arm, DIGITS, Hand, HEIGHT, Item, Person, photo_wrist, Scene, SPRITE_PX, WIDTH)
+from .render import add_noise, motion_blur, Noise, NOISE_SHAPE
 from ..method.facts import Region
 
 Image = npt.NDArray[np.uint8]
@@ -56,7 +57,7 @@ def draw(scene: Scene, seed: int) -> Image:
     if scene.post is not None:
         _post(canvas, scene.post, scene.look)
     rng = np.random.default_rng([seed, scene.index, 7])
-    return _sensor(_blur(canvas, scene.light.blur), scene, rng)
+    return _sensor(motion_blur(canvas, scene.light.blur), scene, rng)
 
 
 def _in_front(scene: Scene, arm: Arm) -> bool:
@@ -565,23 +566,13 @@ _CLUTTER: dict[str, Callable[[Image, float, float, np.random.Generator], None]] 
 
 # -- light and sensor ---------------------------------------------------------------------------
 
-def _blur(canvas: Image, length: float) -> Image:
-    n = int(length)
-    if n < 2:
-        return canvas
-    return np.asarray(cv2.blur(canvas, (n, max(1, n // 2))), dtype=np.uint8)
-
-
 @lru_cache(maxsize=4)
-def _noise_bank(level: int) -> npt.NDArray[np.int16]:
+def _noise_bank(level: int) -> Noise:
     rng = np.random.default_rng(98)
-    noise = rng.normal(0, (3.0, 5.0, 7.5, 10.0)[level], (HEIGHT + 64, WIDTH + 64, 3))
-    return np.asarray(noise, dtype=np.int16)
+    return np.asarray(rng.normal(0, (3.0, 5.0, 7.5, 10.0)[level], NOISE_SHAPE), dtype=np.int16)
 
 
 def _sensor(canvas: Image, scene: Scene, rng: np.random.Generator) -> Image:
     ramp = np.arange(256, dtype=np.float32)[:, None] * np.array(scene.light.gain, np.float32)
     canvas = np.asarray(cv2.LUT(canvas, np.clip(ramp, 0, 255).astype(np.uint8)[None]))
-    dy, dx = rng.integers(0, 64, 2)
-    noise = _noise_bank(scene.light.noise)[dy:dy + HEIGHT, dx:dx + WIDTH]
-    return np.asarray(cv2.add(canvas, noise, dtype=cv2.CV_8U))  # saturates
+    return add_noise(canvas, _noise_bank(scene.light.noise), rng)

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from .world import FOCAL, HEIGHT, RANGE, Scene, Thing, WIDTH
 
 Image = npt.NDArray[np.uint8]
+Noise = npt.NDArray[np.int16]
 Color = tuple[float, float, float]
 SHIFT = 4                     # OpenCV draws at 1/16 pixel, so that slow motion looks continuous
+NOISE_SHAPE = (HEIGHT + 64, WIDTH + 64, 3)
 LAMPS: dict[str, Color] = {'red': (255, 40, 30), 'yellow': (255, 200, 30), 'green': (40, 235, 90)}
 
 
@@ -28,8 +30,7 @@ def draw(scene: Scene, seed: int) -> Image:
     rng = np.random.default_rng([seed, scene.index, 7])
     if scene.condition == 'rain':
         _rain(canvas, scene, rng)
-    canvas = _blur(canvas, scene.blur)
-    return _sensor(canvas, scene.condition, rng)
+    return add_noise(motion_blur(canvas, scene.blur), _noise_bank(scene.condition), rng)
 
 
 # -- geometry -----------------------------------------------------------------------------------
@@ -289,23 +290,25 @@ def _rain(canvas: Image, scene: Scene, rng: np.random.Generator) -> None:
              cv2.LINE_AA)
 
 
-def _blur(canvas: Image, length: float) -> Image:
+@lru_cache(maxsize=3)
+def _noise_bank(condition: str) -> Noise:
+    rng = np.random.default_rng(99)
+    noise = np.asarray(rng.normal(0, 16, NOISE_SHAPE), dtype=np.int16)
+    return noise // {'day': 4, 'rain': 3, 'night': 2}[condition]
+
+
+def motion_blur(canvas: Image, length: float) -> Image:
+    """Return a picture blurred over a length [pixels], mostly sideways."""
     n = int(length)
     if n < 2:
         return canvas
     return np.asarray(cv2.blur(canvas, (n, max(1, n // 2))), dtype=np.uint8)
 
 
-@lru_cache(maxsize=3)
-def _noise_bank(condition: str) -> npt.NDArray[np.int16]:
-    rng = np.random.default_rng(99)
-    noise = np.asarray(rng.normal(0, 16, (HEIGHT + 64, WIDTH + 64, 3)), dtype=np.int16)
-    return noise // {'day': 4, 'rain': 3, 'night': 2}[condition]
-
-
-def _sensor(canvas: Image, condition: str, rng: np.random.Generator) -> Image:
+def add_noise(canvas: Image, bank: Noise, rng: np.random.Generator) -> Image:
+    """Return a picture with a random part of a bank (NOISE_SHAPE) added."""
     dy, dx = rng.integers(0, 64, 2)
-    noise = _noise_bank(condition)[dy:dy + HEIGHT, dx:dx + WIDTH]
+    noise = bank[dy:dy + HEIGHT, dx:dx + WIDTH]
     return np.asarray(cv2.add(canvas, noise, dtype=cv2.CV_8U))  # saturates
 
 

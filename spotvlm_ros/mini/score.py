@@ -130,7 +130,7 @@ def write_card(shape: Shape, folder: Path, record: dict[str, Any]) -> None:
         'meaningful. Hands in the set `hri real` are photographs from '
         'ardamavi/Sign-Language-Digits-Dataset (Apache-2.0; Mavi 2020), people kept apart between '
         'training, tuning and test.', '',
-        (f'Started from {EDGE.name}. ' if shape is CLOUD else '') +
+        (f'Started from the weights of {meta["started_from"]}. ' if meta['started_from'] else '') +
         f'Trained {log[-1]["seconds"]:.0f} s ({log[-1]["step"]:.0f} steps) on {meta["device"]}; '
         'settings and losses are in `training_log.json`. Accuracy per fact on '
         f'{record["scored_on"]} frames of tuning seeds per condition (rendered, never trained '

@@ -296,7 +296,7 @@ def fit(shape: Shape, model: Any, store: Store, rendering: Rendering, tokenizer:
 # -- save ----------------------------------------------------------------------------------------
 
 def save(shape: Shape, model: Any, tokenizer: Any, log: list[dict[str, float]],
-         accuracy: dict[str, dict[str, float]], args: argparse.Namespace, folder: Path) -> None:
+         started_from: str, args: argparse.Namespace, folder: Path) -> None:
     """Write checkpoint, processor, card and log. Weights are kept as bfloat16, run as float32."""
     import torch
     import transformers
@@ -317,8 +317,9 @@ def save(shape: Shape, model: Any, tokenizer: Any, log: list[dict[str, float]],
     meta = {'arguments': {k: str(v) for k, v in vars(args).items()},
             'device': torch.cuda.get_device_name() if cuda else args.device,
             'torch': torch.__version__, 'transformers': transformers.__version__,
-            'parameters': sum(p.numel() for p in model.parameters())}
-    write_card(shape, folder, {'meta': meta, 'log': log, 'accuracy': accuracy,
+            'parameters': sum(p.numel() for p in model.parameters()),
+            'started_from': started_from}
+    write_card(shape, folder, {'meta': meta, 'log': log, 'accuracy': {},
                                'scored_on': args.evaluate})
 
 
@@ -378,11 +379,17 @@ def train(args: argparse.Namespace) -> None:
         folder = args.edge or str(resolve(EDGE.name))
         for shape in wanted:
             torch.manual_seed(args.seed)
-            model = (build_model(EDGE, tokenizer) if shape is EDGE
-                     else _grown(_load(folder), CLOUD, tokenizer))
+            started_from = ''
+            if shape is EDGE:
+                model = build_model(EDGE, tokenizer)
+            else:
+                edge = _load(folder)
+                started_from = (f'{EDGE.name}, '
+                                f'{edge.config.vision_config.image_size} pixels a side')
+                model = _grown(edge, CLOUD, tokenizer)
             log = fit(shape, model, stores[shape.name], rendering, tokenizer, args)
             folder = folder if shape is CLOUD else str(args.out / shape.name)
-            save(shape, model, tokenizer, log, {}, args, args.out / shape.name)
+            save(shape, model, tokenizer, log, started_from, args, args.out / shape.name)
     finally:
         rendering.stop()
 

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import cv2
-import numpy as np
 from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, RELIABLE, SpotNode
@@ -25,7 +24,7 @@ from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.errors import KEY_ENV
 from ..cloud.photo import Photographer, PhotoRules, read_masks
 from ..method.facts import NS
-from ..method.gate import similarity_of, THUMBNAIL
+from ..method.gate import similarity_of, thumbnail
 
 STATUS_S = 0.5  # CloudStatus is published this often
 LOOK_S = 0.2    # scene cuts are looked for this often
@@ -144,8 +143,7 @@ class CloudNode(SpotNode):
         """Ask early about a scene that has just changed; frames not decoded yet are let pass."""
         if not frame.decoded or frame.stamp_ns - self._looked_ns < LOOK_S * NS:
             return
-        small = cv2.cvtColor(cv2.resize(frame.rgb(), THUMBNAIL), cv2.COLOR_RGB2GRAY)
-        now = small.astype(np.float32)
+        now = thumbnail(cv2.cvtColor(frame.rgb(), cv2.COLOR_RGB2GRAY))
         if self._look is not None and \
                 similarity_of(self._look, now) < self.param('cut_below'):
             for query in self._queries:
@@ -179,18 +177,18 @@ class CloudNode(SpotNode):
         if bridge is None:
             return
         stats, report = bridge.stats, bridge.report()
-        kinds = {k.removeprefix('errors.'): n for k, n in report.items()
-                 if k.startswith('errors.')}
+        kinds = sorted(stats.errors_by.items())
         status = CloudStatus(
             endpoint=bridge.endpoint.base_url, endpoint_name=report['endpoint'],
             retries=stats.retries, failovers=stats.failovers, superseded=stats.superseded,
             injections=stats.injections, spent_hour_mb=report['spent_hour_mb'],
             spent_hour_tokens=report['spent_hour_tokens'],
-            spent_hour_money=float(report['spent_hour_money']), error_kinds=list(kinds),
-            error_counts=list(kinds.values()), model=bridge.endpoint.model,
-            in_flight=bridge.in_flight, requests=stats.requests, answers=stats.answers,
-            errors=stats.errors, skipped=stats.skipped, facts_rejected=stats.facts_rejected,
-            bytes_sent=stats.bytes_sent, round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
+            spent_hour_money=float(report['spent_hour_money']),
+            error_kinds=[kind for kind, _ in kinds], error_counts=[n for _, n in kinds],
+            model=bridge.endpoint.model, in_flight=bridge.in_flight, requests=stats.requests,
+            answers=stats.answers, errors=stats.errors, skipped=stats.skipped,
+            facts_rejected=stats.facts_rejected, bytes_sent=stats.bytes_sent,
+            round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
             round_trip_p95=duration_msg(bridge.round_trip_s(0.95)),
             emulated_delay_p50=duration_msg(bridge.emulated_delay_s),
             breaker=int(bridge.breaker_state), last_error=stats.last_error)

@@ -14,7 +14,7 @@ import pytest
 from spotvlm_ros.bench import main, work
 from spotvlm_ros.bench.cache import Cache
 from spotvlm_ros.bench.controls import permuted, random_regions, true_regions
-from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, TRACES
+from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, Reply, TRACES
 from spotvlm_ros.bench.latencies import Latencies
 from spotvlm_ros.bench.models import Edge
 from spotvlm_ros.bench.replay import Extent, Replay
@@ -22,7 +22,9 @@ from spotvlm_ros.bench.seeds import episodes
 from spotvlm_ros.bench.streams import Plan, START_NS, WorldStream
 from spotvlm_ros.bench.systems import edge_alone, transfer
 from spotvlm_ros.bench.wallclock import real_time
+from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
+from spotvlm_ros.method.guard import MARGIN, OFF
 from spotvlm_ros.mini.models import resolve
 
 PLAN = Plan(seconds=2.0, scored_from_s=0.5)
@@ -73,11 +75,30 @@ def test_kept_answers_are_those_of_the_model(setup, tmp_path):
     cache = Cache(tmp_path, 'edge')
     first = Edge(work.edge_model(), stream, cache)
     context = Context(stream.query.id, START_NS, (Fact('light', 'red', START_NS),))
-    said = [first(START_NS), first(START_NS, context), first(START_NS, blank=True)]
+    asked = ((START_NS,), (START_NS, context, False, OFF), (START_NS, None, True))
+    said = [first(*each) for each in asked]
     cache.save()
     kept = Edge(None, stream, Cache(tmp_path, 'edge'))  # no model: everything must be known
-    assert [kept(START_NS), kept(START_NS, context), kept(START_NS, blank=True)] == said
+    assert [kept(*each) for each in asked] == said
     assert said[1].used_context and not said[0].used_context
+
+
+def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
+    stream = WorldStream(EPISODE, PLAN)
+    edge = Edge(work.edge_model(), stream, Cache(None, ''))
+    guarded = EdgeModel.load(setup.edge, margin=MARGIN)
+    came = [Reply(START_NS, START_NS)]
+    run = transfer('full', stream, edge, true_turns(stream), came, TOOK)
+    twice = 0
+    for said in run.said:
+        context, answer = run.contexts[said.stamp_ns], run.answers[said.stamp_ns]
+        same = guarded.answer(stream.image(said.stamp_ns), stream.query, context, said.stamp_ns)
+        assert {f.key: f.value for f in same.facts} == said.values
+        assert (same.used_context, same.used_focus) == (answer.used_context, answer.used_focus)
+        twice += answer.passes == 2
+        took = TOOK.both_s if answer.passes == 2 else TOOK.alone_s
+        assert said.at_ns == said.stamp_ns + int(took * NS)
+    assert twice
 
 
 def test_shifted_labels_lower_the_score_of_the_truth(setup):

@@ -12,7 +12,6 @@ import pytest
 
 from spotvlm_ros.bench import cells, stats, systems
 from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, Reply, Trace, TRACES
-from spotvlm_ros.bench.latencies import Latencies
 from spotvlm_ros.bench.models import Answer
 from spotvlm_ros.bench.score import age_name, latest, right, Said, size_name
 from spotvlm_ros.bench.seeds import BASE, episodes, SETS
@@ -93,16 +92,6 @@ def test_cascade_waits_for_the_cloud_and_fusion_does_not():
     assert mixed[0].values == {'a': '0', 'b': '0'}
     assert mixed[1].values == {'a': '1', 'b': '0'}   # only what the edge was unsure of
     assert len(systems.cascade(alone(0.9, [1.0, 2.0]), turns, came, 0.8)) == 2
-
-
-def test_the_guard_keeps_what_the_edge_is_sure_of_and_is_charged_for_both():
-    took = Latencies(0.01, 0.1, 0.2, 0.0, 0.5, 'edge', 'a test')
-    stamps = [NS, 2 * NS]
-    told = {s: Answer(turn(s).facts, s == NS, False) for s in stamps}   # context about the first
-    full = systems.Run([Said(s + 10, s, told[s].values) for s in stamps], told, {})
-    first, second = systems.guarded(alone(0.5, [1.0, 2.0]), full, took, 0.8)
-    assert first.values == {'a': '1', 'b': '0'}
-    assert first.at_ns == NS + 10 + NS // 10 and second.at_ns == 2 * NS + 10
 
 
 def test_a_slow_model_leaves_frames_out():

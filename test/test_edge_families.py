@@ -11,6 +11,7 @@ from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from spotvlm_ros.method.history import History
 import tiny
+import transformers
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
               {'light': ('red', 'green', 'none'), 'lead': ('none', 'braking')})
@@ -63,35 +64,38 @@ def test_an_unknown_architecture_is_run_by_generate():
     assert edge.answer(FRAME, SCENE, None, 0).text == known.text
 
 
-def assert_same_answers(model, processor, inputs):
-    """Compare the library's own processor with ours, with and without context."""
-    theirs, ours = EdgeModel('a', model, processor), EdgeModel('a', model, inputs)
+def assert_same_answers(folder, model, processor, inputs):
+    """Compare a checkpoint loaded from its folder with one that has our inputs."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    theirs, ours = EdgeModel.load(folder), EdgeModel('a', model, inputs)
     for context in (None, late()):
         assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
                 == ours.answer(FRAME, SCENE, context, 9 * NS).text)
 
 
 @pytest.mark.skipif(find_spec('torchvision') is None,
-                    reason='the processor of Qwen2.5-VL wants torchvision, which CPU '
+                    reason='the processors of Qwen2.5-VL and Qwen3-VL want torchvision, which CPU '
                            'installations of spotvlm lack')
-def test_qwen_through_its_own_processor():
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-    model, inputs = tiny.checkpoint('qwen2_5_vl')
-    size = {'shortest_edge': 64, 'longest_edge': 1024}
-    processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=size), inputs.tokenizer,
-        Qwen2VLVideoProcessor(patch_size=4, merge_size=2, size=size),
-        chat_template=inputs.chat_template)
-    assert_same_answers(model, processor, inputs)
+@pytest.mark.parametrize('family, name, videos', [
+    ('qwen2_5_vl', 'Qwen2_5_VLProcessor', 'Qwen2VLVideoProcessor'),
+    ('qwen3_vl', 'Qwen3VLProcessor', 'Qwen3VLVideoProcessor')])
+def test_qwen_through_its_own_processor(tmp_path, family, name, videos):
+    model, inputs = tiny.checkpoint(family)
+    options = {'patch_size': 4, 'merge_size': 2,
+               'size': {'shortest_edge': 64, 'longest_edge': 1024}}
+    processor = getattr(transformers, name)(
+        transformers.Qwen2VLImageProcessor(**options), inputs.tokenizer,
+        getattr(transformers, videos)(**options), chat_template=inputs.chat_template)
+    assert_same_answers(tmp_path, model, processor, inputs)
 
 
 @pytest.mark.skipif(find_spec('torchvision') is None or find_spec('num2words') is None,
                     reason='the processor of SmolVLM wants torchvision and num2words for videos; '
                            'its image part is that of Idefics3, which the other tests use')
-def test_smolvlm_through_its_own_processor():
-    from transformers import SmolVLMProcessor, SmolVLMVideoProcessor
+def test_smolvlm_through_its_own_processor(tmp_path):
     model, inputs = tiny.checkpoint('smolvlm')
-    processor = SmolVLMProcessor(inputs.image_processor, inputs.tokenizer,
-                                 SmolVLMVideoProcessor(), image_seq_len=16,
-                                 chat_template=tiny.CHAT_TEMPLATE)
-    assert_same_answers(model, processor, inputs)
+    processor = transformers.SmolVLMProcessor(
+        inputs.image_processor, inputs.tokenizer, transformers.SmolVLMVideoProcessor(),
+        image_seq_len=16, chat_template=tiny.CHAT_TEMPLATE)
+    assert_same_answers(tmp_path, model, processor, inputs)

@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge model on the shipped checkpoint."""
 
+from dataclasses import replace
+import itertools
+
 import numpy as np
 import pytest
 
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
+from spotvlm_ros.method.guard import MARGIN, settled, surer
+from spotvlm_ros.method.prompt import answer_text
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
@@ -16,6 +21,12 @@ from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 def model():
     """Return the shipped edge model."""
     return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2)
+
+
+@pytest.fixture(scope='module')
+def guarded():
+    """Return it with the guard."""
+    return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2, margin=MARGIN)
 
 
 @pytest.fixture(scope='module')
@@ -82,6 +93,38 @@ def test_context_does_not_hide_the_frame(model):
             copied += fact.value == lie.value
             total += 1
     assert right > copied and right > 0.4 * total, (right, copied, total)
+
+
+def test_the_guard_takes_from_context_only_what_is_surer(model, guarded, sample):
+    for index in range(0, 1200, 100):
+        world = make_world('driving', TUNE_SEEDS[7])
+        frame, stamp = world.frame(index), index * NS // 20 + NS
+        told = tuple(replace(f, stamp_ns=stamp - NS) for f in world.facts(index, stamp))
+        context = Context('scene', stamp, told, focus={f.key: f.region for f in told if f.region})
+        own, other = (model.answer(frame, SCENE, c, stamp) for c in (None, context))
+        both = guarded.answer(frame, SCENE, context, stamp)
+        wanted = surer(SCENE, own.facts, other.facts, MARGIN)
+        if settled(SCENE, own.facts, MARGIN):
+            wanted = own.facts
+        assert both.used_context == (not settled(SCENE, own.facts, MARGIN))
+        assert [(f.key, f.value) for f in both.facts] == [(f.key, f.value) for f in wanted]
+        assert both.text == answer_text(SCENE, both.facts)
+        alone = guarded.answer(frame, SCENE, None, stamp)
+        assert (alone.text, alone.used_context) == (own.text, False)
+
+
+def test_without_time_for_a_second_pass_the_first_stands(model, guarded, sample):
+    own = model.answer(sample.frame, SCENE, None, sample.stamp_ns)
+    whole = guarded.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
+    assert whole.used_context, 'the frame leaves a doubt'
+    asked = itertools.count()
+    # Once a first answer is there the time is up.
+    done = guarded.answer(sample.frame, SCENE, None, sample.stamp_ns,
+                          should_stop=lambda: next(asked) < 0).passes
+    checks = itertools.count(1)
+    short = guarded.answer(sample.frame, SCENE, sample.context, sample.stamp_ns,
+                           should_stop=lambda: next(checks) > done)
+    assert short.text == own.text and not short.partial and not short.used_context
 
 
 def test_should_stop_ends_the_answer_early(model, sample):

@@ -168,8 +168,9 @@ def test_buffer_is_bounded_and_in_order():
 
 
 def test_shrink():
-    assert shrink(np.zeros((480, 640, 3), np.uint8), FlowConfig()).shape == (240, 320)
-    assert shrink(np.zeros((1080, 1920), np.uint8), FlowConfig()).shape == (180, 320)
+    assert shrink(np.zeros((480, 640, 3), np.uint8), FlowConfig(width=320)).shape == (240, 320)
+    assert shrink(np.zeros((1080, 1920), np.uint8), FlowConfig(width=320)).shape == (180, 320)
+    assert shrink(np.zeros((240, 320), np.uint8), FlowConfig()).shape == (240, 320)
 
 
 def test_other_regions_go_on():

@@ -151,7 +151,7 @@ def test_shipped_params_files(path):
     (('source: mini', 'source: webcam'), ('source', 'usb')),
     (('format: facts', 'format: fact'), ('scene.format', 'facts, choice, text')),
     (('[none, red, yellow, green]', '[none]'), ('light', 'two or more')),
-    (('light: 4.0', 'lihgt: 4.0'), ('unknown parameter scene.ttl_s.lihgt', 'scene.ttl_s.light')),
+    (('light: 6.0', 'lihgt: 6.0'), ('unknown parameter scene.ttl_s.lihgt', 'scene.ttl_s.light')),
     (('queries: [scene, action]', 'queries: []'), ('queries is []', "'scene'")),
     (('prompt: What is on the road?', "prompt: ''"), ('scene.prompt', 'empty')),
     (('/**/edge:', '/**/egde:'), ('no node of ours',)),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import stats
 from .delays import HEADLINE
-from .systems import ALONE, BASELINES, FULL, GUARDED, SYSTEMS
+from .systems import ALONE, BASELINES, FULL, SYSTEMS
 from .tally import Name, Tally
 
 ALL_SETS = 'all sets'
@@ -75,9 +75,9 @@ def _cell(world: str, name: Name, counts: Counts) -> Cell:
 def _gains(world: str, name: Name, counts: Counts) -> list[Cell]:
     """Return how much a system is above the edge alone, and the method above each other."""
     against = {ALONE: 'gain'} if name.system != ALONE else {}
-    if name.system in (FULL, GUARDED):
+    if name.system == FULL:
         against |= {other: f'gain over {other}' for other in SYSTEMS
-                    if other not in (ALONE, name.system)}
+                    if other not in (ALONE, FULL)}
     found = []
     for other, metric in against.items():
         hits, tries, hits_b, tries_b = _common(

@@ -38,6 +38,11 @@ class Latencies:
         return self.decode_s + self.answer_s
 
     @property
+    def both_s(self) -> float:
+        """From a frame to the edge's answer about it, when the guard takes a second pass."""
+        return self.context_s + self.answer_s
+
+    @property
     def told_s(self) -> float:
         """From a frame to the edge's answer about it, with a history but no Context Transfer."""
         return self.decode_s + self.answer_context_s

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 from pathlib import Path
 import time
@@ -21,7 +21,7 @@ from ..cloud.client import CloudClient, CloudConfig
 from ..cloud.errors import CloudError
 from ..cloud.parse import BoxScale, parse_reply
 from ..edge.model import EdgeModel
-from ..method import prompt
+from ..method import guard, prompt
 from ..method.facts import Context, Fact, Query, Source, Turn
 
 BATCH = 8               # keyframes that the cloud model is asked about at once
@@ -35,6 +35,7 @@ class Answer:
     facts: tuple[Fact, ...]
     used_context: bool
     used_focus: bool
+    passes: int = 1
 
     @property
     def values(self) -> dict[str, str]:
@@ -51,10 +52,23 @@ class Edge:
         self._blank: Image | None = None
 
     def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
-                 ) -> Answer:
-        """Answer about a frame, or about a blank picture in its place."""
+                 margin: float = guard.MARGIN) -> Answer:
+        """
+        Answer about a frame, or about a blank picture in its place.
+
+        ``margin`` is that of the guard, as `EdgeModel.answer` applies it; OFF: one pass.
+        """
         if context is not None and context.empty and not context.focus:
             context = None
+        if margin < 0 or context is None:
+            return self._pass(stamp_ns, context, blank)
+        query, own = self._stream.query, self._pass(stamp_ns, None, blank)
+        if guard.settled(query, own.facts, margin):
+            return own
+        told = self._pass(stamp_ns, context, blank)
+        return replace(told, facts=guard.surer(query, own.facts, told.facts, margin), passes=2)
+
+    def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
         key = _key(stamp_ns, context, blank)
         known = self._cache.get(key)
         if known is None:

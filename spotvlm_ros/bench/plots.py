@@ -11,13 +11,13 @@ from typing import Any
 from .cells import ALL_SETS, Cell, Table
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
-from .systems import ALONE, FULL, GUARDED, OWN, SYSTEMS
+from .systems import ALONE, FULL, OWN, SYSTEMS, UNGUARDED
 
-COLOURS = {FULL: '#0b5fa5', GUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
+COLOURS = {FULL: '#0b5fa5', UNGUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
            'fusion': '#1b9e77', OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b',
            'cascade': '#66a61e', 'majority': '#bbbbbb', 'context only': '#6baed6',
            'focus only': '#74a9cf', 'no gate': '#2b8cbe', 'still': '#a6bddb'}
-CURVES = (FULL, GUARDED, ALONE, 'fusion', 'hold', OWN)
+CURVES = (FULL, ALONE, 'fusion', 'hold', OWN)
 WIDE = (9.5, 4.2)
 SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SHOWN_WORLDS = 6
@@ -142,7 +142,7 @@ def by_age(table: Table, pyplot: Any) -> Any:
 
 def help_and_harm(table: Table, pyplot: Any) -> Any:
     """Draw the share of facts put right and put wrong, against the edge alone."""
-    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', GUARDED, 'fusion', OWN)
+    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', UNGUARDED, 'fusion', OWN)
              if table.get(whole(table), n, metric='help')]
     parts = ('all', 'changed', 'unchanged')
     figure, axes = pyplot.subplots(1, len(parts), figsize=(9.5, 3.6), layout='constrained',

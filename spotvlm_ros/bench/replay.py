@@ -14,7 +14,7 @@ from .latencies import Latencies
 from .models import Answer, Edge
 from .score import Said
 from .streams import Plan, Stream
-from .systems import ALONE, FULL, GUARDED, OWN, Run, SYSTEMS
+from .systems import ALONE, FULL, OWN, Run, SYSTEMS
 from .tally import Board, Name, Tally
 from ..method.facts import Context, Turn
 
@@ -83,8 +83,7 @@ class Replay:
             'deadline': systems.deadline(stream, alone, turns, came),
             'cascade': systems.cascade(alone, turns, came, systems.UNSURE),
             'fusion': systems.fusion(alone, turns, came, systems.UNSURE),
-            **self.majority, FULL: full.said,
-            GUARDED: systems.guarded(alone, full, self.took)}
+            **self.majority, FULL: full.said}
         runs = {FULL: full, OWN: own}
         if extent.ablations and trace.name in extent.ablation_delays:
             runs |= {s.name: self.transfer(s.name, came) for s in SYSTEMS.values() if s.ablation}

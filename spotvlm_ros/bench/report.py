@@ -15,7 +15,7 @@ from .cells import Cell, Table
 from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
-from .systems import ALONE, FULL, GUARDED, SYSTEMS
+from .systems import ALONE, FULL, SYSTEMS
 
 Rows = list[list[str]]
 ORACLE = 'cloud, zero latency (oracle)'
@@ -64,23 +64,23 @@ def headline(table: Table) -> tuple[list[str], Rows]:
     return ['system', *table.worlds], rows
 
 
-def verdicts(table: Table, system: str = FULL) -> tuple[list[str], Rows]:
+def verdicts(table: Table) -> tuple[list[str], Rows]:
     """Return the method's gains, per set, in points of a hundred."""
     rows = [
         ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
-        [f'{system} minus best baseline',
-         *(text(table.over_best(w, system), True) for w in table.worlds)]]
-    for label, part in ((f'{system} minus edge alone', 'all'),
+        ['full minus best baseline',
+         *(text(table.over_best(w), True) for w in table.worlds)]]
+    for label, part in (('full minus edge alone', 'all'),
                         ('the same, changed facts', 'changed'),
                         ('the same, unchanged facts', 'unchanged')):
-        rows.append([label, *(text(table.get(w, system, HEADLINE, part, 'gain'), True)
+        rows.append([label, *(text(table.get(w, FULL, HEADLINE, part, 'gain'), True)
                               for w in table.worlds)])
     for label, metric in (('help: wrong to right', 'help'), ('harm: right to wrong', 'harm')):
-        rows.append([label, *(text(table.get(w, system, metric=metric)) for w in table.worlds)])
+        rows.append([label, *(text(table.get(w, FULL, metric=metric)) for w in table.worlds)])
     for delay in ('fixed 9 s', NEVER):
-        rows.append([f'{system} minus edge alone, {delay}', *(
-            text(table.get(w, system, delay, 'all', 'gain'), True) for w in table.worlds)])
-    return [system, *table.worlds], rows
+        rows.append([f'full minus edge alone, {delay}', *(
+            text(table.get(w, FULL, delay, 'all', 'gain'), True) for w in table.worlds)])
+    return [FULL, *table.worlds], rows
 
 
 def ablations(table: Table) -> tuple[list[str], Rows]:
@@ -131,9 +131,6 @@ def sections(table: Table) -> list[tuple[str, str, tuple[list[str], Rows]]]:
         ('The full method', 'Differences in points, paired on the same episodes. Changed: the '
          "label is another than at the newest cloud answer's frame. Help and harm: percent of "
          'all facts, against the edge alone.', verdicts(table)),
-        ('The guarded method', 'As above, but a fact that the edge alone is sure of stands. It '
-         'takes two passes a frame, both charged, and is not what the nodes run.',
-         verdicts(table, GUARDED)),
         ('Parts', 'What the full method has over itself without a part. Positive: the part '
          'helps.', ablations(table)),
         ('Controls', 'The edge is told something else than the full method tells it, frame by '

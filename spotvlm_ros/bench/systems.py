@@ -20,11 +20,11 @@ from .score import Said
 from .streams import Stream
 from ..method.facts import Context, Fact, NS, Query, Source, Turn
 from ..method.gate import GateConfig
+from ..method.guard import MARGIN, OFF
 from ..method.transfer import Transfer, TransferConfig
 
 Kind = Literal['edge', 'cloud', 'both', 'transfer', 'none']
 UNSURE = 0.8       # of the cascade and the fusion: below this the edge is not believed
-SURE = 0.7         # of the guard: from this on the edge alone is believed
 OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
 
@@ -58,11 +58,11 @@ SYSTEMS = {s.name: s for s in (
     System('no gate', 'transfer', 'history and focus, nothing is ever dropped', ablation=True),
     System('still', 'transfer', 'the full method with regions that are not carried along',
            ablation=True),
-    System('guarded', 'transfer', 'the full method, but what the edge alone is sure of stands: '
-           'two passes a frame, both charged'),
-    System('full', 'transfer', 'history, focus and gate'),
+    System('no guard', 'transfer', 'history, focus and gate, in one pass: what the edge says with '
+           'them stands', ablation=True),
+    System('full', 'transfer', 'history, focus, gate and guard'),
 )}
-FULL, ALONE, OWN, GUARDED = 'full', 'edge alone', 'own history', 'guarded'
+FULL, ALONE, OWN, UNGUARDED = 'full', 'edge alone', 'own history', 'no guard'
 # What the full method is measured against; the oracle is apart, and so are its own parts.
 BASELINES = tuple(s.name for s in SYSTEMS.values() if s.kind != 'transfer')
 
@@ -105,12 +105,13 @@ def transfer(name: str, stream: Stream, edge: Edge, turns: Mapping[int, Turn],
         'context only': lambda c: replace(c, focus={}),
         'focus only': lambda c: replace(c, facts=(), text='')}.get(name, lambda c: c)
     return run_transfer(Transfer([query], config), query, stream, edge, turns, replies, took,
-                        change)
+                        change, OFF if name == UNGUARDED else MARGIN)
 
 
 def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
                  turns: Mapping[int, Turn], replies: Sequence[Reply], took: Latencies,
-                 change: Callable[[Context], Context] = lambda c: c) -> Run:
+                 change: Callable[[Context], Context] = lambda c: c,
+                 margin: float = MARGIN) -> Run:
     """Feed an instance of the method in the order of time."""
     run = Run([], {}, {})
     due: list[tuple[int, Turn]] = [(r.at_ns, turns[r.stamp_ns]) for r in replies
@@ -123,25 +124,15 @@ def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
         method.frame(now, stream.image(now))
         if now in ticks and now >= free_ns:
             context = change(method.context(query.id, now))
-            answer = edge(now, context)
+            answer = edge(now, context, margin=margin)
             helped = answer.used_context or answer.used_focus
-            at = free_ns = now + int((took.context_s if helped else took.alone_s) * NS)
+            seconds = took.both_s if answer.passes > 1 else \
+                took.context_s if helped else took.alone_s
+            at = free_ns = now + int(seconds * NS)
             run.contexts[now], run.answers[now] = context, answer
             run.said.append(Said(at, now, answer.values))
             due.append((at, Turn(query.id, now, Source.EDGE, answer.facts)))
     return run
-
-
-def guarded(alone: Run, full: Run, took: Latencies, sure: float = SURE) -> list[Said]:
-    """Publish the full method's facts where the edge alone is not sure of its own."""
-    said = []
-    for one in full.said:
-        first, second = alone.answers.get(one.stamp_ns), full.answers[one.stamp_ns]
-        told = second.used_context or second.used_focus
-        more_s = took.alone_s - took.decode_s if told else 0.0
-        own = {f.key: f.value for f in first.facts if f.confidence >= sure} if first else {}
-        said.append(Said(one.at_ns + int(more_s * NS), one.stamp_ns, {**one.values, **own}))
-    return said
 
 
 def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
@@ -158,7 +149,7 @@ def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
                 facts += [Fact(f.key, f.value, fact.stamp_ns) for f in run.answers[then].facts
                           if f.key == fact.key]
         context = Context(stream.query.id, now, tuple(facts))
-        answer = edge(now, context)
+        answer = edge(now, context, margin=OFF)
         run.answers[now], run.contexts[now] = answer, context
         seconds = took.told_s if answer.used_context else took.alone_s
         free_ns = now + int(seconds * NS)

@@ -26,6 +26,7 @@ from .streams import START_NS, WorldStream
 from .systems import ALONE, FULL, values
 from ..edge.model import EdgeModel
 from ..method.facts import NS, Source, Turn
+from ..method.guard import MARGIN
 from ..method.transfer import Transfer
 
 WALL = 'wall clock'
@@ -38,6 +39,7 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     from . import work
     work.begin(setup)
     cells, differences = [], {}
+    guarded = EdgeModel.load(setup.edge, threads=1, margin=MARGIN)
     for name in track(sets, 'real time'):
         episode = episodes(split, name, 1)[0]
         stream, kept, kept_cloud = work.opened(episode)
@@ -51,7 +53,7 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
         found: dict[str, float] = {}
         for system, said in replayed.items():
             with_cloud = came if system == FULL else None
-            real = real_time(stream, work.edge_model(), turns, with_cloud)
+            real = real_time(stream, guarded, turns, with_cloud)
             a, b = (float(run.board.grid(s).mean()) for s in (real, said))
             cells.append(Cell(name, f'{system}, {WALL}', HEADLINE, 'all', 'accuracy',
                               round(a, 4), None, 1))

@@ -28,7 +28,7 @@ from .grammar import Grammar, Guess, Row
 
 Tokens = npt.NDArray[np.int64]
 Bias = npt.NDArray[np.float32]
-QUERIES_KEPT = 8   # queries whose key-value cache is kept
+QUERIES_KEPT = 16  # questions whose key-value cache is kept; the guard asks each in two ways
 STEP = 256         # key-value buffers are made in multiples of this [tokens]
 
 

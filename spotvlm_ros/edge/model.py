@@ -29,7 +29,7 @@ from .families import check_focus, FAMILIES, Family, family_of, use_masks
 from .grammar import Free, Grammar, Templates
 from .graphs import GraphEngine
 from .inputs import Inputs
-from ..method import focus, prompt
+from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query
 from ..method.history import compress
 
@@ -61,15 +61,17 @@ class EdgeModel:
 
     def __init__(self, name: str, model: Any, processor: Any,
                  focus_config: focus.FocusConfig | None = None,
-                 decoding: Decoding = 'constrained', engine: EngineKind = 'fast') -> None:
+                 decoding: Decoding = 'constrained', engine: EngineKind = 'fast',
+                 margin: float = guard.OFF) -> None:
         """
         Wrap a model and its processor; `load` is the usual way in.
 
+        `margin` is that of the guard (`method/guard.py`); below 0 there is none.
         `decoding` constrained: answers keep to the query's keys and choices (see `grammar`);
         free: the model may say anything, and what is no answer is rejected afterwards.
         `engine` generate: run `model.generate` as it is, to compare with; it is always free.
         """
-        self.name = name
+        self.name, self.margin = name, margin
         self.focus = focus_config or focus.FocusConfig()
         self._model = model.eval()
         if engine == 'fast' and model.config.model_type in FAMILIES:
@@ -89,7 +91,7 @@ class EdgeModel:
     @classmethod
     def load(cls, path: str | Path, device: str = 'cpu', threads: int = 1,
              focus_config: focus.FocusConfig | None = None, decoding: Decoding = 'constrained',
-             engine: EngineKind = 'fast') -> EdgeModel:
+             engine: EngineKind = 'fast', margin: float = guard.OFF) -> EdgeModel:
         """
         Load a checkpoint folder.
 
@@ -113,7 +115,8 @@ class EdgeModel:
                              'this installation lacks') from error
         if device == 'cpu' and engine == 'fast':
             quicken(model)
-        return cls(path.name, model.to(device), processor, focus_config, decoding, engine)
+        return cls(path.name, model.to(device), processor, focus_config, decoding, engine,
+                   margin)
 
     def use_processor(self) -> None:
         """Have the processor prepare all inputs from now on, to compare with."""
@@ -132,7 +135,8 @@ class EdgeModel:
             for context in (None, Context(query.id, 0, told, text='x' * (not told))):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
                 for frame in frames:  # the second as most will be, with what was kept
-                    self.answer(frame, query, context, 0)
+                    alone = context is None and self._guarded(query)
+                    self._pass(_alone(query) if alone else query.id, frame, query, context, 0)
         if self._engine is not None:
             self._engine.prepare()
         self._drafts.clear()
@@ -145,8 +149,31 @@ class EdgeModel:
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with
         the answer so far and its number of tokens; `should_stop` is asked before each forward
-        pass.
+        pass. An answer without context that is complete stands when there is no time for more.
         """
+        if not self._guarded(query):
+            return self._pass(query.id, frame, query, context, stamp_ns, on_text, should_stop)
+        own = self._pass(_alone(query), frame, query, None, stamp_ns, on_text, should_stop)
+        told = context is not None and (not context.empty or context.focus)
+        if not told or own.partial or guard.settled(query, own.facts, self.margin):
+            return own
+        other = self._pass(query.id, frame, query, context, stamp_ns, None, should_stop)
+        if other.partial:
+            return own
+        facts = guard.surer(query, own.facts, other.facts, self.margin)
+        return replace(
+            other, facts=facts, text=prompt.answer_text(query, facts) if facts else other.text,
+            preprocess_s=own.preprocess_s + other.preprocess_s,
+            inference_s=own.inference_s + other.inference_s, passes=own.passes + other.passes,
+            computed_tokens=own.computed_tokens + other.computed_tokens)
+
+    def _guarded(self, query: Query) -> bool:
+        return self.margin >= 0 and query.format != 'text'
+
+    def _pass(self, name: str, frame: focus.Image, query: Query, context: Context | None,
+              stamp_ns: int, on_text: Callable[[str, int], None] | None = None,
+              should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+        """Answer once; what is kept between frames goes by ``name``."""
         begin = time.perf_counter()
         height, width = frame.shape[:2]
         if context is not None:
@@ -165,7 +192,7 @@ class EdgeModel:
         stop = should_stop or (lambda: False)
         if self._engine is not None:
             asked = self._prompt(inputs, images, query, boxes, width, height)
-            decoded = self._engine.answer(query.id, asked, self._grammar(query, context),
+            decoded = self._engine.answer(name, asked, self._grammar(name, query, context),
                                           query.max_new_tokens, stop, on_token)
         else:
             decoded = self._generate(inputs, query.max_new_tokens, stop, on_token)
@@ -175,7 +202,7 @@ class EdgeModel:
         lines = [prompt.neutralise(line) for line in said.strip().splitlines()]
         facts, rejected = prompt.parse_answer(query, said, stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
-        self._drafts[query.id] = _Draft(decoded.tokens, facts, context)
+        self._drafts[name] = _Draft(decoded.tokens, facts, context)
         return EdgeAnswer(
             text='\n'.join(lines), facts=facts, rejected=tuple(rejected),
             used_context=bool(history), used_focus=bool(boxes),
@@ -200,9 +227,9 @@ class EdgeModel:
         bias *= np.float32(self.focus.bias)
         return Prompt(ids, inputs, (seen, bias.tobytes()), bias=bias)
 
-    def _grammar(self, query: Query, context: Context | None) -> Grammar:
+    def _grammar(self, name: str, query: Query, context: Context | None) -> Grammar:
         """Return what may be answered; the guess is the last answer, or news from the cloud."""
-        draft = self._drafts.get(query.id)
+        draft = self._drafts.get(name)
         template = (self._templates.start(query, _draft_values(draft, context))
                     if self._templates is not None else None)
         return template or Free(self._ends, draft.tokens if draft is not None else ())
@@ -247,6 +274,11 @@ class _Draft:
     tokens: list[int]
     facts: tuple[Fact, ...]
     context: Context | None
+
+
+def _alone(query: Query) -> str:
+    """Return the name by which the guard's pass without context is kept."""
+    return f'{query.id} alone'
 
 
 def _draft_values(last: _Draft | None, context: Context | None) -> dict[str, str]:

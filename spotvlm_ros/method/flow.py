@@ -25,27 +25,28 @@ from .gate import FLAT, Look, look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
+REACH_PX = 64                     # corners are looked for within this of where they were
 
 
 @dataclass(frozen=True)
 class FlowConfig:
     """How regions are carried. Pixels are those of the grey frame."""
 
-    width: int = 320              # of the grey frames [pixels]
+    width: int = 640              # of the grey frames [pixels]
     corners: int = 16             # tracked per region, at most
     pad_px: float = 0.0           # corners are sought this far around a region, too
-    back_px: float = 0.7          # a corner that flows back to farther away is not trusted
+    back_px: float = 1.0          # a corner that flows back to farther away is not trusted
     min_corners: int = 3          # fewer trusted ones: seek the region as a whole
-    search_px: int = 8            # where corners fail the region itself is sought this far around
+    search_px: int = 16           # where corners fail the region itself is sought this far around
     match: float = 0.8            # correlation at which it counts as found
     max_coasting_s: float = 5.0   # where that fails, too, it moves with the camera, this long
-    spread_px: float = 0.5        # a corner farther from the median motion is not used
+    spread_px: float = 1.0        # a corner farther from the median motion is not used
     prior_px: float = 4.0         # how strongly growth is drawn to none
     max_scale: float = 1.15       # growth of a region in one step
     window: int = 9               # of Lucas-Kanade [pixels]
     levels: int = 2               # of its pyramid
     history_s: float = 12.0       # of grey frames kept
-    max_frames: int = 240         # kept, whatever the rate
+    max_frames: int = 128         # kept, whatever the rate
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ class Track:
 
 
 def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
-    """Return a frame (height x width, or x 3 in RGB) as a small grey one."""
-    height = max(8, round(frame.shape[0] * config.width / frame.shape[1]))
-    small = cv2.resize(frame, (config.width, height), interpolation=cv2.INTER_AREA)
+    """Return a frame (height x width, or x 3 in RGB) as a grey one of at most that width."""
+    small = frame
+    if frame.shape[1] > config.width:
+        height = max(8, round(frame.shape[0] * config.width / frame.shape[1]))
+        small = cv2.resize(frame, (config.width, height), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
     return np.asarray(grey, dtype=np.uint8)
 
@@ -213,12 +216,18 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
     """Return where points went, and which of them flow back to where they came from."""
     if not len(points):
         return points, np.zeros(0, dtype=bool)
+    # Most of what this costs is the pyramids of both pictures: only the part around the points.
+    left, top = np.maximum(0, points.min(axis=0).astype(int) - REACH_PX)
+    right, bottom = points.max(axis=0).astype(int) + REACH_PX
+    parts = [picture[top:bottom, left:right] for picture in (before, after)]
+    own = points - np.array([left, top], np.float32)
     how = {'winSize': (config.window, config.window), 'maxLevel': config.levels}
-    there, seen, _ = cv2.calcOpticalFlowPyrLK(before, after, points.reshape(-1, 1, 2), None, **how)
-    back, seen_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **how)
+    there, seen, _ = cv2.calcOpticalFlowPyrLK(*parts, own.reshape(-1, 1, 2), None, **how)
+    back, seen_back, _ = cv2.calcOpticalFlowPyrLK(*parts[::-1], there, None, **how)
     there, back = there.reshape(-1, 2), back.reshape(-1, 2)
-    error = np.linalg.norm(back - points, axis=1)
+    error = np.linalg.norm(back - own, axis=1)
     trusted = (seen.ravel() == 1) & (seen_back.ravel() == 1) & (error <= config.back_px)
+    there = there + (left, top)
     return np.asarray(there, dtype=np.float32), np.asarray(trusted, dtype=bool)
 
 

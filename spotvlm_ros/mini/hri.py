@@ -48,7 +48,7 @@ HRI_SCENE = Query('scene', 'What does the person do?', 'facts', {
     'gaze': ('none', 'robot', 'left', 'right', 'down'),
     'object': ('none', *OBJECTS),
     'people': PEOPLE,
-}, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'gesture': 4.0, 'default': 5.0})
+}, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'gesture': 6.0, 'default': 7.5})
 INTENT = Query('intent', 'What does the person want?', 'choice',
                {'intent': ('nothing', 'attention', 'order', 'fetch', 'give')}, rate_hz=1.0,
                deadline_s=0.5, cloud_period_s=4.0, ttl_s={'default': 4.0})

@@ -36,7 +36,7 @@ SCENE = Query('scene', 'What is on the road?', 'facts', {
     'limit': ('none', *LIMITS),
     'lead': ('none', 'cruising', 'braking'),
     'pedestrian': ('none', 'sidewalk', 'crossing'),
-}, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'light': 4.0, 'default': 6.0})
+}, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'light': 6.0, 'default': 9.0})
 ACTION = Query('action', 'What should the car do?', 'choice',
                {'action': ('stop', 'slow', 'go')}, rate_hz=1.0, deadline_s=0.5,
                cloud_period_s=4.0, ttl_s={'default': 4.0})

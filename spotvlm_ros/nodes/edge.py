@@ -96,7 +96,8 @@ class EdgeNode(SpotNode):
         self._queries = {q.id: q for q in self.queries()}
         path = model_path(self.param('model'))
         options = {'device': self.param('device'), 'threads': self.param('threads'),
-                   'decoding': self.param('decoding'), 'engine': self.param('engine')}
+                   'decoding': self.param('decoding'), 'engine': self.param('engine'),
+                   'margin': self.param('guard_margin')}
         self._model = self._load(path, focus_backend=self.param('focus_backend'), **options)
         if self.param('record_dir'):
             self._recorder = Recorder(self.param('record_dir'), 'edge')

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from ..method.facts import Query
+from ..method.guard import MARGIN
 
 When = Literal['start', 'configure', 'run']  # when a change is accepted; start: never after it
 
@@ -122,6 +123,9 @@ EDGE = (
           'as it is, to compare with', choices=('fast', 'generate')),
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
+    Param('guard_margin', MARGIN, 'a value given with context counts when its probability is '
+          "higher than that of the edge's own by this, which takes a second pass where the edge "
+          'is unsure; -1: one pass, and context always counts', -1.0, 1.0),
     Param('audit_share', 0.02, 'share of the answers with context that are given once more '
           'without it, to measure on the robot how often context changes them', 0.0, 1.0),
     Param('audit_truth', False, 'listen to truth, too, and count how often context helps and '

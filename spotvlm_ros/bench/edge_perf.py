@@ -11,6 +11,7 @@ weights of the shapes of known models (`edge_gpu`). Run alone:
 from __future__ import annotations
 
 import argparse
+import base64
 from collections.abc import Sequence
 import json
 import os
@@ -19,6 +20,7 @@ import platform
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -66,6 +68,12 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     times: dict[str, list[float]] = {}
     differ = answers = 0
 
+    def serve(server: Served, frame: npt.NDArray[np.uint8], item: Any, context: Any) -> str:
+        begin = time.perf_counter()
+        text = server.ask(engine.shown(frame, SCENE, context, item.stamp_ns), SCENE.max_new_tokens)
+        times.setdefault('serve', []).append(1e3 * (time.perf_counter() - begin))
+        return text
+
     def run(name: str, model: Any, frame: npt.NDArray[np.uint8], item: Any, context: Any) -> str:
         begin = time.perf_counter()
         answer = model.answer(frame, SCENE, context, item.stamp_ns)
@@ -85,6 +93,15 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
             want = run('generate_alone', plain, frame, item, None)
             differ += want != run('alone', engine, frame, item, None)
             answers += 4
+    with Served(path, threads) as server:
+        for item in items:  # of each round the first is not counted: it is of another drive
+            for repeat in range(repeats):
+                frame = noisy(item.frame, rng)
+                want = run('beside_serve', engine, frame, item, item.context)
+                differ += want != serve(server, frame, item, item.context)
+                answers += 1
+                if not repeat:
+                    del times['beside_serve'][-1], times['serve'][-1]
     on = machine(threads)
     rows = [speedup(f'edge_cpu_speedup_{name}', times[name.removesuffix('_over_usual')],
                     times[base], what, on)
@@ -94,11 +111,52 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
                 ('changed', 'generate', 'model.generate, same inputs'),
                 ('still', 'generate', 'model.generate, same inputs; no pixel changed'),
                 ('alone', 'generate_alone', 'model.generate, same inputs, without context'))]
+    rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
+                        'transformers serve on loopback, same prompt, unchanged scene', on))
     rows += [row(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
              for name, values in times.items()]
     rows.append(row('edge_cpu_answers_that_differ', differ, f'of {answers}', 'model.generate',
                     None, on))
     return rows
+
+
+class Served:
+    """A checkpoint behind `transformers serve`, asked what the edge model is asked."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Prepare."""
+        from openai import OpenAI
+
+        from ..cloud.server import EmbeddedServer
+        self._server = EmbeddedServer(str(path), threads=threads)
+        self._client = OpenAI(base_url=self._server.url, api_key='none', timeout=60.0,
+                              max_retries=0)
+
+    def __enter__(self) -> Served:
+        """Start."""
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop."""
+        self._client.close()
+        self._server.__exit__(*error)
+
+    def ask(self, shown: Any, limit: int) -> str:
+        """Return the reply to a prompt, images sent as PNG."""
+        images = iter(shown.images)
+        chat: Any = [{**turn, 'content': [
+            part if part['type'] == 'text' else _image_part(next(images))
+            for part in turn['content']]} for turn in shown.chat]
+        reply = self._client.chat.completions.create(
+            model=self._server.model, messages=chat, max_tokens=limit, temperature=0.0)
+        return str(reply.choices[0].message.content).strip()
+
+
+def _image_part(image: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return {'type': 'image_url',
+            'image_url': {'url': 'data:image/png;base64,' + base64.b64encode(png).decode()}}
 
 
 def speedup(name: str, ours: Sequence[float], base: Sequence[float], baseline: str,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import time
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -167,6 +167,17 @@ class EdgeModel:
             inference_s=own.inference_s + other.inference_s, passes=own.passes + other.passes,
             computed_tokens=own.computed_tokens + other.computed_tokens)
 
+    def shown(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
+              ) -> Shown:
+        """Return what the model is given for a frame: within its budget, before the processor."""
+        if context is not None:
+            context = compress(context, query, stamp_ns, query.context_tokens, self._count)
+        height, width = frame.shape[:2]
+        boxes = focus.focus_boxes(query, context, stamp_ns, width, height, self.focus)
+        images = focus.views(frame, query, boxes, self._view_size, self.focus)
+        return Shown(context, boxes, images,
+                     prompt.messages(query, context, stamp_ns, len(images)))
+
     def _guarded(self, query: Query) -> bool:
         return self.margin >= 0 and query.format != 'text'
 
@@ -175,12 +186,7 @@ class EdgeModel:
               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """Answer once; what is kept between frames goes by ``name``."""
         begin = time.perf_counter()
-        height, width = frame.shape[:2]
-        if context is not None:
-            context = compress(context, query, stamp_ns, query.context_tokens, self._count)
-        boxes = focus.focus_boxes(query, context, stamp_ns, width, height, self.focus)
-        images = focus.views(frame, query, boxes, self._view_size, self.focus)
-        chat = prompt.messages(query, context, stamp_ns, len(images))
+        context, boxes, images, chat = self.shown(frame, query, context, stamp_ns)
         inputs = {k: v.to(self._model.device, self._model.dtype if v.is_floating_point() else None)
                   for k, v in self._inputs(chat, images).items()}
         history = prompt.history_text(query, context, stamp_ns) if context is not None else ''
@@ -191,6 +197,7 @@ class EdgeModel:
                 on_text(prompt.neutralise(self._decode(tokens)), len(tokens))
         stop = should_stop or (lambda: False)
         if self._engine is not None:
+            height, width = frame.shape[:2]
             asked = self._prompt(inputs, images, query, boxes, width, height)
             decoded = self._engine.answer(name, asked, self._grammar(name, query, context),
                                           query.max_new_tokens, stop, on_token)
@@ -265,6 +272,15 @@ class EdgeModel:
                 lines.append(1.0)
             lines[-1] *= probability
         return lines
+
+
+class Shown(NamedTuple):
+    """What the model is given: context, regions [pixels], views of the frame, chat."""
+
+    context: Context | None
+    boxes: dict[str, tuple[int, int, int, int]]
+    images: list[focus.Image]
+    chat: list[prompt.Message]
 
 
 @dataclass(frozen=True)

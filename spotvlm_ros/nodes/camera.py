@@ -14,7 +14,7 @@ from spotvlm_msgs.msg import Answer
 
 from .base import RELIABLE, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
-from .frames import encode_jpeg, Frame, FrameHub
+from .frames import encode_jpeg, Frame, FrameHub, HEAD_START_S
 from .input import FrameInput
 from .sources import bag, images, mini, Pace, Shot, SourceError, usb, video
 
@@ -150,6 +150,7 @@ class CameraNode(SpotNode):
         self._sent += 1
         self.hub.publish(frame)
         if self._truth is not None and shot.truth is not None:
+            self._stop.wait(HEAD_START_S)
             facts = shot.truth(stamp)
             self._truth.publish(Answer(
                 header=header_msg(stamp, frame.frame_id), source=Answer.SOURCE_TRUTH,

@@ -12,15 +12,14 @@ from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, RELIABLE, SpotNode
 from .convert import context_msg, turn_from_msg
-from .frames import Frame, FrameError, FrameHub, Mailbox, RESTART_S
+from .frames import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_S
 from .input import FrameInput
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
 from ..method.transfer import Transfer, TransferConfig
 from ..record import plain, Recorder
 
-IDLE_S = 0.1         # the flow thread looks up at least this often
-HEAD_START_S = 0.02  # for the edge, which begins on the same frame and must not wait
+IDLE_S = 0.1  # the flow thread looks up at least this often
 WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
     Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 

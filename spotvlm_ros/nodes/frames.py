@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
+HEAD_START_S = 0.02  # others begin on a frame so much later than the edge, which must not wait
 RESTART_S = 1.0  # a stamp this far behind the newest is a restarted stream, not a late frame
 
 

@@ -139,7 +139,8 @@ class Monitor(Node):
         summary.with_context += message.used_context
         summary.with_focus += message.used_focus
         summary.latency_s.append(delay)
-        summary.overhead_s.append(delay - duration_s(message.inference))
+        model = duration_s(message.preprocess) + duration_s(message.inference)
+        summary.overhead_s.append(delay - model)
         if message.error_code:
             summary.errors[message.error_msg] += 1
         self.newest[message.query_id] = message

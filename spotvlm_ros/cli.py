@@ -197,9 +197,14 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _params(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .nodes.params import check_file, markdown, ParamError, update_tables
+    from .markdown import put
+    from .nodes.params import check_file, markdown, MARKS, ParamError
     if arguments.update:
-        update_tables(Path(arguments.update))
+        try:
+            put(Path(arguments.update), markdown(), MARKS)
+        except (OSError, ValueError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1
     elif not arguments.files:
         print(markdown())
     for name in arguments.files:

@@ -122,11 +122,12 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _report(out: Path, document: Path | None) -> int:
-    from .report import report, update
+    from .report import MARKS, report
+    from ..markdown import put
     found, meta = cells.read(out / 'results.json')
     report(found, meta, out)
     if document is not None:
-        update(document, (out / 'report.md').read_text())
+        put(document, (out / 'report.md').read_text(), MARKS)
     return 0
 
 

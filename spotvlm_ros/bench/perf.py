@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+import datetime
 import json
 from pathlib import Path
 import time
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from .edge_perf import cpu_rows, machine, row
+from ..markdown import put, table
 from ..signals import StopSignal
 
 Row = dict[str, Any]
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
 SEED = 1_000_004    # a tuning drive
+MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->',
+         '<!-- end of figures -->')
 
 
 def overhead(stop: StopSignal) -> list[Row]:
@@ -90,6 +94,17 @@ def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
             'soak': lambda: bridge_perf.soak(1.0, 20.0)}
 
 
+def _page(rows: Sequence[Row]) -> str:
+    """Return the rows as they stand in docs/performance.md."""
+    lines = [[f'`{r["name"]}`', f'{r["value"]:.4g}', str(r['unit']),
+              '' if r['ratio'] is None else f'{r["ratio"]:.3g}', str(r['baseline'])]
+             for r in rows]
+    places = '; '.join(sorted({r['machine'] for r in rows}))
+    today = datetime.date.today().isoformat()
+    return (f'{today}, {places}.\n\n'
+            + table(('name', 'value', 'unit', 'ratio', 'baseline'), lines))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write results.json."""
     from rich.console import Console
@@ -100,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='spotvlm perf', description=__doc__)
     parser.add_argument('--only', nargs='+', choices=tuple(named), default=list(named))
     parser.add_argument('--out', type=Path, default=Path('out/perf'), help='folder to write')
+    parser.add_argument('--update', type=Path, metavar='FILE',
+                        help='put the table into this Markdown file, between its marks')
     args = parser.parse_args(argv)
     rows: list[Row] = []
     failed: dict[str, str] = {}
@@ -113,12 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed[name] = f'{type(error).__name__}: {error}'
         if stop():
             break
-    table = Table('name', 'value', 'unit', 'ratio', 'baseline')
+    shown = Table('name', 'value', 'unit', 'ratio', 'baseline')
     for found in rows:
         ratio = found.get('ratio')
-        table.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),
+        shown.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),
                       '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
-    console.print(table)
+    console.print(shown)
+    if args.update is not None:
+        put(args.update, _page(rows), MARKS)
     for name, why in failed.items():
         console.print(f'[red]{name} was not measured:[/] {why}')
     args.out.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
 from .systems import ALONE, FULL, SYSTEMS
+from ..markdown import table as markdown_table
 
 Rows = list[list[str]]
 ORACLE = 'cloud, zero latency (oracle)'
@@ -162,20 +163,8 @@ def markdown(table: Table, meta: Mapping[str, Any]) -> str:
     parts = [_about(meta)]
     for title, note, (head, rows) in sections(table):
         if rows:
-            parts += [f'### {title}', note, '\n'.join(
-                ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head),
-                 *('| ' + ' | '.join(row) + ' |' for row in rows)])]
+            parts += [f'### {title}', note, markdown_table(head, rows)]
     return '\n\n'.join(parts) + '\n'
-
-
-def update(document: Path, tables: str) -> None:
-    """Put the tables between the marks of a Markdown file."""
-    found = document.read_text()
-    begin, end = (found.find(mark) for mark in MARKS)
-    if not 0 <= begin < end:
-        raise ValueError(f'{document} lacks the lines {MARKS[0]} and {MARKS[1]}; put them where '
-                         'the results are to stand')
-    document.write_text(f'{found[:begin]}{MARKS[0]}\n\n{tables}\n{found[end:]}')
 
 
 def _about(meta: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from .gate import FLAT, Look, look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
-REACH_PX = 64                     # corners are looked for within this of where they were
+REACH_PX = 32                     # corners are looked for within this of where they were
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,13 @@ def _renewed(grey: Grey, track: Track, scale: float, config: FlowConfig) -> Poin
 
 def _camera(before: Grey, after: Grey, config: FlowConfig) -> _Move | None:
     """Return the motion of most of the picture."""
+    # At half the size: corners are sought in the whole picture.
+    before, after = (np.ascontiguousarray(picture[::2, ::2]) for picture in (before, after))
     whole = Region(0, 0, before.shape[1], before.shape[0])
     points = _corners(before, whole, replace(config, corners=48, pad_px=0.0), spacing=16)
     there, trusted = _flow(before, after, points, config)
-    return _Move.fit(points, there, trusted, 4, config)[0]
+    move = _Move.fit(points, there, trusted, 4, config)[0]
+    return None if move is None else _Move(move.growth, (2 * move.shift[0], 2 * move.shift[1]))
 
 
 def _matched(before: Grey, after: Grey, region: Region, camera: _Move,
@@ -161,12 +164,14 @@ class _Move:
     def fit(before: Points, after: Points, trusted: npt.NDArray[np.bool_], least: int,
             config: FlowConfig) -> tuple[_Move | None, npt.NDArray[np.bool_]]:
         """Return the motion of most trusted points, None when too few; and which agree."""
-        if int(trusted.sum()) < least:
+        n = np.count_nonzero(trusted)
+        if n < least:
             return None, np.zeros(len(before), dtype=bool)
         # Corners on the outline belong half to the background: keep those near the median.
-        median = np.median((after - before)[trusted], axis=0)
-        same = trusted & (np.linalg.norm(after - before - median, axis=1) <= config.spread_px)
-        if int(same.sum()) < least:
+        moved = after - before
+        off = moved - np.sort(moved[trusted], axis=0)[n // 2]
+        same = trusted & ((off * off).sum(axis=1) <= config.spread_px ** 2)
+        if np.count_nonzero(same) < least:
             return None, same
         p, q = before[same], after[same]
         centre_p, centre_q = p.mean(axis=0), q.mean(axis=0)
@@ -225,8 +230,9 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
     there, seen, _ = cv2.calcOpticalFlowPyrLK(*parts, own.reshape(-1, 1, 2), None, **how)
     back, seen_back, _ = cv2.calcOpticalFlowPyrLK(*parts[::-1], there, None, **how)
     there, back = there.reshape(-1, 2), back.reshape(-1, 2)
-    error = np.linalg.norm(back - own, axis=1)
-    trusted = (seen.ravel() == 1) & (seen_back.ravel() == 1) & (error <= config.back_px)
+    off = back - own
+    near = (off * off).sum(axis=1) <= config.back_px ** 2
+    trusted = (seen.ravel() == 1) & (seen_back.ravel() == 1) & near
     there = there + (left, top)
     return np.asarray(there, dtype=np.float32), np.asarray(trusted, dtype=bool)
 
@@ -246,6 +252,7 @@ class Carrier:
     cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
     cuts: int = 0                 # since start
     _frames: deque[tuple[int, Grey, float]] = field(default_factory=deque)  # stamp, grey, scale
+    _thumbnail: Look | None = None
 
     @property
     def newest_ns(self) -> int:
@@ -263,8 +270,9 @@ class Carrier:
                              or self._frames[-1][2] != scale):
             self._frames.clear()  # another camera mode: old frames cannot be compared
             self.tracks = {}
-        if self._frames and similarity_of(thumbnail(self._frames[-1][1]),
-                                          thumbnail(grey)) < self.cut_below:
+        last, self._thumbnail = self._thumbnail, thumbnail(grey)
+        if self._frames and last is not None and \
+                similarity_of(last, self._thumbnail) < self.cut_below:
             self.lost += len(self.tracks)
             self._frames.clear()
             self.tracks, self.cut_ns, self.cuts = {}, stamp_ns, self.cuts + 1

@@ -388,14 +388,5 @@ def markdown() -> str:
 
 _WHEN: Mapping[str, str] = {'start': 'at start', 'configure': 'before configure',
                             'run': 'while running'}
-_MARKS = ('<!-- parameters: made by `spotvlm params --update README.md` -->',
-          '<!-- end of parameters -->')
-
-
-def update_tables(path: Path) -> None:
-    """Put the tables between the two marks of a Markdown file; raise ValueError without marks."""
-    head, mark, rest = path.read_text(encoding='utf-8').partition(_MARKS[0])
-    _, end, tail = rest.partition(_MARKS[1])
-    if not mark or not end:
-        raise ParamError(f'{path} lacks the lines {_MARKS[0]!r} and {_MARKS[1]!r}')
-    path.write_text(f'{head}{mark}\n\n{markdown()}\n{end}{tail}', encoding='utf-8')
+MARKS = ('<!-- parameters: made by `spotvlm params --update README.md` -->',
+         '<!-- end of parameters -->')

@@ -26,7 +26,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
  color: #222 } h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 } th, td { text-align: right;
- padding: .25rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap } th:first-child,
+ padding: .25rem .4rem; border-bottom: 1px solid #ddd; white-space: nowrap } th:first-child,
 td:first-child { text-align: left } th { border-bottom: 2px solid #999; font-weight: 600 }
 tr.full td { background: #e8f1fa; font-weight: 600 } img { max-width: 100% } .ci { color: #777;
  font-size: 11px } .box { overflow-x: auto } .note { color: #555; font-size: 13px }

@@ -23,5 +23,5 @@ def put(page: Path, text: str, marks: Marks) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    lines = (head, ['---'] * len(head), *rows)
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    first, *others = ('| ' + ' | '.join(line) + ' |' for line in (head, *rows))
+    return '\n'.join([first, '|' + '---|' * len(head), *others])

@@ -105,7 +105,10 @@ class Recorder:
                     job()
                 except OSError:
                     self.dropped += 1
-            self._line({'event': 'end', 'dropped': self.dropped})
+            try:
+                self._line({'event': 'end', 'dropped': self.dropped})
+            except OSError:
+                self.dropped += 1
 
     def _line(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + '\n')

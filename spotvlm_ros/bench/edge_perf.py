@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
@@ -49,6 +49,9 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     from any frame before, unless said otherwise. Changed: the frame before was of another drive
     with another context. Unchanged: it was of the same scene with the same context.
     """
+    from openai import OpenAI
+
+    from ..cloud.server import EmbeddedServer
     from ..edge.model import EdgeModel
     from ..mini import dataset, models
     from ..mini.world import SCENE
@@ -68,17 +71,18 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     times: dict[str, list[float]] = {}
     differ = answers = 0
 
-    def serve(server: Served, frame: npt.NDArray[np.uint8], item: Any, context: Any) -> str:
+    def timed(name: str, ask: Callable[[], str]) -> str:
         begin = time.perf_counter()
-        text = server.ask(engine.shown(frame, SCENE, context, item.stamp_ns), SCENE.max_new_tokens)
-        times.setdefault('serve', []).append(1e3 * (time.perf_counter() - begin))
+        text = ask()
+        times.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
         return text
 
     def run(name: str, model: Any, frame: npt.NDArray[np.uint8], item: Any, context: Any) -> str:
-        begin = time.perf_counter()
-        answer = model.answer(frame, SCENE, context, item.stamp_ns)
-        times.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
-        return str(answer.text)
+        return timed(name, lambda: str(model.answer(frame, SCENE, context, item.stamp_ns).text))
+
+    def serve(frame: npt.NDArray[np.uint8], item: Any) -> str:
+        return timed('serve', lambda: served(client, server.model, engine.shown(
+            frame, SCENE, item.context, item.stamp_ns), SCENE.max_new_tokens))
 
     for _ in range(repeats):
         for item in items:
@@ -93,12 +97,13 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
             want = run('generate_alone', plain, frame, item, None)
             differ += want != run('alone', engine, frame, item, None)
             answers += 4
-    with Served(path, threads) as server:
+    with EmbeddedServer(str(path), threads=threads) as server, \
+            OpenAI(base_url=server.url, api_key='none', timeout=60.0, max_retries=0) as client:
         for item in items:  # of each round the first is not counted: it is of another drive
             for repeat in range(repeats):
                 frame = noisy(item.frame, rng)
                 want = run('beside_serve', engine, frame, item, item.context)
-                differ += want != serve(server, frame, item, item.context)
+                differ += want != serve(frame, item)
                 answers += 1
                 if not repeat and repeats > 1:
                     del times['beside_serve'][-1], times['serve'][-1]
@@ -120,37 +125,15 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     return rows
 
 
-class Served:
-    """A checkpoint behind `transformers serve`, asked what the edge model is asked."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        """Prepare."""
-        from openai import OpenAI
-
-        from ..cloud.server import EmbeddedServer
-        self._server = EmbeddedServer(str(path), threads=threads)
-        self._client = OpenAI(base_url=self._server.url, api_key='none', timeout=60.0,
-                              max_retries=0)
-
-    def __enter__(self) -> Served:
-        """Start."""
-        self._server.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        """Stop."""
-        self._client.close()
-        self._server.__exit__(*error)
-
-    def ask(self, shown: Any, limit: int) -> str:
-        """Return the reply to a prompt, images sent as PNG."""
-        images = iter(shown.images)
-        chat: Any = [{**turn, 'content': [
-            part if part['type'] == 'text' else _image_part(next(images))
-            for part in turn['content']]} for turn in shown.chat]
-        reply = self._client.chat.completions.create(
-            model=self._server.model, messages=chat, max_tokens=limit, temperature=0.0)
-        return str(reply.choices[0].message.content).strip()
+def served(client: Any, model: str, shown: Any, limit: int) -> str:
+    """Return a server's reply to what the edge model is shown, images sent as PNG."""
+    images = iter(shown.images)
+    chat: Any = [{**turn, 'content': [
+        part if part['type'] == 'text' else _image_part(next(images))
+        for part in turn['content']]} for turn in shown.chat]
+    reply = client.chat.completions.create(model=model, messages=chat, max_tokens=limit,
+                                           temperature=0.0)
+    return str(reply.choices[0].message.content).strip()
 
 
 def _image_part(image: npt.NDArray[np.uint8]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ..markdown import table
 from ..method.facts import Query
 from ..method.guard import MARGIN
 
@@ -377,12 +378,11 @@ def markdown() -> str:
     lines = []
     groups = {**TABLES, 'each query, as <id>.*': (*QUERY, CHOICES, TTL)}
     groups['cloud, each fallback server, as fallback.<name>.*'] = ENDPOINT
-    for title, table in groups.items():
-        lines += [f'### {title}', '', '| parameter | default | range | change | meaning |',
-                  '|---|---|---|---|---|']
-        lines += [f'| `{p.name}` | `{_yaml(p.default)}` | {p.allowed} | {_WHEN[p.when]} '
-                  f'| {p.description} |' for p in table]
-        lines.append('')
+    for title, params in groups.items():
+        lines += [f'### {title}', '', table(
+            ('parameter', 'default', 'range', 'change', 'meaning'),
+            [(f'`{p.name}`', f'`{_yaml(p.default)}`', p.allowed, _WHEN[p.when], p.description)
+             for p in params]), '']
     return '\n'.join(lines)
 
 

@@ -122,7 +122,7 @@ class FakeServer:
         self.http.server_close()
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """Return the condition's first true value; fail when there is none in time."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:

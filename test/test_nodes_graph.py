@@ -100,7 +100,7 @@ def overlay(tmp_path, **nodes):
     return path
 
 
-def keep_sending(probe, send, condition, timeout_s=10.0):
+def keep_sending(probe, send, condition, timeout_s=30.0):
     """Send frames until the condition holds."""
     until = time.monotonic() + timeout_s
     stamps = []
@@ -201,7 +201,11 @@ def test_late_cloud_answer_becomes_context(server, tmp_path):
 
 
 def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_path):
-    """A patch moves right; the cloud, late by 0.4 s, says where it was, focus is where it is."""
+    """
+    A patch moves right; the cloud, late by 2 s, says where it was, focus is where it is.
+
+    It moves slowly: flow follows over 16 pixels a frame, and frames are dropped on a busy machine.
+    """
     rng = np.random.default_rng(0)
     patch = cv2.resize(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8), (64, 64))
     ground = cv2.resize(rng.integers(90, 130, (12, 16, 3), dtype=np.uint8), (640, 480))
@@ -209,20 +213,22 @@ def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_p
     places = {}
 
     def send(stamp):
-        x = 40 + round(60 * (time.monotonic() - began))
+        x = 40 + round(12 * (time.monotonic() - began))
         places[stamp] = x
         frame = ground.copy()
         frame[200:264, x:x + 64] = patch
         probe.image.publish(image_msg(Frame(stamp, 'camera', pixels=frame)))
 
     def reply(request):
-        # The newest frame sent is the keyframe, or one or two frames after it.
-        x = 1000 * list(places.values())[-1] // 640
-        server.content = json.dumps([{'label': 'light', 'value': 'red',
-                                      'bbox_2d': [x, 417, x + 100, 550]}])
+        data = request['messages'][0]['content'][0]['image_url']['url'].partition(',')[2]
+        seen = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert seen.shape == ground.shape
+        x = cv2.minMaxLoc(cv2.matchTemplate(seen, patch, cv2.TM_SQDIFF))[2][0]
+        server.content = json.dumps([{'label': 'light', 'value': 'red', 'bbox_2d': [
+            1000 * x // 640, 417, 1000 * (x + 64) // 640, 550]}])
         return server.fine(request)
     server.reply = reply
-    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 0.4,
+    over = overlay(tmp_path, cloud={'base_url': server.url, 'emulated_delay_median_s': 2.0,
                                     'emulated_delay_sigma': 0.0})
     with graph(lambda: [ContextNode(), CloudNode()], files=('driving', over)) as (probe, _):
         def moved():
@@ -233,7 +239,7 @@ def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_p
         found = moved()
     for context in found:
         assert context.focus_keys == ['light']
-        assert abs(context.focus[0].x_offset - places[stamp_ns(context.header.stamp)]) < 12
+        assert abs(context.focus[0].x_offset - places[stamp_ns(context.header.stamp)]) < 8
 
 
 def test_edge_keeps_its_rate_while_the_server_is_gone(server, tmp_path):
@@ -280,10 +286,12 @@ def test_bag_is_replayed_and_answered(tmp_path, plugin, kind):
     over = overlay(tmp_path, camera={'source': 'bag', 'path': str(tmp_path / 'bag')})
     with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
                files=('driving', over)) as (probe, _):
-        assert hub.finished.wait(10.0)
-        wait_for(lambda: len(probe.answers) >= 8)
+        assert hub.finished.wait(30.0)
+        wait_for(lambda: probe.count('camera', 'frames') + probe.count(
+            'camera', 'late_frames_skipped') == 20)
+        wait_for(lambda: {a.query_id for a in probe.answers} == {'scene', 'action'})
         assert not any(a.error_code for a in probe.answers)
-        assert abs(stamp_ns(probe.answers[-1].header.stamp) - time.time_ns()) < 5 * NS
+        assert abs(stamp_ns(probe.answers[-1].header.stamp) - time.time_ns()) < 60 * NS
 
 
 def test_two_robots_on_one_host(server, tmp_path):

@@ -130,7 +130,7 @@ class Case:
     def prompt(self, history: list[int]) -> Prompt:
         """Return a prompt whose pixels were never seen."""
         self.frames += 1
-        return Prompt(tuple(self.ids(history)), self.vision, self.frames)
+        return Prompt(tuple(self.ids(history)), self.vision, (self.frames,))
 
     def generate(self, history: list[int], static: bool, compiled: bool = False) -> list[int]:
         """Answer by `generate`; with a static cache transformers can compile the decoder."""
@@ -198,7 +198,7 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[Row]:
         'engine_16_same_history': lambda: case.free('same', stays, []),
         'engine_16_unchanged': lambda: case.free('drafted', stays, right),
         'engine_choice': lambda: case.choose('choice', stays),
-        'vision': lambda: case.engine._look(case.vision),
+        'vision': lambda: case.engine._look(case.prompt([])),
     }
     if case.name == COMPILED and case.device == 'cuda':  # compiling takes a minute
         ways['generate_static_compiled'] = lambda: case.generate(stays, True, True)

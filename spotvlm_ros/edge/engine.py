@@ -14,7 +14,7 @@ the tokens before it, so greedy answers are those of `generate`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +29,17 @@ from .grammar import Grammar, Guess, Row
 Tokens = npt.NDArray[np.int64]
 Bias = npt.NDArray[np.float32]
 QUERIES_KEPT = 16  # questions whose key-value cache is kept; the guard asks each in two ways
+VIEWS_KEPT = 8     # images whose features are kept; passes about one frame share most of them
 STEP = 256         # key-value buffers are made in multiples of this [tokens]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its images; ``seen`` is equal when the images and their treatment are."""
+    """A prompt and its images; ``seen`` holds for each image what is equal when its pixels are."""
 
     ids: tuple[int, ...]
     inputs: Tensors
-    seen: object
+    seen: tuple[Hashable, ...]
     keep: Allowed | None = None     # which image tokens are used; None: all
     bias: Bias | None = None        # added to the attention to each image token
 
@@ -103,7 +104,7 @@ class Kept:
         self.ids = np.zeros(0, np.int64)     # tokens whose keys and values are in the cache
         self.prompt = 0                      # how many of them are the prompt
         self.fed = 0                         # how many the last forward pass computed
-        self.seen: object = None
+        self.seen: object = None             # the images, and which of their tokens are used
         self.visual: Visual | None = None
         self.bias: Bias | None = None        # added to the attention to each token of the prompt
         self.positions = torch.zeros((1, 0), dtype=torch.int64)  # of the prompt's tokens
@@ -117,6 +118,7 @@ class Engine:
         """Wrap the parts of a model."""
         self.family = family
         self._all_kept: OrderedDict[str, Kept] = OrderedDict()
+        self._views: OrderedDict[Hashable, Visual] = OrderedDict()
         weight = family.embedding.weight
         self._device, self._dtype = weight.device, weight.dtype
         self._never = torch.finfo(self._dtype).min
@@ -127,6 +129,7 @@ class Engine:
     def forget(self) -> None:
         """Drop what is kept between frames."""
         self._all_kept.clear()
+        self._views.clear()
 
     @torch.inference_mode()
     def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
@@ -185,13 +188,15 @@ class Engine:
         used = np.ones(len(ids), np.bool_)
         if prompt.keep is not None:
             used[image] = prompt.keep
-        same = kept.visual is not None and kept.seen == prompt.seen
+        seen = (prompt.seen, *(None if treated is None else treated.tobytes()
+                               for treated in (prompt.keep, prompt.bias)))
+        same = kept.visual is not None and kept.seen == seen
         begin = _shared(kept.ids, ids[used], len(ids) if same else _first(image[used]))
         if not self._make_room(kept, len(ids) + max(limit, len(guess.tokens))):
             begin = 0
         kept.ids = kept.ids[:begin]
         if not same:
-            kept.visual, kept.seen = self._look(prompt.inputs), prompt.seen
+            kept.visual, kept.seen = self._look(prompt), seen
         kept.prompt = int(used.sum())
         self._lay_out(kept, prompt, used)
         kept.bias = None
@@ -205,9 +210,18 @@ class Engine:
         """Make the cache hold that many tokens; return False if that loses what it held."""
         return kept.cache.make_room(tokens)
 
-    def _look(self, inputs: Tensors) -> Visual:
-        """Run the vision tower."""
-        return self.family.visual(inputs)
+    def _look(self, prompt: Prompt) -> Visual:
+        """Return the features of a prompt's images; the vision tower sees the new ones."""
+        new = [i for i, image in enumerate(prompt.seen) if image not in self._views]
+        if new:
+            seen = self.family.visual(self.family.images(prompt.inputs, new))
+            self._views.update(zip([prompt.seen[i] for i in new], seen.split(len(new))))
+        for image in prompt.seen:
+            self._views.move_to_end(image)
+        found = Visual.joined([self._views[image] for image in prompt.seen])
+        while len(self._views) > VIEWS_KEPT:
+            self._views.popitem(last=False)
+        return found
 
     def _extend(self, kept: Kept, token: int, guess: Guess) -> list[Row]:
         """Feed a token and a guess; return logits after each."""

@@ -14,7 +14,7 @@ of `eager` and `sdpa` take such masks; `flash_attention_2` and `flex_attention` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,18 @@ class Visual:
         """Return the rows of some image tokens."""
         return Visual(self.rows[index], tuple(d[index] for d in self.deep))
 
+    def split(self, images: int) -> list[Visual]:
+        """Return the outputs for each of several images of one size."""
+        deep = [d.chunk(images) for d in self.deep]
+        return [Visual(rows, tuple(d[i] for d in deep))
+                for i, rows in enumerate(self.rows.chunk(images))]
+
+    @staticmethod
+    def joined(parts: Sequence[Visual]) -> Visual:
+        """Return the outputs for several images as one."""
+        return Visual(torch.cat([p.rows for p in parts]),
+                      tuple(torch.cat(d) for d in zip(*(p.deep for p in parts))))
+
 
 class Family:
     """A model whose image tokens have plain positions and plain causal attention (LLaVA)."""
@@ -54,6 +66,10 @@ class Family:
         self.embedding = model.get_input_embeddings()
         self.image_token = int(model.config.image_token_id)
         self.text_config = model.config.get_text_config()
+
+    def images(self, inputs: Tensors, numbers: list[int]) -> Tensors:
+        """Return what the vision tower needs of some of the images."""
+        return {'pixel_values': inputs['pixel_values'][numbers]}
 
     def visual(self, inputs: Tensors) -> Visual:
         """Return what the vision tower makes of the images."""
@@ -97,6 +113,10 @@ class Idefics3(Family):
         """Find the parts."""
         super().__init__(model)
         self._places: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def images(self, inputs: Tensors, numbers: list[int]) -> Tensors:
+        """Return the pixels of some images, of which there is a list for each prompt."""
+        return {'pixel_values': inputs['pixel_values'][:, numbers]}
 
     def visual(self, inputs: Tensors) -> Visual:
         """
@@ -161,6 +181,13 @@ class Qwen(Family):
         super().__init__(model)
         self.merge = int(self.core.visual.spatial_merge_size)
         self._layouts: dict[object, dict[str, torch.Tensor]] = {}
+
+    def images(self, inputs: Tensors, numbers: list[int]) -> Tensors:
+        """Return the patches of some images; those of all images follow each other."""
+        grid = inputs['image_grid_thw']
+        patches = inputs['pixel_values'].split(grid.prod(1).tolist())
+        return {'pixel_values': torch.cat([patches[i] for i in numbers]),
+                'image_grid_thw': grid[numbers]}
 
     def visual(self, inputs: Tensors) -> Visual:
         """

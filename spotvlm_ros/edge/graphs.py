@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from .engine import as_decoder_takes, Engine, Kept, Tokens
-from .families import Family, Tensors, Visual
+from .engine import as_decoder_takes, Engine, Kept, Prompt, Tokens
+from .families import Family, Visual
 from .grammar import Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
@@ -124,8 +124,9 @@ class GraphEngine(Engine):
         self._cache.values[:, :, :, :n].copy_(saved[1])
         return True
 
-    def _look(self, inputs: Tensors) -> Visual:
-        """Run the vision tower."""
+    def _look(self, prompt: Prompt) -> Visual:
+        """Run the vision tower, on all images at once."""
+        inputs = prompt.inputs
         grid = inputs.get('image_grid_thw')
         key = (inputs['pixel_values'].shape, None if grid is None else str(grid.tolist()))
         if key not in self._eyes:

@@ -221,7 +221,7 @@ class EdgeModel:
                 boxes: Mapping[str, Sequence[int]], width: int, height: int) -> Prompt:
         """Return what the engine is asked, with image tokens left out or favoured."""
         ids = tuple(inputs['input_ids'][0].tolist())
-        seen = b''.join(image.tobytes() for image in images)
+        seen = tuple(image.tobytes() for image in images)
         if not boxes or self.focus.backend == 'crop' or self._engine is None:
             return Prompt(ids, inputs, seen)
         family = self._engine.family
@@ -229,10 +229,10 @@ class EdgeModel:
         regions = focus.regions_of_views(query, boxes, width, height, self.focus)
         if self.focus.backend == 'tokens':
             keep = focus.kept(regions, rows, columns, self.focus)
-            return Prompt(ids, inputs, (seen, keep.tobytes()), keep=keep)
+            return Prompt(ids, inputs, seen, keep=keep)
         bias = np.concatenate([focus.covered(view, rows, columns) for view in regions])
         bias *= np.float32(self.focus.bias)
-        return Prompt(ids, inputs, (seen, bias.tobytes()), bias=bias)
+        return Prompt(ids, inputs, seen, bias=bias)
 
     def _grammar(self, name: str, query: Query, context: Context | None) -> Grammar:
         """Return what may be answered; the guess is the last answer, or news from the cloud."""

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from .method.facts import Context, Fact, Query, Turn
-from .method.transfer import Transfer, TransferConfig
+from .method.transfer import TransferConfig, Transfers
 
 Image = npt.NDArray[np.uint8]
 WAITING = 512   # lines and pictures that may wait to be written
@@ -76,11 +76,13 @@ class Recorder:
         """Add a line; the values are plain already."""
         self._put(lambda: self._line({'event': event, **values}))
 
-    def frame(self, stamp_ns: int, image: Image, jpeg: bytes | None, reference: str) -> Any:
+    def frame(self, stamp_ns: int, image: Image, jpeg: bytes | None, reference: str,
+              camera: str = '') -> Any:
         """Keep a picture; return how a replay finds it."""
         if reference:
             return json.loads(reference)
-        name = f'{stamp_ns}.{"img" if jpeg is not None else "png"}'
+        stem = f'{camera.replace("/", ".")}-{stamp_ns}' if camera else str(stamp_ns)
+        name = f'{stem}.{"img" if jpeg is not None else "png"}'
         self._put(lambda: self._picture(self._folder / 'frames' / name, image, jpeg))
         return {'file': name}
 
@@ -166,27 +168,31 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
     """Run the method over a recording; count contexts equal, different, and frames missing."""
     counts: Counter[str] = Counter()
-    transfer, wanted, image = Transfer(()), {}, None
+    method, wanted, image = Transfers((), TransferConfig()), {}, None
     for line in lines(folder / 'context.jsonl'):
         match line['event']:
             case 'start':
                 queries = [read(Query, q) for q in line['queries']]
-                transfer = Transfer(queries, read(TransferConfig, line['config']))
+                method = Transfers(queries, read(TransferConfig, line['config']))
             case 'clear':
-                transfer.clear()
+                for camera in [line['camera']] if line.get('camera') is not None else method.cameras:
+                    method.of_camera(camera).clear()
             case 'turn':
-                transfer.add(read(Turn, line['turn']))
+                turn = read(Turn, line['turn'])
+                method.of_query(turn.query_id).add(turn)
                 counts['turns'] += 1
             case 'frame':
-                wanted = transfer.wanted(line['stamp_ns'])
+                wanted = method.of_camera(line.get('camera', '')).wanted(line['stamp_ns'])
                 image = pictures.get(line['frame'])
                 counts['frames'] += 1
                 counts['frames_missing'] += image is None
             case 'carried' if image is not None:
+                transfer = method.of_camera(line.get('camera', ''))
                 transfer.carry(line['stamp_ns'], image, wanted)
                 transfer.carried(line['stamp_ns'])
             case 'context':
-                same = plain(transfer.context(line['query_id'])) == line['context']
+                query_id = line['query_id']
+                same = plain(method.of_query(query_id).context(query_id)) == line['context']
                 counts['contexts_equal' if same else 'contexts_different'] += 1
             case 'end':
                 counts['not_recorded'] += line['dropped']

@@ -24,7 +24,7 @@ from spotvlm_ros.bench.systems import edge_alone, transfer
 from spotvlm_ros.bench.wallclock import real_time
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
-from spotvlm_ros.method.guard import MARGIN, OFF
+from spotvlm_ros.method.guard import ODDS, OFF
 from spotvlm_ros.mini.models import resolve
 
 PLAN = Plan(seconds=2.0, scored_from_s=0.5)
@@ -86,7 +86,7 @@ def test_kept_answers_are_those_of_the_model(setup, tmp_path):
 def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
     stream = WorldStream(EPISODE, PLAN)
     edge = Edge(work.edge_model(), stream, Cache(None, ''))
-    guarded = EdgeModel.load(setup.edge, margin=MARGIN)
+    guarded = EdgeModel.load(setup.edge, odds=ODDS)
     came = [Reply(START_NS, START_NS)]
     run = transfer('full', stream, edge, true_turns(stream), came, TOOK)
     twice = 0

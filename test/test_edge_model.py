@@ -10,7 +10,7 @@ import pytest
 
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
-from spotvlm_ros.method.guard import MARGIN, settled, surer
+from spotvlm_ros.method.guard import ODDS, settled, surer
 from spotvlm_ros.method.prompt import answer_text
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
@@ -26,7 +26,7 @@ def model():
 @pytest.fixture(scope='module')
 def guarded():
     """Return it with the guard."""
-    return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2, margin=MARGIN)
+    return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2, odds=ODDS)
 
 
 @pytest.fixture(scope='module')
@@ -103,10 +103,10 @@ def test_the_guard_takes_from_context_only_what_is_surer(model, guarded, sample)
         context = Context('scene', stamp, told, focus={f.key: f.region for f in told if f.region})
         own, other = (model.answer(frame, SCENE, c, stamp) for c in (None, context))
         both = guarded.answer(frame, SCENE, context, stamp)
-        wanted = surer(SCENE, own.facts, other.facts, MARGIN)
-        if settled(SCENE, own.facts, MARGIN):
+        wanted = surer(SCENE, own.facts, other.facts, ODDS)
+        if settled(SCENE, own.facts):
             wanted = own.facts
-        assert both.used_context == (not settled(SCENE, own.facts, MARGIN))
+        assert both.used_context == (not settled(SCENE, own.facts))
         assert [(f.key, f.value) for f in both.facts] == [(f.key, f.value) for f in wanted]
         assert both.text == answer_text(SCENE, both.facts)
         alone = guarded.answer(frame, SCENE, None, stamp)

@@ -52,21 +52,21 @@ class Edge:
         self._blank: Image | None = None
 
     def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
-                 margin: float = guard.MARGIN) -> Answer:
+                 odds: float = guard.ODDS) -> Answer:
         """
         Answer about a frame, or about a blank picture in its place.
 
-        ``margin`` is that of the guard, as `EdgeModel.answer` applies it; OFF: one pass.
+        ``odds`` are those of the guard, as `EdgeModel.answer` applies it; OFF: one pass.
         """
         if context is not None and context.empty and not context.focus:
             context = None
-        if margin < 0 or context is None:
+        if not odds or context is None:
             return self._pass(stamp_ns, context, blank)
         query, own = self._stream.query, self._pass(stamp_ns, None, blank)
-        if guard.settled(query, own.facts, margin):
+        if guard.settled(query, own.facts):
             return own
         told = self._pass(stamp_ns, context, blank)
-        return replace(told, facts=guard.surer(query, own.facts, told.facts, margin), passes=2)
+        return replace(told, facts=guard.surer(query, own.facts, told.facts, odds), passes=2)
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
         key = _key(stamp_ns, context, blank)

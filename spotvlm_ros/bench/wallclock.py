@@ -26,7 +26,7 @@ from .streams import START_NS, WorldStream
 from .systems import ALONE, FULL, values
 from ..edge.model import EdgeModel
 from ..method.facts import NS, Source, Turn
-from ..method.guard import MARGIN
+from ..method.guard import ODDS
 from ..method.transfer import Transfer
 
 WALL = 'wall clock'
@@ -39,7 +39,7 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     from . import work
     work.begin(setup)
     cells, differences = [], {}
-    guarded = EdgeModel.load(setup.edge, threads=1, margin=MARGIN)
+    guarded = EdgeModel.load(setup.edge, threads=1, odds=ODDS)
     for name in track(sets, 'real time'):
         episode = episodes(split, name, 1)[0]
         stream, kept, kept_cloud = work.opened(episode)

@@ -126,7 +126,8 @@ class CloudBridge:
         self.urged = 0                        # times that a query was brought forward
         self.wanted_in_flight = max_in_flight
         self._skip_noted: set[str] = set()
-        self._newest: tuple[int, Callable[[], Photo], float] | None = None
+        # By camera: the newest frame, for a request that has to be made anew.
+        self._newest: dict[str, tuple[int, Callable[[], Photo], float]] = {}
         self._lock = threading.Lock()
         self._stopped = False
         self._random = random.Random()
@@ -139,13 +140,18 @@ class CloudBridge:
         self._thread = threading.Thread(target=self._loop.run_forever, name='cloud', daemon=True)
         self._thread.start()
 
-    def offer(self, stamp_ns: int, load: Callable[[], Photo]) -> str | None:
-        """Send the frame if a query is due; return that query's id. Quick, from any thread."""
+    def offer(self, stamp_ns: int, load: Callable[[], Photo], camera: str = '') -> str | None:
+        """
+        Send a camera's frame if a query about it is due; return that query's id.
+
+        Quick, from any thread.
+        """
         now = time.monotonic()
         with self._lock:
-            due = next_keyframe(self._queries.values(), self._last_sent, stamp_ns, 0, 1,
-                                self._urgent)
-            self._newest = (stamp_ns, load, now) if self._jobs else None
+            due = next_keyframe([q for q in self._queries.values() if q.camera == camera],
+                                self._last_sent, stamp_ns, 0, 1, self._urgent)
+            if self._jobs:
+                self._newest[camera] = stamp_ns, load, now
             if due is None or self._stopped:
                 return None
             self.wanted_in_flight = in_flight_wanted(
@@ -177,7 +183,7 @@ class CloudBridge:
         """Forget when frames were sent, give up what is asked (clock jump, stream restart)."""
         with self._lock:
             self._last_sent.clear()
-            self._newest = None
+            self._newest.clear()
             jobs = list(self._jobs)
             if not self._stopped:
                 self._loop.call_soon_threadsafe(self._give_up, jobs)
@@ -293,7 +299,7 @@ class CloudBridge:
             self._jobs.discard(job)
             self.stats.superseded += job.superseded
             if not self._jobs:
-                self._newest = None
+                self._newest.clear()
             if job.again and not (job.answered or job.superseded) and \
                     self._last_sent.get(job.query.id) == job.stamp_ns:
                 del self._last_sent[job.query.id]  # due as soon as a breaker allows
@@ -415,9 +421,10 @@ class CloudBridge:
     def _renew(self, job: _Job) -> None:
         """Ask about the newest frame instead: the answer will be true for longer."""
         with self._lock:
-            if self._newest is not None and self._newest[0] > job.stamp_ns and \
+            newest = self._newest.get(job.query.camera)
+            if newest is not None and newest[0] > job.stamp_ns and \
                     self._last_sent.get(job.query.id) == job.stamp_ns:
-                job.stamp_ns, job.load, job.offered = self._newest
+                job.stamp_ns, job.load, job.offered = newest
                 job.photo = None
                 self._last_sent[job.query.id] = job.stamp_ns
 

@@ -62,16 +62,16 @@ class EdgeModel:
     def __init__(self, name: str, model: Any, processor: Any,
                  focus_config: focus.FocusConfig | None = None,
                  decoding: Decoding = 'constrained', engine: EngineKind = 'fast',
-                 margin: float = guard.OFF) -> None:
+                 odds: float = guard.OFF) -> None:
         """
         Wrap a model and its processor; `load` is the usual way in.
 
-        `margin` is that of the guard (`method/guard.py`); below 0 there is none.
+        `odds` are those of the guard (`method/guard.py`); 0: there is none.
         `decoding` constrained: answers keep to the query's keys and choices (see `grammar`);
         free: the model may say anything, and what is no answer is rejected afterwards.
         `engine` generate: run `model.generate` as it is, to compare with; it is always free.
         """
-        self.name, self.margin = name, margin
+        self.name, self.odds = name, odds
         self.focus = focus_config or focus.FocusConfig()
         self._model = model.eval()
         if engine == 'fast' and model.config.model_type in FAMILIES:
@@ -91,7 +91,7 @@ class EdgeModel:
     @classmethod
     def load(cls, path: str | Path, device: str = 'cpu', threads: int = 1,
              focus_config: focus.FocusConfig | None = None, decoding: Decoding = 'constrained',
-             engine: EngineKind = 'fast', margin: float = guard.OFF) -> EdgeModel:
+             engine: EngineKind = 'fast', odds: float = guard.OFF) -> EdgeModel:
         """
         Load a checkpoint folder.
 
@@ -115,8 +115,7 @@ class EdgeModel:
                              'this installation lacks') from error
         if device == 'cpu' and engine == 'fast':
             quicken(model)
-        return cls(path.name, model.to(device), processor, focus_config, decoding, engine,
-                   margin)
+        return cls(path.name, model.to(device), processor, focus_config, decoding, engine, odds)
 
     def use_processor(self) -> None:
         """Have the processor prepare all inputs from now on, to compare with."""
@@ -155,12 +154,12 @@ class EdgeModel:
             return self._pass(query.id, frame, query, context, stamp_ns, on_text, should_stop)
         own = self._pass(_alone(query), frame, query, None, stamp_ns, on_text, should_stop)
         told = context is not None and (not context.empty or context.focus)
-        if not told or own.partial or guard.settled(query, own.facts, self.margin):
+        if not told or own.partial or guard.settled(query, own.facts):
             return own
         other = self._pass(query.id, frame, query, context, stamp_ns, None, should_stop)
         if other.partial:
             return own
-        facts = guard.surer(query, own.facts, other.facts, self.margin)
+        facts = guard.surer(query, own.facts, other.facts, self.odds)
         return replace(
             other, facts=facts, text=prompt.answer_text(query, facts) if facts else other.text,
             preprocess_s=own.preprocess_s + other.preprocess_s,
@@ -179,7 +178,7 @@ class EdgeModel:
                      prompt.messages(query, context, stamp_ns, len(images)))
 
     def _guarded(self, query: Query) -> bool:
-        return self.margin >= 0 and query.format != 'text'
+        return self.odds > 0 and query.format != 'text'
 
     def _pass(self, name: str, frame: focus.Image, query: Query, context: Context | None,
               stamp_ns: int, on_text: Callable[[str, int], None] | None = None,

@@ -65,7 +65,7 @@ class Query:
 
     ``choices`` maps each key to its allowed values; a choice query has one key, its own id;
     a text query has none. Durations are seconds. ``context_tokens`` bounds the history in the
-    prompt.
+    prompt. ``camera`` names the camera that the question is about; '' where there is one only.
     """
 
     id: str  # noqa: A003
@@ -78,6 +78,7 @@ class Query:
     ttl_s: Mapping[str, float] = field(default_factory=dict)
     max_new_tokens: int = 64
     context_tokens: int = 256
+    camera: str = ''
 
     def __post_init__(self) -> None:
         """Reject what no model could answer."""

@@ -158,3 +158,38 @@ class Transfer:
                 self._noted[query_id, key] = note
                 self.dropped[Drop(why)] += 1
         return context
+
+
+class Transfers:
+    """One `Transfer` per camera, each with the queries about it."""
+
+    def __init__(self, queries: Sequence[Query], config: TransferConfig) -> None:
+        """Start empty."""
+        self._camera = {q.id: q.camera for q in queries}
+        self._all = {name: Transfer([q for q in queries if q.camera == name], config)
+                     for name in dict.fromkeys(self._camera.values())}
+
+    @property
+    def cameras(self) -> list[str]:
+        """Return the names of the cameras."""
+        return list(self._all)
+
+    def of_camera(self, name: str) -> Transfer:
+        """Return what is known of the pictures of a camera."""
+        return self._all[name]
+
+    def of_query(self, query_id: str) -> Transfer:
+        """Return what a query is part of."""
+        return self._all[self._camera[query_id]]
+
+    @property
+    def dropped(self) -> int:
+        """Return the number of facts that were not told, of all cameras."""
+        return sum(sum(t.dropped.values()) for t in self._all.values())
+
+    def report(self) -> dict[str, int]:
+        """Return counts since start, of all cameras."""
+        total: Counter[str] = Counter()
+        for transfer in self._all.values():
+            total.update(transfer.report())
+        return dict(total)

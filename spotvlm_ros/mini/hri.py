@@ -51,9 +51,9 @@ HRI_SCENE = Query('scene', 'What does the person do?', 'facts', {
 }, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'gesture': 6.0, 'default': 7.5})
 INTENT = Query('intent', 'What does the person want?', 'choice',
                {'intent': ('nothing', 'attention', 'order', 'fetch', 'give')}, rate_hz=1.0,
-               deadline_s=0.5, cloud_period_s=4.0, ttl_s={'default': 4.0})
+               deadline_s=0.5, cloud_period_s=4.0, ttl_s={'default': 8.0})
 HRI_DESCRIBE = Query('describe', 'Describe the person.', 'text', rate_hz=0.5, deadline_s=1.0,
-                     cloud_period_s=4.0, ttl_s={'default': 4.0})
+                     cloud_period_s=4.0, ttl_s={'default': 8.0})
 
 RAISE_S, FORM_S, TURN_S, WALK_S = 0.5, 0.25, 0.4, 2.6
 HAND_M = 0.21         # from the wrist to the tip of the middle finger

@@ -39,9 +39,9 @@ SCENE = Query('scene', 'What is on the road?', 'facts', {
 }, rate_hz=6.0, deadline_s=0.3, cloud_period_s=1.0, ttl_s={'light': 6.0, 'default': 9.0})
 ACTION = Query('action', 'What should the car do?', 'choice',
                {'action': ('stop', 'slow', 'go')}, rate_hz=1.0, deadline_s=0.5,
-               cloud_period_s=4.0, ttl_s={'default': 4.0})
+               cloud_period_s=4.0, ttl_s={'default': 8.0})
 DESCRIBE = Query('describe', 'Describe the road.', 'text', rate_hz=0.5, deadline_s=1.0,
-                 cloud_period_s=4.0, ttl_s={'default': 4.0})
+                 cloud_period_s=4.0, ttl_s={'default': 8.0})
 
 
 @dataclass(frozen=True)

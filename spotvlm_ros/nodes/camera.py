@@ -15,7 +15,8 @@ from spotvlm_msgs.msg import Answer
 from .base import RELIABLE, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .frames import encode_jpeg, Frame, FrameHub, HEAD_START_S
-from .input import FrameInput
+from .input import FrameInput, image_topic
+from .params import ParamError
 from .sources import bag, images, mini, Pace, Shot, SourceError, usb, video
 
 
@@ -30,7 +31,8 @@ class CameraNode(SpotNode):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pace = Pace()
-        self._input: FrameInput | None = None
+        self._inputs: list[FrameInput] = []
+        self._name = ''
         self._image: Any = None
         self._compressed: Any = None
         self._truth: Any = None
@@ -41,11 +43,18 @@ class CameraNode(SpotNode):
 
     def setup(self) -> None:
         """Open the source, so that a wrong path fails here."""
+        names = self.param('cameras') or ['']
         if self.param('source') == 'topic':
             return
+        if len(names) > 1:
+            raise ParamError(f'cameras names {", ".join(names)}, but source '
+                             f'{self.param("source")} is one camera; name one, and start a '
+                             'camera node for each of the others')
+        self._name = names[0]
         self._shots = self._open()
-        self._image = self.advertise(Image, 'image', RELIABLE)
-        self._compressed = self.advertise(CompressedImage, 'image/compressed', RELIABLE)
+        topic = image_topic(self._name)
+        self._image = self.advertise(Image, topic, RELIABLE)
+        self._compressed = self.advertise(CompressedImage, f'{topic}/compressed', RELIABLE)
         if self.param('source') == 'mini':
             self._truth = self.advertise(Answer, 'truth', RELIABLE)
 
@@ -54,7 +63,8 @@ class CameraNode(SpotNode):
         self.finished.clear()
         if self.param('source') == 'topic':
             if self._shared:
-                self._input = FrameInput(self, None, self.hub.publish)
+                self._inputs = [FrameInput(self, None, self.hub.publish, camera=name)
+                                for name in self.param('cameras') or ['']]
             return
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
@@ -80,7 +90,9 @@ class CameraNode(SpotNode):
         own = {'source': self.param('source'), 'frames': self._sent,
                'late_frames_skipped': self._pace.skipped, 'bad_frames': self._pace.failed,
                'finished': self.finished.is_set()}
-        return own | (self._input.report() if self._input is not None else {})
+        for one in self._inputs:
+            own |= one.report()
+        return own
 
     def _open(self) -> Iterator[Shot]:
         """Return the stream, its first shot already read so that errors show at once."""
@@ -146,7 +158,7 @@ class CameraNode(SpotNode):
             self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
             return
         frame = Frame(stamp, self.param('frame_id'), pixels=pixels, jpeg=shot.jpeg,
-                      reference=shot.reference)
+                      reference=shot.reference, camera=self._name)
         self._sent += 1
         self.hub.publish(frame)
         if self._truth is not None and shot.truth is not None:

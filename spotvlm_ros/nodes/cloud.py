@@ -16,7 +16,7 @@ from .base import latched, RELIABLE, SpotNode
 from .checkpoints import model_path
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from .frames import Frame, FrameHub
-from .input import FrameInput
+from .input import cameras, FrameInput
 from .params import ENDPOINT, fallback_name, Param, ParamError
 from ..cloud.bridge import CloudAnswer, CloudBridge
 from ..cloud.budget import Budget, Cost
@@ -40,17 +40,18 @@ class CloudNode(SpotNode):
         self._bridge: CloudBridge | None = None
         self._configs: list[CloudConfig] = []
         self._photographer = Photographer()
-        self._input: FrameInput | None = None
+        self._inputs: list[FrameInput] = []
+        self._cameras: dict[str, str] = {}       # query -> its camera
         self._answers: Any = None
         self._status: Any = None
-        self._frame_id = ''
-        self._look: Any = None   # what the scene looked like at _looked_ns
-        self._looked_ns = 0
+        self._frame_ids: dict[str, str] = {}     # by camera
+        self._looks: dict[str, tuple[int, Any]] = {}  # by camera: when, and what it looked like
 
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
         import_module('openai')  # takes most of a second, which the first frame need not wait
         self._queries = self.queries()
+        self._cameras = {q.id: q.camera for q in self._queries}
         if not self.param('base_url'):
             raise ParamError('base_url is empty; give the address of an OpenAI-compatible '
                              'server, or use spotvlm run, which starts one')
@@ -74,7 +75,8 @@ class CloudNode(SpotNode):
             max_in_flight=self.param('max_in_flight'), retries=self.param('retries'),
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
-        self._input = FrameInput(self, self._hub, self._offer, self.clock_jumped)
+        self._inputs = [FrameInput(self, self._hub, self._offer, self.clock_jumped, camera)
+                        for camera in cameras(self._queries)]
         if self.param('unsure_below'):
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.every(STATUS_S, self._publish_status)
@@ -96,7 +98,7 @@ class CloudNode(SpotNode):
 
     def clock_jumped(self) -> None:
         """Forget when frames were sent."""
-        self._look, self._looked_ns = None, 0
+        self._looks.clear()
         if self._bridge is not None:
             self._bridge.reset()
 
@@ -106,7 +108,9 @@ class CloudNode(SpotNode):
         if bridge is None:
             return {}
         own = bridge.report() | {'emulated_delay_p50_s': bridge.emulated_delay_s}
-        return own | (self._input.report() if self._input is not None else {})
+        for one in self._inputs:
+            own |= one.report()
+        return own
 
     def _server(self, name: str) -> CloudConfig:
         """Read the parameters of a server; '' is the preferred one."""
@@ -134,21 +138,23 @@ class CloudNode(SpotNode):
         if self._bridge is None:
             return
         self._bridge.max_in_flight = self.param('max_in_flight')
-        self._frame_id = frame.frame_id
+        self._frame_ids[frame.camera] = frame.frame_id
         self._watch(self._bridge, frame)
         self._bridge.offer(frame.stamp_ns,
-                           lambda: self._photographer.photo(frame.jpeg, frame.rgb))
+                           lambda: self._photographer.photo(frame.jpeg, frame.rgb),
+                           frame.camera)
 
     def _watch(self, bridge: CloudBridge, frame: Frame) -> None:
         """Ask early about a scene that has just changed; frames not decoded yet are let pass."""
-        if not frame.decoded or frame.stamp_ns - self._looked_ns < LOOK_S * NS:
+        looked_ns, before = self._looks.get(frame.camera, (0, None))
+        if not frame.decoded or frame.stamp_ns - looked_ns < LOOK_S * NS:
             return
         now = thumbnail(cv2.cvtColor(frame.rgb(), cv2.COLOR_RGB2GRAY))
-        if self._look is not None and \
-                similarity_of(self._look, now) < self.param('cut_below'):
-            for query in self._queries:
-                bridge.urge(query.id)
-        self._look, self._looked_ns = now, frame.stamp_ns
+        if before is not None and similarity_of(before, now) < self.param('cut_below'):
+            for query_id, camera in self._cameras.items():
+                if camera == frame.camera:
+                    bridge.urge(query_id)
+        self._looks[frame.camera] = frame.stamp_ns, now
 
     def _on_edge_answer(self, message: Answer) -> None:
         """Ask early when the edge is unsure."""
@@ -161,8 +167,9 @@ class CloudNode(SpotNode):
         error = Answer.ERROR_NONE
         if answer.rejected and not answer.facts:
             error = Answer.ERROR_PARSE
+        frame_id = self._frame_ids.get(self._cameras[answer.query_id], '')
         message = Answer(
-            header=header_msg(answer.stamp_ns, self._frame_id), query_id=answer.query_id,
+            header=header_msg(answer.stamp_ns, frame_id), query_id=answer.query_id,
             source=Answer.SOURCE_CLOUD, text=answer.text,
             facts=[fact_msg(f, answer.stamp_ns) for f in answer.facts[:MAX_FACTS]],
             wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 import threading
+import time
 from typing import Any
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
@@ -16,7 +18,7 @@ from .frames import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_
 from .input import FrameInput
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
-from ..method.transfer import Transfer, TransferConfig
+from ..method.transfer import TransferConfig, Transfers
 from ..record import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
@@ -29,7 +31,7 @@ class ContextNode(SpotNode):
     Late cloud answers replace the edge's own turns; see `method/transfer.py` for what happens.
 
     Callbacks insert turns. One thread carries the regions of the context's facts from frame to
-    frame and publishes. The lock guards all of `Transfer` but `carry`.
+    frame and publishes. The lock guards all of `Transfers` but `carry`.
     """
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
@@ -37,17 +39,17 @@ class ContextNode(SpotNode):
         super().__init__('context', **kwargs)
         self._hub = hub
         self._queries: dict[str, Query] = {}
-        self._transfer = Transfer(())
+        self._method = Transfers((), TransferConfig())
         self._reset_gate: dict[str, int] = {}  # why a history is empty, until it fills again
-        self._frame_id = ''
+        self._frame_ids: dict[str, str] = {}   # by camera
         self._contexts: Any = None
         self._replaced = 0
         self._lock = threading.RLock()
         self._flow_lock = threading.Lock()     # held while regions are carried
-        self._seen_ns = 0                      # newest frame that regions were carried to
+        self._seen_ns: dict[str, int] = {}     # by camera: newest frame regions were carried to
         self._recorder: Recorder | None = None
         self._mailbox = Mailbox()
-        self._input: FrameInput | None = None
+        self._inputs: dict[str, FrameInput] = {}  # by camera
         self._running = False
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,7 +63,7 @@ class ContextNode(SpotNode):
             gate=GateConfig(age_limit_s=self.param('age_limit_s'),
                             changed_below=self.param('changed_below'),
                             cut_below=self.param('cut_below')))
-        self._transfer = Transfer(queries, config)
+        self._method = Transfers(queries, config)
         if self.param('record_dir'):
             self._recorder = Recorder(self.param('record_dir'), 'context')
             self._recorder.write('start', queries=[plain(q) for q in queries],
@@ -79,7 +81,9 @@ class ContextNode(SpotNode):
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
-            self._input = FrameInput(self, self._hub, self._mailbox.put, self._restarted)
+            for camera in self._method.cameras:
+                self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
+                                                  partial(self._restarted, camera), camera)
 
     def stop(self) -> None:
         """End the flow thread."""
@@ -89,12 +93,12 @@ class ContextNode(SpotNode):
         if self._thread is not None:
             self._thread.join(5.0)
             self._thread = None
-        self._input = None
+        self._inputs = {}
 
     def release(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._queries, self._transfer = {}, Transfer(())
+            self._queries, self._method = {}, Transfers((), TransferConfig())
             if self._recorder is not None:
                 self._recorder.close()
                 self._recorder = None
@@ -112,17 +116,20 @@ class ContextNode(SpotNode):
         """Return what /diagnostics shows."""
         with self._lock:
             report: dict[str, Any] = {
-                'turns_replaced': self._replaced, **self._transfer.report(),
+                'turns_replaced': self._replaced, **self._method.report(),
                 'flow_frames_dropped': self._mailbox.dropped}
             if self._recorder is not None:
                 report['recording_dropped'] = self._recorder.dropped
             for query_id in self._queries:
-                context = self._transfer.context(query_id)
-                report[f'{query_id}.turns'] = len(self._transfer.turns(query_id))
+                transfer = self._method.of_query(query_id)
+                context = transfer.context(query_id)
+                report[f'{query_id}.turns'] = len(transfer.turns(query_id))
                 report[f'{query_id}.facts'] = len(context.facts)
                 if not context.empty:
                     report[f'{query_id}.age_s'] = (context.stamp_ns - context.newest_ns) / NS
-        return report | (self._input.report() if self._input is not None else {})
+        for one in self._inputs.values():
+            report |= one.report()
+        return report
 
     # Answers
 
@@ -130,15 +137,16 @@ class ContextNode(SpotNode):
         query = self._queries.get(message.query_id)
         if query is None or message.error_code != Answer.ERROR_NONE:
             return  # an ad-hoc question, or nothing to remember
-        turn = turn_from_msg(message)
+        turn, transfer = turn_from_msg(message), self._method.of_query(query.id)
         if turn.source is Source.EDGE and \
-                turn.stamp_ns < self._transfer.newest_ns(query.id) - RESTART_S * NS:
-            self._restarted()  # not under the lock: the flow thread takes both in the other order
+                turn.stamp_ns < transfer.newest_ns(query.id) - RESTART_S * NS:
+            # Not under the lock: the flow thread takes both in the other order.
+            self._restarted(query.camera)
         with self._lock:
-            self._frame_id = message.header.frame_id
+            self._frame_ids[query.camera] = message.header.frame_id
             if self._recorder is not None:
                 self._recorder.write('turn', arrived_ns=self.now_ns(), turn=plain(turn))
-            if not self._transfer.add(turn) or turn.source is not Source.CLOUD:
+            if not transfer.add(turn) or turn.source is not Source.CLOUD:
                 return
             self._replaced += 1
             self._reset_gate[query.id] = ContextMsg.GATE_EMPTY
@@ -152,15 +160,16 @@ class ContextNode(SpotNode):
     def _publish(self, query: Query) -> None:
         """Publish the context for the newest frame that is known of."""
         gate = self._reset_gate[query.id]
-        if not self._transfer.turns(query.id) and gate == ContextMsg.GATE_EMPTY:
+        transfer = self._method.of_query(query.id)
+        if not transfer.turns(query.id) and gate == ContextMsg.GATE_EMPTY:
             return  # nothing has been said yet
-        context = self._transfer.context(query.id)
+        context = transfer.context(query.id)
         if self._recorder is not None:
             self._recorder.write('context', query_id=query.id, context=plain(context))
         if self._contexts is not None:
             self._contexts.publish(context_msg(
-                context, query, self._frame_id, self._gate(context, gate),
-                sum(self._transfer.dropped.values())))
+                context, query, self._frame_ids.get(query.camera, ''),
+                self._gate(context, gate), self._method.dropped))
 
     @staticmethod
     def _gate(context: Context, reset: int) -> int:
@@ -169,17 +178,20 @@ class ContextNode(SpotNode):
         whole = set(context.dropped.values())
         return WHOLE.get(whole.pop(), reset) if len(whole) == 1 else reset
 
-    def _forget(self, gate: int) -> None:
+    def _forget(self, gate: int, camera: str | None = None) -> None:
+        """Forget what was said about a camera's frames, or about all."""
         with self._flow_lock, self._lock:
-            self._transfer.clear()
+            for name in self._method.cameras if camera is None else [camera]:
+                self._method.of_camera(name).clear()
+                self._seen_ns.pop(name, None)
             if self._recorder is not None:
-                self._recorder.write('clear', gate=gate)
-            self._seen_ns = 0
-            self._reset_gate = dict.fromkeys(self._queries, gate)
-            self._mailbox.clear()
+                self._recorder.write('clear', gate=gate, camera=camera)
+            self._reset_gate |= {q.id: gate for q in self._queries.values()
+                                 if camera is None or q.camera == camera}
+            self._mailbox.clear(camera)
 
-    def _restarted(self) -> None:
-        self._forget(ContextMsg.GATE_RESTART)
+    def _restarted(self, camera: str) -> None:
+        self._forget(ContextMsg.GATE_RESTART, camera)
         self._publish_all()
 
     # Focus: the flow thread
@@ -187,8 +199,9 @@ class ContextNode(SpotNode):
     def _run(self) -> None:
         while self._running:
             frame = self._mailbox.get(IDLE_S)
-            if frame is None or self._ending.wait(HEAD_START_S):
+            if frame is None:
                 continue
+            self._ending.wait(frame.received + HEAD_START_S - time.monotonic())
             try:
                 self._carry(frame)
             except FrameError as error:
@@ -199,24 +212,27 @@ class ContextNode(SpotNode):
     def _carry(self, frame: Frame) -> None:
         """Carry all regions to a frame, take up those of new facts, publish."""
         # Frames come a little early or late: half a period is tolerance enough.
-        if frame.stamp_ns - self._seen_ns < 0.5 * NS / self.param('flow_hz'):
+        camera, stamp_ns, recorder = frame.camera, frame.stamp_ns, self._recorder
+        if stamp_ns - self._seen_ns.get(camera, 0) < 0.5 * NS / self.param('flow_hz'):
             return
         image = frame.rgb()
         with self._flow_lock:
-            if self._input is not None and frame.stamp_ns > self._input.order.newest_ns:
+            source = self._inputs.get(camera)
+            if source is None or stamp_ns > source.order.newest_ns:
                 return  # taken before the stream started over
-            self._seen_ns = frame.stamp_ns
+            self._seen_ns[camera] = stamp_ns
+            transfer = self._method.of_camera(camera)
             with self._lock:
-                wanted = self._transfer.wanted(frame.stamp_ns)
-                if self._recorder is not None:
-                    self._recorder.write('frame', stamp_ns=frame.stamp_ns,
-                                         frame=self._recorder.frame(
-                                             frame.stamp_ns, image, frame.jpeg, frame.reference))
-            self._transfer.carry(frame.stamp_ns, image, wanted)
+                wanted = transfer.wanted(stamp_ns)
+                if recorder is not None:
+                    recorder.write(
+                        'frame', stamp_ns=stamp_ns, camera=camera, frame=recorder.frame(
+                            stamp_ns, image, frame.jpeg, frame.reference, camera))
+            transfer.carry(stamp_ns, image, wanted)
             with self._lock:
-                self._transfer.carried(frame.stamp_ns)
-                if self._recorder is not None:
-                    self._recorder.write('carried', stamp_ns=frame.stamp_ns)
+                transfer.carried(stamp_ns)
+                if recorder is not None:
+                    recorder.write('carried', stamp_ns=stamp_ns, camera=camera)
                 for query_id in {query_id for query_id, _ in wanted}:
                     self._publish(self._queries[query_id])
 

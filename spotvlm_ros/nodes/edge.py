@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 import threading
 import time
 import traceback
@@ -27,7 +28,7 @@ from .checkpoints import model_path
 from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, fact_msg
 from .convert import header_msg, MAX_FACTS, stamp_ns
 from .frames import Frame, FrameError, FrameHub, Mailbox
-from .input import FrameInput
+from .input import cameras, FrameInput
 from .schedule import Schedule
 from ..method.audit import Audit
 from ..method.facts import Context, NS, Query
@@ -74,12 +75,12 @@ class EdgeNode(SpotNode):
         self._schedule = Schedule(())
         self._contexts: dict[str, ContextMsg] = {}  # read when used: more come than are needed
         self._mailbox = Mailbox()
-        self._last: Frame | None = None
+        self._last: dict[str, Frame] = {}  # newest that was looked at, by camera
         self._jobs: deque[Job] = deque()
         self._running = False
         self._busy = False
         self._thread: threading.Thread | None = None
-        self._input: FrameInput | None = None
+        self._inputs: list[FrameInput] = []
         self._answers: Any = None
         self._audits: Any = None
         self._detections: Any = None
@@ -94,10 +95,11 @@ class EdgeNode(SpotNode):
     def setup(self) -> None:
         """Load the model."""
         self._queries = {q.id: q for q in self.queries()}
+        self._schedule = Schedule(tuple(self._queries.values()))
         path = model_path(self.param('model'))
         options = {'device': self.param('device'), 'threads': self.param('threads'),
                    'decoding': self.param('decoding'), 'engine': self.param('engine'),
-                   'margin': self.param('guard_margin')}
+                   'odds': self.param('guard_odds')}
         self._model = self._load(path, focus_backend=self.param('focus_backend'), **options)
         if self.param('record_dir'):
             self._recorder = Recorder(self.param('record_dir'), 'edge')
@@ -122,7 +124,9 @@ class EdgeNode(SpotNode):
         self._thread.start()
         while not warm.wait(0.1) and self._thread.is_alive():
             pass  # frames are of no use before
-        self._input = FrameInput(self, self._hub, self._mailbox.put, self._forget)
+        self._inputs = [
+            FrameInput(self, self._hub, self._mailbox.put, partial(self._forget, camera), camera)
+            for camera in cameras(self._queries.values())]
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit = Audit(self.param('audit_share'))
         if self._audit.share and self.param('audit_truth'):
@@ -167,13 +171,15 @@ class EdgeNode(SpotNode):
                **self._audit.report()}
         if self._recorder is not None:
             own['recording_dropped'] = self._recorder.dropped
-        return own | (self._input.report() if self._input is not None else {})
+        for one in self._inputs:
+            own |= one.report()
+        return own
 
     @property
     def idle(self) -> bool:
         """Whether no frame is being answered, nor came in the last half second."""
-        return not self._busy and (self._last is None
-                                   or time.monotonic() - self._last.received > 0.5)
+        newest = max((f.received for f in self._last.values()), default=0.0)
+        return not self._busy and time.monotonic() - newest > 0.5
 
     # Callbacks: enqueue only
 
@@ -201,8 +207,9 @@ class EdgeNode(SpotNode):
                               f'{", ".join(self._queries)}')
         if query is None:
             tokens = request.max_tokens or self.param('ask_max_tokens')
+            camera = cameras(self._queries.values())[0]
             query = Query(id='', prompt=neutralise(request.prompt), format='text',
-                          deadline_s=timeout, max_new_tokens=tokens)
+                          deadline_s=timeout, max_new_tokens=tokens, camera=camera)
         job = Job(goal, query, time.monotonic() + timeout, Future(executor=self.executor),
                   canceled=lambda: bool(goal.is_cancel_requested))
         self._jobs.append(job)
@@ -239,12 +246,14 @@ class EdgeNode(SpotNode):
         frame = self._mailbox.get(IDLE_S)
         if frame is None:
             return
-        if time.monotonic() - frame.received > self.param('max_start_age_s'):
+        if len(self._inputs) == 1 and \
+                time.monotonic() - frame.received > self.param('max_start_age_s'):
             # It came while the model was busy. The next one is fresher and about to come; where
-            # none does (slow camera, end of the clip) this one is still the newest.
+            # none does (slow camera, end of the clip) this one is still the newest. With several
+            # cameras the model has no time to wait.
             frame = self._mailbox.get(self.param('patience_s')) or frame
-        self._last = frame
-        query = self._schedule.take(frame.stamp_ns)
+        self._last[frame.camera] = frame
+        query = self._schedule.take(frame.stamp_ns, frame.camera)
         if query is not None and self._running:
             started_ns = self.now_ns()
             self._busy = True
@@ -315,7 +324,8 @@ class EdgeNode(SpotNode):
         own = {} if query.id in self._queries else {'query': plain(query)}
         self._recorder.write(
             'answer', stamp_ns=frame.stamp_ns, query_id=query.id, **own,
-            frame=self._recorder.frame(frame.stamp_ns, rgb, frame.jpeg, frame.reference),
+            frame=self._recorder.frame(frame.stamp_ns, rgb, frame.jpeg, frame.reference,
+                                       frame.camera),
             context=plain(context) if context is not None else None, text=result.text,
             facts=[plain(f) for f in result.facts], partial=result.partial)
 
@@ -368,13 +378,14 @@ class EdgeNode(SpotNode):
 
     def _ask(self, job: Job) -> None:
         """Answer a goal about the newest frame."""
-        frame = self._mailbox.get(IDLE_S) or self._last
+        camera = job.query.camera
+        frame = self._mailbox.get(IDLE_S, camera) or self._last.get(camera)
         if job.canceled():
             self._jobs.popleft()
             self._finish(job, Ask.Result.ERROR_CANCELED, 'given up on request')
         elif frame is not None:
             self._jobs.popleft()
-            self._last = frame
+            self._last[camera] = frame
             self._answer_job(job, frame)
         elif time.monotonic() > job.until:
             self._jobs.popleft()
@@ -396,11 +407,14 @@ class EdgeNode(SpotNode):
         job.done.set_result(Ask.Result(answer=answer or Answer(), error_code=code,
                                        error_msg=message))
 
-    def _forget(self) -> None:
-        self._mailbox.clear()
-        self._last = None
-        self._contexts.clear()
-        self._schedule = Schedule(tuple(self._queries.values()))
+    def _forget(self, camera: str | None = None) -> None:
+        """Forget what is of another time: of a camera whose stream starts over, or all."""
+        self._mailbox.clear(camera)
+        self._schedule.clear(camera)
+        for query in self._queries.values():
+            if camera is None or query.camera == camera:
+                self._last.pop(query.camera, None)
+                self._contexts.pop(query.id, None)
 
 
 def make_nodes() -> list[SpotNode]:

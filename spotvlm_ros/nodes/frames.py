@@ -23,17 +23,18 @@ class FrameError(ValueError):
 
 class Frame:
     """
-    One camera image, identified by its acquisition stamp.
+    One camera image, identified by its camera and acquisition stamp.
 
     The pixels are decoded when first asked for, so frames that nobody chooses cost nothing.
     """
 
     def __init__(self, stamp_ns: int, frame_id: str, *, pixels: Image | None = None,
                  decode: Callable[[], Image] | None = None, jpeg: bytes | None = None,
-                 reference: str = '') -> None:
+                 reference: str = '', camera: str = '') -> None:
         """Keep RGB pixels, or a function that makes them, or JPEG bytes."""
         self.stamp_ns = stamp_ns
         self.frame_id = frame_id
+        self.camera = camera               # its name; '' where there is one only
         self.jpeg = jpeg
         self.reference = reference         # what draws this frame again, as JSON; '': nothing
         self.received = time.monotonic()  # steady time of arrival in this process [s]
@@ -82,11 +83,15 @@ def encode_jpeg(rgb: Image, quality: int = 85) -> bytes:
 
 
 class Mailbox:
-    """Holds the newest frame only; a newer one replaces it and is counted as a drop."""
+    """
+    Holds the newest frame of each camera; a newer one takes its place and is counted as a drop.
+
+    The camera that has waited longest is served first, so that none goes hungry.
+    """
 
     def __init__(self) -> None:
         """Start empty."""
-        self._frame: Frame | None = None
+        self._frames: dict[str, Frame] = {}  # by camera, longest waiting first
         self._woken = False
         self._changed = threading.Condition()
         self.dropped = 0
@@ -94,9 +99,8 @@ class Mailbox:
     def put(self, frame: Frame) -> None:
         """Leave a frame."""
         with self._changed:
-            if self._frame is not None:
-                self.dropped += 1
-            self._frame = frame
+            self.dropped += frame.camera in self._frames
+            self._frames[frame.camera] = frame
             self._changed.notify_all()
 
     def wake(self) -> None:
@@ -105,18 +109,21 @@ class Mailbox:
             self._woken = True
             self._changed.notify_all()
 
-    def clear(self) -> None:
-        """Forget the frame that waits."""
+    def clear(self, camera: str | None = None) -> None:
+        """Forget the frame of a camera that waits, or all of them."""
         with self._changed:
-            self._frame = None
+            for name in [camera] if camera is not None else list(self._frames):
+                self._frames.pop(name, None)
 
-    def get(self, timeout_s: float) -> Frame | None:
-        """Take the frame; None when woken or when none came in time."""
+    def get(self, timeout_s: float, camera: str | None = None) -> Frame | None:
+        """Take a frame, of one camera or of any; None when woken or when none came in time."""
+        def name() -> str | None:
+            return next((n for n in self._frames if camera is None or n == camera), None)
         with self._changed:
-            self._changed.wait_for(lambda: self._frame is not None or self._woken, timeout_s)
+            self._changed.wait_for(lambda: name() is not None or self._woken, timeout_s)
             self._woken = False
-            frame, self._frame = self._frame, None
-            return frame
+            found = name()
+            return self._frames.pop(found) if found is not None else None
 
 
 class FrameHub:

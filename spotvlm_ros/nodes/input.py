@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import time
 from typing import Any
 
@@ -14,6 +14,17 @@ from .base import SENSOR, SpotNode
 from .convert import stamp_ns
 from .convert_image import check_image, image_to_rgb
 from .frames import Frame, FrameError, FrameHub, StampOrder
+from ..method.facts import Query
+
+
+def image_topic(camera: str) -> str:
+    """Return the topic of a camera's raw images; '' is the only camera."""
+    return f'{camera}/image' if camera else 'image'
+
+
+def cameras(queries: Iterable[Query]) -> list[str]:
+    """Return the names of the cameras that questions are about, each once."""
+    return list(dict.fromkeys(q.camera for q in queries))
 
 
 class FrameInput:
@@ -24,25 +35,32 @@ class FrameInput:
     """
 
     def __init__(self, node: SpotNode, hub: FrameHub | None, on_frame: Callable[[Frame], None],
-                 on_restart: Callable[[], None] = lambda: None) -> None:
-        """Listen until the node is deactivated."""
+                 on_restart: Callable[[], None] = lambda: None, camera: str = '') -> None:
+        """Listen to a camera until the node is deactivated."""
         self._node, self._on_frame, self._on_restart = node, on_frame, on_restart
+        self._camera = camera
         self.order = StampOrder()
         self.frames = 0
         self._since = time.monotonic()
         if hub is not None:
-            node.own(hub.listen(node.guarded(self._take)))
+            node.own(hub.listen(node.guarded(self._share)))
         elif node.param('image_transport') == 'compressed':
-            node.subscribe(CompressedImage, 'image/compressed', SENSOR, self._compressed)
+            node.subscribe(CompressedImage, f'{image_topic(camera)}/compressed', SENSOR,
+                           self._compressed)
         else:
-            node.subscribe(Image, 'image', SENSOR, self._raw)
+            node.subscribe(Image, image_topic(camera), SENSOR, self._raw)
 
     def report(self) -> dict[str, Any]:
         """Return rates and rejects since the last call."""
         now = time.monotonic()
         rate = self.frames / max(1e-3, now - self._since)
         self.frames, self._since = 0, now
-        return {'input_hz': rate, 'restarts': self.order.restarts, **self.order.rejected}
+        own = {'input_hz': rate, 'restarts': self.order.restarts, **self.order.rejected}
+        return {f'{self._camera}.{k}' if self._camera else k: v for k, v in own.items()}
+
+    def _share(self, frame: Frame) -> None:
+        if frame.camera == self._camera:
+            self._take(frame)
 
     def _raw(self, message: Image) -> None:
         try:
@@ -51,11 +69,11 @@ class FrameInput:
             self._node.count('bad_images', f'image: {error}')
             return
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         decode=lambda: image_to_rgb(message)))
+                         decode=lambda: image_to_rgb(message), camera=self._camera))
 
     def _compressed(self, message: CompressedImage) -> None:
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         jpeg=bytes(message.data)))
+                         jpeg=bytes(message.data), camera=self._camera))
 
     def _take(self, frame: Frame) -> None:
         if self._node.now_ns() == 0:

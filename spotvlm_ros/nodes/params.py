@@ -19,7 +19,7 @@ import yaml
 
 from ..markdown import table
 from ..method.facts import Query
-from ..method.guard import MARGIN
+from ..method.guard import ODDS
 
 When = Literal['start', 'configure', 'run']  # when a change is accepted; start: never after it
 
@@ -99,6 +99,8 @@ CAMERA = (
     Param('loop', False, 'start over at the end'),
     Param('keep_stamps', False, 'bag only: keep the stamps in the bag instead of restamping to '
           'now; needs use_sim_time with a /clock of the same bag to have meaningful ages'),
+    Param('cameras', [], 'names of the cameras: frames are on <name>/image; empty: one camera, on '
+          'image; several only where source is topic'),
     Param('frame_id', 'camera_optical_frame', 'optical frame of the images (REP-105)'),
     Param('publish_image', 'auto', 'publish image: auto does while somebody subscribes',
           choices=('auto', 'always', 'never'), when='run'),
@@ -124,9 +126,9 @@ EDGE = (
           'as it is, to compare with', choices=('fast', 'generate')),
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
-    Param('guard_margin', MARGIN, 'a value given with context counts when its probability is '
-          "higher than that of the edge's own by this, which takes a second pass where the edge "
-          'is unsure; -1: one pass, and context always counts', -1.0, 1.0),
+    Param('guard_odds', ODDS, 'a value given with context counts when its odds are this many '
+          "times those of the edge's own, which takes a second pass where the edge is unsure; 0: "
+          'one pass, and context always counts', 0.0, 1000.0),
     Param('audit_share', 0.02, 'share of the answers with context that are given once more '
           'without it, to measure on the robot how often context changes them', 0.0, 1.0),
     Param('audit_truth', False, 'listen to truth, too, and count how often context helps and '
@@ -231,6 +233,8 @@ QUERY = (
     Param('max_new_tokens', 64, 'longest edge answer [tokens]', 1, 4096),
     Param('context_tokens', 256, 'longest history in the prompt, oldest facts dropped first '
           '[tokens]', 0, 16384),
+    Param('camera', '', 'camera that the question is about: its frames come on <camera>/image; '
+          'empty: on image'),
 )
 CHOICES = Param('choices.<key>', [], 'facts only: the allowed values of a fact, quoted strings')
 TTL = Param('ttl_s.<key>', 5.0, 'a cloud fact is forgotten after [s]; key default for the '

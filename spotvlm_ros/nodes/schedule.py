@@ -23,10 +23,17 @@ class Schedule:
         self._queries = queries
         self._due_ns: dict[str, float] = {}
 
-    def take(self, stamp_ns: int) -> Query | None:
-        """Return the query that has been due longest for the frame of this stamp, or None."""
-        due = {q.id: self._due(q, stamp_ns) for q in self._queries}
-        query = min(self._queries, key=lambda q: due[q.id], default=None)
+    def clear(self, camera: str | None = None) -> None:
+        """Make the queries about a camera due, or all of them."""
+        for query in self._queries:
+            if camera is None or query.camera == camera:
+                self._due_ns.pop(query.id, None)
+
+    def take(self, stamp_ns: int, camera: str = '') -> Query | None:
+        """Return the query that has been due longest for a camera's frame of this stamp."""
+        due = {q.id: self._due(q, stamp_ns) for q in self._queries if q.camera == camera}
+        query = min((q for q in self._queries if q.id in due), key=lambda q: due[q.id],
+                    default=None)
         if query is None:
             return None
         period = NS / query.rate_hz

@@ -175,7 +175,8 @@ def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
                 queries = [read(Query, q) for q in line['queries']]
                 method = Transfers(queries, read(TransferConfig, line['config']))
             case 'clear':
-                for camera in [line['camera']] if line.get('camera') is not None else method.cameras:
+                one = line.get('camera')
+                for camera in method.cameras if one is None else [one]:
                     method.of_camera(camera).clear()
             case 'turn':
                 turn = read(Turn, line['turn'])

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 import datetime
 import json
 from pathlib import Path
+import threading
 import time
 import traceback
 from typing import Any
 
 import numpy as np
+import psutil
 
 from .edge_perf import cpu_rows, machine, row
 from ..markdown import put, table
@@ -37,17 +40,45 @@ def overhead(stop: StopSignal) -> list[Row]:
 
     rows = []
     for name, several in (('composed', False), ('multiprocess', True)):
-        code, summary = run(RunConfig(
-            'driving', duration_s=OVERHEAD_S, quiet=True, log_level='warn', multi_process=several,
-            overrides={'camera': {'source': 'mini', 'seed': SEED},
-                       'cloud': {'emulated_delay_median_s': 1.5}}), stop)
+        with Memory() as memory:
+            code, summary = run(RunConfig(
+                'driving', duration_s=OVERHEAD_S, quiet=True, log_level='warn',
+                multi_process=several, overrides={
+                    'camera': {'source': 'mini', 'seed': SEED},
+                    'cloud': {'emulated_delay_median_s': 1.5}}), stop)
         if code or stop():
             raise RuntimeError(f'the {name} graph ended early; the lines above say why')
         spent, total = summary['overhead_ms'], summary['stamp_to_answer_ms']
         rows.append(row(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
                         f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
                         machine()))
+        rows.append(row(f'memory_{name}_mb', memory.most / 1e6, 'MB resident, all node processes',
+                        '', None, machine()))
     return rows
+
+
+class Memory:
+    """Watches what the node processes that this one starts hold at most [bytes]."""
+
+    def __enter__(self) -> Memory:
+        """Begin."""
+        self.most, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            total = 0
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    total += child.memory_info().rss if 'node' in child.cmdline() else 0
+            self.most = max(self.most, total)
 
 
 def focus() -> list[Row]:
@@ -87,10 +118,10 @@ def focus() -> list[Row]:
 
 def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
     """Return what there is to measure, by name."""
-    from . import bridge_perf
+    from . import bridge_perf, cameras_perf
 
     return {'overhead': lambda: overhead(stop), 'focus': focus, 'edge': lambda: cpu_rows(1),
-            'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
+            'cameras': cameras_perf.rows, 'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
             'soak': lambda: bridge_perf.soak(1.0, 20.0)}
 
 
@@ -108,7 +139,7 @@ def _page(rows: Sequence[Row]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, write results.json."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     stop = StopSignal()
     named = measures(stop)
@@ -130,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed[name] = f'{type(error).__name__}: {error}'
         if stop():
             break
-    shown = Table('name', 'value', 'unit', 'ratio', 'baseline')
+    shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
     for found in rows:
         ratio = found.get('ratio')
         shown.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros.edge.families import family_of
+from spotvlm_ros.edge.cpu import Eye
+from spotvlm_ros.edge.families import family_of, Visual
 from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
 from spotvlm_ros.edge.graphs import GraphEngine
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
@@ -121,6 +122,36 @@ def test_a_prompt_that_does_not_fit_says_so(fixed):
     long = Query('text', 'word ' * 600, 'text')
     with pytest.raises(ValueError, match='shorten context_tokens'):
         fixed['idefics3'].answer(frame_of(0), long, None, 0)
+
+
+@pytest.mark.parametrize('family', tiny.MAKERS)
+def test_the_traced_tower_is_used_where_it_gives_exactly_the_same(pairs, family):
+    fast, _ = pairs[family]
+    engine = fast._engine
+    eye = Eye(engine.family)
+    inputs = []
+    for number in (0, 5):
+        shown = fast.shown(frame_of(number), FACTS, None, 0)
+        inputs.append(fast._inputs(shown.chat, shown.images))
+    with torch.inference_mode():
+        for which in ([0], [0, 1], [1]):
+            for each in inputs:
+                part = engine.family.images(each, which)
+                assert torch.equal(eye(part).rows, engine.family.visual(part).rows)
+    if family != 'qwen3_vl':  # outputs of its inner layers are wanted, too
+        assert None not in eye._traces.values()
+    assert len(eye._traces) == 2
+
+
+def test_a_tower_that_a_trace_does_not_follow_is_used_itself(pairs):
+    family = family_of(pairs['llava'][0]._model)
+    pixels = torch.randn(1, 3, 8, 8)
+    family.visual = lambda inputs: Visual(  # takes a turn that depends on the pixels
+        inputs['pixel_values'].flatten() * (2 if inputs['pixel_values'].sum() > 0 else 3))
+    eye = Eye(family)
+    for sign in (1, -1, 1):
+        part = {'pixel_values': sign * pixels.abs()}
+        assert torch.equal(eye(part).rows, family.visual(part).rows)
 
 
 @pytest.mark.parametrize('family', tiny.MAKERS)

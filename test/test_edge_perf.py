@@ -10,7 +10,7 @@ def test_cpu_rows():
     assert rows['edge_cpu_answers_that_differ']['value'] == 0
     for name in ('unchanged', 'changed', 'still', 'alone'):
         found = rows[f'edge_cpu_speedup_{name}']
-        assert found['ratio'] == found['value'] > 0.5 and 'generate' in found['baseline']
+        assert found['ratio'] == found['value'] > 0 and 'generate' in found['baseline']
     assert set(next(iter(rows.values()))) == {
         'name', 'value', 'unit', 'baseline', 'ratio', 'machine'}
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from transformers import Cache
 
+from .cpu import Eye
 from .families import Allowed, Family, Tensors, Visual
 from .grammar import Grammar, Guess, Row
 
@@ -121,6 +122,7 @@ class Engine:
         self._views: OrderedDict[Hashable, Visual] = OrderedDict()
         weight = family.embedding.weight
         self._device, self._dtype = weight.device, weight.dtype
+        self._visual = Eye(family) if weight.device.type == 'cpu' else family.visual
         self._never = torch.finfo(self._dtype).min
 
     def prepare(self) -> None:
@@ -214,7 +216,7 @@ class Engine:
         """Return the features of a prompt's images; the vision tower sees the new ones."""
         new = [i for i, image in enumerate(prompt.seen) if image not in self._views]
         if new:
-            seen = self.family.visual(self.family.images(prompt.inputs, new))
+            seen = self._visual(self.family.images(prompt.inputs, new))
             self._views.update(zip([prompt.seen[i] for i in new], seen.split(len(new))))
         for image in prompt.seen:
             self._views.move_to_end(image)

@@ -30,7 +30,7 @@ from .grammar import Free, Grammar, Templates
 from .graphs import GraphEngine
 from .inputs import Inputs
 from ..method import focus, guard, prompt
-from ..method.facts import Context, Fact, Query
+from ..method.facts import Context, Fact, Query, Region
 from ..method.history import compress
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
@@ -73,7 +73,7 @@ class EdgeModel:
         """
         self.name, self.odds = name, odds
         self.focus = focus_config or focus.FocusConfig()
-        self._model = model.eval()
+        self._model = model.eval().requires_grad_(False)
         if engine == 'fast' and model.config.model_type in FAMILIES:
             use_masks(model)
         self._tokenizer = processor.tokenizer
@@ -131,7 +131,9 @@ class EdgeModel:
         views = focus.views(frames[0], Query('', '', 'text'), {}, self._view_size, self.focus)
         for query in queries:
             told = tuple(Fact(k, v[0], 0) for k, v in query.choices.items())
-            for context in (None, Context(query.id, 0, told, text='x' * (not told))):
+            focus_on = {f.key: Region(0, 0, 200, 200) for f in told[:1]}
+            for context in (None, Context(query.id, 0, told, text='x' * (not told),
+                                          focus=focus_on)):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
                 for frame in frames:  # the second as most will be, with what was kept
                     alone = context is None and self._guarded(query)

@@ -97,6 +97,19 @@ def test_mailbox_keeps_the_newest():
     assert box.get(10.0) is None
 
 
+def test_mailbox_serves_the_camera_that_has_waited_longest():
+    box = Mailbox()
+    for stamp, camera in ((1, 'a'), (2, 'b'), (3, 'a'), (4, 'c')):
+        box.put(Frame(stamp, 'c', camera=camera))
+    assert box.dropped == 1
+    assert box.get(0, 'b').stamp_ns == 2 and box.get(0.01, 'b') is None
+    assert [box.get(0).stamp_ns for _ in range(2)] == [3, 4]
+    for camera in 'ab':
+        box.put(Frame(5, 'c', camera=camera))
+    box.clear('a')
+    assert box.get(0).camera == 'b' and box.get(0.01) is None
+
+
 def test_hub():
     hub, seen = FrameHub(), []
     end = hub.listen(seen.append)
@@ -117,6 +130,18 @@ def test_schedule_keeps_rates_that_do_not_divide_the_camera():
     schedule = Schedule(queries)
     picked = [q.id for i in range(250) if (q := schedule.take(NS + i * NS // 25))]
     assert abs(picked.count('a') - 80) <= 2 and abs(picked.count('b') - 30) <= 2
+
+
+def test_schedule_gives_a_frame_only_to_questions_about_its_camera():
+    queries = [Query(i, 'q', 'text', rate_hz=5.0, camera=c)
+               for i, c in (('a', 'front'), ('b', 'front'), ('c', 'rear'))]
+    schedule = Schedule(queries)
+    assert schedule.take(NS, 'left') is None
+    assert [schedule.take(NS + i, c).id for i, c in enumerate(('front', 'rear', 'front'))] == [
+        'a', 'c', 'b']
+    assert schedule.take(NS + 9, 'rear') is None
+    schedule.clear('rear')
+    assert schedule.take(NS + 10, 'rear').id == 'c' and schedule.take(NS + 11, 'front') is None
 
 
 def test_schedule_starves_nobody():

@@ -93,10 +93,10 @@ def graph(make, *params, files=('driving',), namespace=''):
 
 def overlay(tmp_path, **nodes):
     """Write parameters that win over a profile's."""
-    import yaml
     path = tmp_path / 'overlay.yaml'
-    path.write_text(yaml.safe_dump({f'/**/{node}': {'ros__parameters': values}
-                                    for node, values in nodes.items()}))
+    # JSON is YAML without the aliases that ROS refuses.
+    path.write_text(json.dumps({f'/**/{node}': {'ros__parameters': values}
+                                for node, values in nodes.items()}))
     return path
 
 
@@ -292,6 +292,96 @@ def test_bag_is_replayed_and_answered(tmp_path, plugin, kind):
         wait_for(lambda: {a.query_id for a in probe.answers} == {'scene', 'action'})
         assert not any(a.error_code for a in probe.answers)
         assert abs(stamp_ns(probe.answers[-1].header.stamp) - time.time_ns()) < 60 * NS
+
+
+def two_cameras(tmp_path, **nodes):
+    """Return parameters of two cameras with a question about each; the nodes' own win."""
+    one = {'prompt': 'What is on the road?', 'format': 'facts', 'keys': ['light'],
+           'choices': {'light': ['none', 'red', 'green']}, 'rate_hz': 10.0}
+    both = {'queries': ['ahead', 'behind'], 'ahead': {**one, 'camera': 'front'},
+            'behind': {**one, 'camera': 'rear'}}
+    sections = {node: {**both, **nodes.get(node, {})} for node in ('edge', 'cloud', 'context')}
+    return overlay(tmp_path, **{**nodes, **sections})
+
+
+def test_each_question_is_about_its_own_camera(server, tmp_path):
+    """Frames of two cameras, with the same stamps: nothing that is said of one is told of both."""
+    edge, asked = FakeEdge(), []
+    shades = {'front': 40, 'rear': 200}
+    over = two_cameras(tmp_path, cloud={'base_url': server.url})
+
+    def shade(rgb):
+        return min(shades, key=lambda name: abs(shades[name] - float(rgb.mean())))
+
+    def reply(request):
+        data = request['messages'][0]['content'][0]['image_url']['url'].partition(',')[2]
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+        value = {'front': 'red', 'rear': 'green'}[shade(image)]
+        server.content = json.dumps([{'label': 'light', 'value': value}])
+        return server.fine(request)
+    server.reply = reply
+
+    def answer(rgb, query, context, *args, **kwargs):
+        asked.append((query.id, shade(rgb), context))
+        return FakeEdge.answer(edge, rgb, query, context, *args, **kwargs)
+    edge.answer = answer
+    with graph(lambda: [ContextNode(), CloudNode(), EdgeNode(load=edge.load)],
+               files=('driving', over)) as (probe, running):
+        topics = {name: probe.create_publisher(Image, f'{name}/image', 1) for name in shades}
+        shift = [0]
+
+        def send(stamp):
+            for name, topic in topics.items():
+                pixels = np.full((48, 64, 3), shades[name], np.uint8)
+                topic.publish(image_msg(Frame(
+                    stamp + (shift[0] if name == 'rear' else 0), name, pixels=pixels)))
+        told = {'ahead': 'red', 'behind': 'green'}
+
+        def both_told(since=0):
+            return {q for q, _, c in asked[since:] if c is not None and not c.empty} == set(told)
+        keep_sending(probe, send, both_told)
+        # The rear stream starts over: what was said of it is forgotten, and only that.
+        mark, shift[0] = len(probe.contexts), -100 * NS
+        keep_sending(probe, send, lambda: any(
+            c.gate == Context.GATE_RESTART for c in probe.contexts[mark:]))
+        assert {c.query_id for c in probe.contexts if c.gate == Context.GATE_RESTART} == {'behind'}
+        since = len(asked)
+        keep_sending(probe, send, lambda: both_told(since))
+        wait_for(probe.ask.server_is_ready)
+        goal = probe.ask.send_goal_async(Ask.Goal(query_id='behind'))
+        keep_sending(probe, send, goal.done)
+        result = goal.result().get_result_async()
+        keep_sending(probe, send, result.done)
+        assert result.result().result.answer.header.frame_id == 'rear'
+    assert {(q, s) for q, s, _ in asked} == {('ahead', 'front'), ('behind', 'rear')}
+    assert all(f.value == told[q] for q, _, c in asked if c is not None for f in c.facts)
+    assert {(a.query_id, a.header.frame_id) for a in [*probe.answers, *probe.cloud]} == {
+        ('ahead', 'front'), ('behind', 'rear')}
+    assert all(c.header.frame_id in ('', {'ahead': 'front', 'behind': 'rear'}[c.query_id])
+               for c in probe.contexts)
+
+
+def test_a_composed_process_shares_the_topics_of_all_cameras(tmp_path):
+    edge, hub = FakeEdge(), FrameHub()
+    over = two_cameras(tmp_path, camera={'source': 'topic', 'cameras': ['front', 'rear']})
+    with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
+               files=('driving', over)) as (probe, _):
+        topics = [probe.create_publisher(Image, f'{name}/image', 1) for name in ('front', 'rear')]
+
+        def send(stamp):
+            for topic in topics:
+                topic.publish(image_msg(Frame(stamp, topic.topic_name, pixels=GREY)))
+        keep_sending(probe, send, lambda: {
+            (a.query_id, a.header.frame_id) for a in probe.answers} == {
+                ('ahead', '/front/image'), ('behind', '/rear/image')})
+        keep_sending(probe, send, lambda: probe.diagnostics.get('edge', {}).get('rear.input_hz'))
+
+
+def test_a_source_that_is_one_camera_has_one_name(tmp_path):
+    over = overlay(tmp_path, camera={'source': 'mini', 'cameras': ['front', 'rear']})
+    with graph(lambda: [CameraNode()], files=('driving', over)) as (_, running):
+        assert running.failed == ['camera']
+        assert 'source mini is one camera' in running.nodes[-1].last_failure
 
 
 def test_two_robots_on_one_host(server, tmp_path):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recorded run comes out the same again, and one that was tampered with does not."""
 
+from dataclasses import replace
 import json
 
 import cv2
@@ -32,9 +33,10 @@ def folder(tmp_path_factory):
     cv2.setNumThreads(1)
     path = tmp_path_factory.mktemp('recording')
     config = TransferConfig()
-    transfer, world = Transfer([SCENE], config), make_world('driving', 1_000_300, 'day')
+    query = replace(SCENE, camera='front')
+    transfer, world = Transfer([query], config), make_world('driving', 1_000_300, 'day')
     context, edge = record.Recorder(path, 'context'), record.Recorder(path, 'edge')
-    context.write('start', queries=[record.plain(SCENE)], config=record.plain(config))
+    context.write('start', queries=[record.plain(query)], config=record.plain(config))
     checkpoint = str(models.resolve('spot-mini-edge'))
     model = EdgeModel.load(checkpoint)
     model.warm_up((SCENE,))
@@ -51,11 +53,11 @@ def folder(tmp_path_factory):
             context.write('turn', arrived_ns=now, turn=record.plain(turn))
             transfer.add(turn)
         wanted = transfer.wanted(now)
-        where = context.frame(now, frame, None, reference)
-        context.write('frame', stamp_ns=now, frame=where)
+        where = context.frame(now, frame, None, reference, 'front')
+        context.write('frame', stamp_ns=now, camera='front', frame=where)
         transfer.carry(now, frame, wanted)
         transfer.carried(now)
-        context.write('carried', stamp_ns=now)
+        context.write('carried', stamp_ns=now, camera='front')
         told = transfer.context('scene')
         context.write('context', query_id='scene', context=record.plain(told))
         if index % 8 == 0:

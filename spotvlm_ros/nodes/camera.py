@@ -146,7 +146,8 @@ class CameraNode(SpotNode):
         if self.hub.listeners:
             return True
         topics = (self._image.topic_name, self._compressed.topic_name)
-        return any(info.node_name == 'edge' for topic in topics
+        # A composed process that takes frames from topics does so by its camera node.
+        return any(info.node_name in ('edge', 'camera') for topic in topics
                    for info in self.get_subscriptions_info_by_topic(topic))
 
     def _show(self, shot: Shot) -> None:

@@ -28,7 +28,7 @@ from spotvlm_ros.method.guard import ODDS, OFF
 from spotvlm_ros.mini.models import resolve
 
 PLAN = Plan(seconds=2.0, scored_from_s=0.5)
-TOOK = Latencies(0.004, 0.03, 0.035, 0.004, 0.6, 'spot-mini-edge', 'a test')
+TOOK = Latencies(0.004, 0.03, 0.035, 0.06, 0.004, 0.6, 'spot-mini-edge', 'a test')
 EPISODE = episodes('tune', 'driving day', 1)[0]
 
 

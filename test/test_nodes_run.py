@@ -102,6 +102,7 @@ def test_ctrl_c_at_any_moment(mode, moment):
     (('run', 'driving', '-p', 'edge.thread:=1'), 'did you mean threads'),
     (('run', 'driving', '-p', 'edge.threads'), ':='),
     (('run', 'driving', '-p', 'cloud.model:=no/such'), 'base_url'),
+    (('run', 'driving', '-p', 'camera.cameras:=[front]'), "scene.camera is ''"),
     (('run', 'driving', '--video', 'none.mp4', '-p', 'cloud.base_url:=http://127.0.0.1:9/v1'),
      'none.mp4'),
     (('serve', '--model', 'none'), 'neither')])

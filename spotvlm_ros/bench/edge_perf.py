@@ -61,12 +61,16 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     engine = EdgeModel.load(path, threads=threads)
     plain = EdgeModel.load(path, threads=threads, engine='generate')
     usual = EdgeModel.load(path, threads=threads, engine='generate')
+    others = {name: EdgeModel(name, change(EdgeModel.load(path)._model), usual._inputs.processor)
+              for name, change in (('int8', as_int8), ('bf16', as_bf16))}
     rng = np.random.default_rng(5)
     items = [dataset.sample(make_world('driving', TUNE_SEEDS[k]),
                             int(rng.integers(300, 2300)), rng, SCENE) for k in range(drives)]
     engine.warm_up([SCENE])
     plain.warm_up([SCENE])
     usual.warm_up([SCENE])
+    for other in others.values():
+        other.warm_up([SCENE])
     usual.use_processor()
     times: dict[str, list[float]] = {}
     differ = answers = 0
@@ -94,6 +98,8 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
             differ += want != run('unchanged', engine, frame, item, item.context)
             differ += want != run('still', engine, frame, item, item.context)
             run('usual', usual, frame, item, item.context)
+            for name, other in others.items():
+                run(f'{name}_changed', other, frame, item, item.context)
             want = run('generate_alone', plain, frame, item, None)
             differ += want != run('alone', engine, frame, item, None)
             answers += 4
@@ -116,6 +122,8 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
                 ('changed', 'generate', 'model.generate, same inputs'),
                 ('still', 'generate', 'model.generate, same inputs; no pixel changed'),
                 ('alone', 'generate_alone', 'model.generate, same inputs, without context'))]
+    rows += [speedup(f'edge_cpu_{name}_over_fp32', times[f'{name}_changed'], times['changed'],
+                     'the engine as it is, another scene each time', on) for name in others]
     rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
                         'transformers serve on loopback, same prompt, unchanged scene', on))
     rows += [row(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
@@ -123,6 +131,19 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     rows.append(row('edge_cpu_answers_that_differ', differ, f'of {answers}', 'model.generate',
                     None, on))
     return rows
+
+
+def as_int8(model: Any) -> Any:
+    """Return a model with its layers' weights in 8 bits, quantised dynamically."""
+    from torch import nn
+    from torch.ao.quantization import quantize_dynamic
+    quantize_dynamic(model.model, {nn.Linear}, inplace=True)
+    return model
+
+
+def as_bf16(model: Any) -> Any:
+    """Return a model with weights in 16 bits."""
+    return model.bfloat16()
 
 
 def served(client: Any, model: str, shown: Any, limit: int) -> str:

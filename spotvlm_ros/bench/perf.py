@@ -29,6 +29,7 @@ from ..signals import StopSignal
 
 Row = dict[str, Any]
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
+CAMERA_HZ = 12.0    # of that run
 SEED = 1_000_004    # a tuning drive
 MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->',
          '<!-- end of figures -->')
@@ -44,13 +45,17 @@ def overhead(stop: StopSignal) -> list[Row]:
             code, summary = run(RunConfig(
                 'driving', duration_s=OVERHEAD_S, quiet=True, log_level='warn',
                 multi_process=several, overrides={
-                    'camera': {'source': 'mini', 'seed': SEED},
+                    'camera': {'source': 'mini', 'seed': SEED, 'rate_hz': CAMERA_HZ},
                     'cloud': {'emulated_delay_median_s': 1.5}}), stop)
         if code or stop():
             raise RuntimeError(f'the {name} graph ended early; the lines above say why')
         spent, total = summary['overhead_ms'], summary['stamp_to_answer_ms']
         rows.append(row(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
                         f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
+                        machine()))
+        waited = summary['frame_age_at_start_ms']['p95']
+        rows.append(row(f'frame_age_at_start_{name}_p95_ms', waited, 'ms',
+                        f'camera period, {1e3 / CAMERA_HZ:.1f} ms', 1e-3 * waited * CAMERA_HZ,
                         machine()))
         rows.append(row(f'memory_{name}_mb', memory.most / 1e6, 'MB resident, all node processes',
                         '', None, machine()))

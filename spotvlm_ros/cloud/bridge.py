@@ -179,12 +179,14 @@ class CloudBridge:
                 self._urgent.add(query_id)
                 self.urged += 1
 
-    def reset(self) -> None:
-        """Forget when frames were sent, give up what is asked (clock jump, stream restart)."""
+    def reset(self, camera: str = '') -> None:
+        """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
         with self._lock:
-            self._last_sent.clear()
-            self._newest.clear()
-            jobs = list(self._jobs)
+            for query in self._queries.values():
+                if query.camera == camera:
+                    self._last_sent.pop(query.id, None)
+            self._newest.pop(camera, None)
+            jobs = [job for job in self._jobs if job.query.camera == camera]
             if not self._stopped:
                 self._loop.call_soon_threadsafe(self._give_up, jobs)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 import json
 import time
@@ -75,8 +76,8 @@ class CloudNode(SpotNode):
             max_in_flight=self.param('max_in_flight'), retries=self.param('retries'),
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
-        self._inputs = [FrameInput(self, self._hub, self._offer, self.clock_jumped, camera)
-                        for camera in cameras(self._queries)]
+        self._inputs = [FrameInput(self, self._hub, self._offer, partial(self._reset, camera),
+                                   camera) for camera in cameras(self._queries)]
         if self.param('unsure_below'):
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.every(STATUS_S, self._publish_status)
@@ -98,9 +99,8 @@ class CloudNode(SpotNode):
 
     def clock_jumped(self) -> None:
         """Forget when frames were sent."""
-        self._looks.clear()
-        if self._bridge is not None:
-            self._bridge.reset()
+        for camera in set(self._cameras.values()):
+            self._reset(camera)
 
     def report(self) -> dict[str, Any]:
         """Return what /diagnostics shows."""
@@ -133,6 +133,12 @@ class CloudNode(SpotNode):
             extra=extra, emulated_delay_median_s=self.param('emulated_delay_median_s'),
             emulated_delay_sigma=self.param('emulated_delay_sigma'),
             seed=self.param('emulated_delay_seed'), **given)
+
+    def _reset(self, camera: str) -> None:
+        """Forget what is of another time: the stream of a camera starts over."""
+        self._looks.pop(camera, None)
+        if self._bridge is not None:
+            self._bridge.reset(camera)
 
     def _offer(self, frame: Frame) -> None:
         if self._bridge is None:
@@ -167,7 +173,7 @@ class CloudNode(SpotNode):
         error = Answer.ERROR_NONE
         if answer.rejected and not answer.facts:
             error = Answer.ERROR_PARSE
-        frame_id = self._frame_ids.get(self._cameras[answer.query_id], '')
+        frame_id = self._frame_ids.get(self._cameras.get(answer.query_id, ''), '')
         message = Answer(
             header=header_msg(answer.stamp_ns, frame_id), query_id=answer.query_id,
             source=Answer.SOURCE_CLOUD, text=answer.text,

@@ -178,7 +178,7 @@ class EdgeNode(SpotNode):
     @property
     def idle(self) -> bool:
         """Whether no frame is being answered, nor came in the last half second."""
-        newest = max((f.received for f in self._last.values()), default=0.0)
+        newest = max((f.received for f in tuple(self._last.values())), default=0.0)
         return not self._busy and time.monotonic() - newest > 0.5
 
     # Callbacks: enqueue only

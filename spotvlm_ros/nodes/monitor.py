@@ -31,6 +31,7 @@ class Summary:
     with_focus: int = 0
     latency_s: list[float] = field(default_factory=list)
     overhead_s: list[float] = field(default_factory=list)
+    wait_s: list[float] = field(default_factory=list)  # age of the frame when work on it began
     cloud_delay_s: list[float] = field(default_factory=list)
     first: float = 0.0
     last: float = 0.0
@@ -49,6 +50,7 @@ class Summary:
             'answers_hz': round((count - 1) / seconds, 2) if seconds > 0 else 0.0,
             'stamp_to_answer_ms': share(self.latency_s, 1e3),
             'overhead_ms': share(self.overhead_s, 1e3),
+            'frame_age_at_start_ms': share(self.wait_s, 1e3),
             'cloud_answers': sum(self.cloud.values()),
             'cloud_delay_s': share(self.cloud_delay_s, 1.0),
             'context_used_fraction': round(self.with_context / count, 3) if count else 0.0,
@@ -141,6 +143,7 @@ class Monitor(Node):
         summary.latency_s.append(delay)
         model = duration_s(message.preprocess) + duration_s(message.inference)
         summary.overhead_s.append(delay - model)
+        summary.wait_s.append(duration_s(message.wait))
         if message.error_code:
             summary.errors[message.error_msg] += 1
         self.newest[message.query_id] = message

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from .checkpoints import is_miniature, MEANINGLESS, model_path
-from .params import check_file, ParamError, TABLES
+from .params import check_file, lookup, ParamError, read_queries, TABLES
 from ..child import Child
 from ..cloud.server import EmbeddedServer
 from ..signals import StopSignal
@@ -98,8 +98,20 @@ def _parameters(config: RunConfig, stack: ExitStack) -> dict[str, dict[str, Any]
     merged: dict[str, dict[str, Any]] = {}
     for file in files:
         merged = check_file(file, merged)
+    _check_cameras(merged)
     return {node: {p.name: p.default for p in TABLES[node]} | flat
             for node, flat in merged.items()}
+
+
+def _check_cameras(merged: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ParamError where a question is about a camera that there is not."""
+    known = merged['camera'].get('cameras') or ['']
+    for query in read_queries(lambda param, name: lookup(merged['edge'], param, name)):
+        if query.camera not in known:
+            raise ParamError(
+                f'{query.id}.camera is {query.camera!r}, and cameras of node camera is '
+                f'{known if known != [""] else "empty"}; name each camera in both places, or in '
+                'neither where there is only one')
 
 
 def _write(stack: ExitStack, sections: Mapping[str, Mapping[str, Any]]) -> Path:

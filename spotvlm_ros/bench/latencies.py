@@ -79,6 +79,7 @@ def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats:
     from ..cloud.server import EmbeddedServer
     from ..edge.model import EdgeModel
     from ..method.facts import Context, NS, Source, Turn
+    from ..method.guard import ODDS, OFF
     from ..method.transfer import Transfer
     from ..mini.worlds import make_world, TRAIN_SEEDS
 
@@ -88,8 +89,11 @@ def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats:
     jpegs = [encode(f) for f in frames]
     stamp = [NS + i * NS // 10 for i in range(repeats)]
     told = world.facts(300, stamp[0])
-    edge = EdgeModel.load(edge_path, threads=threads)
-    edge.warm_up([query])
+    # A model for each way of answering: none finds what another has kept of a frame.
+    alone, with_context, guarded = (EdgeModel.load(edge_path, threads=threads, odds=odds)
+                                    for odds in (OFF, OFF, ODDS))
+    for edge in (alone, with_context, guarded):
+        edge.warm_up([query])
     method = Transfer([query])
     contexts: list[Context] = []
 
@@ -113,13 +117,12 @@ def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats:
                                    f'see {server.log}')
             trips = remote.round_trips_s[1:] or remote.round_trips_s
 
-    def answer(i: int, *told_too: bool) -> None:
-        for with_context in told_too:
-            edge.answer(frames[i], query, whole[i] if with_context else None, stamp[i])
-    # In turns, so that whatever else the machine does falls on all. No way finds what another
-    # has kept of a frame, but the two passes of the guard share what they see.
-    ways = ((False,), (True,), (False, True))
-    took = timed(lambda i: answer((i // 3 + 20 * (i % 3)) % repeats, *ways[i % 3]), 3 * repeats)
+    def answer(turn: int) -> None:
+        i = turn // 3
+        edge, context = ((alone, None), (with_context, whole[i]), (guarded, whole[i]))[turn % 3]
+        edge.answer(frames[i], query, context, stamp[i])
+    # In turns, so that whatever else the machine does falls on all.
+    took = timed(answer, 3 * repeats)
     found: dict[str, Any] = {
         'decode_s': timed(lambda i: decode(jpegs[i]), repeats),
         'answer_s': took[::3], 'answer_context_s': took[1::3], 'answer_both_s': took[2::3],

@@ -13,6 +13,10 @@ from .frames import FrameHub
 
 
 def make_nodes() -> list[SpotNode]:
-    """Return the nodes in the order in which they start: the camera last, all ears are open."""
+    """
+    Return the nodes in the order in which they start: the camera last, all ears are open.
+
+    They are given each frame in this order, too, so the edge comes first.
+    """
     hub = FrameHub()
-    return [ContextNode(hub), CloudNode(hub), EdgeNode(hub), CameraNode(hub)]
+    return [EdgeNode(hub), ContextNode(hub), CloudNode(hub), CameraNode(hub)]

@@ -248,9 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = Pictures(args.folder)
         counts += replay_context(args.folder, pictures)
         counts += replay_edge(args.folder, pictures, lambda todo: track(todo, 'answering'))
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         print(f'error: {args.folder} cannot be replayed: {error}; give a folder written by '
-              'spotvlm run --record')
+              'spotvlm run --record of this version')
         return 1
     print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
     differ = counts['contexts_different'] + counts['answers_different']

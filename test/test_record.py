@@ -107,6 +107,18 @@ def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path, capsys):
     assert 'are not in the recording' in capsys.readouterr().out
 
 
+def test_a_recording_with_options_that_are_no_more_is_a_clear_error(folder, tmp_path, capsys):
+    for name in ('context.jsonl', 'frames'):
+        (tmp_path / name).symlink_to(folder / name)
+    start, *rest = (folder / 'edge.jsonl').read_text().splitlines(keepends=True)
+    start = json.loads(start)
+    start['load']['retired_option'] = 0.1
+    (tmp_path / 'edge.jsonl').write_text(''.join([json.dumps(start) + '\n', *rest]))
+    assert record.main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert 'retired_option' in said and 'of this version' in said
+
+
 def test_what_is_no_recording_is_a_clear_error(tmp_path, capsys):
     assert record.main([str(tmp_path)]) == 1
     assert 'spotvlm run --record' in capsys.readouterr().out

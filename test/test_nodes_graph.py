@@ -113,6 +113,12 @@ def keep_sending(probe, send, condition, timeout_s=30.0):
     return stamps
 
 
+def picture(request):
+    """Return the image in a request to the cloud, RGB."""
+    data = request['messages'][0]['content'][0]['image_url']['url'].partition(',')[2]
+    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
 def test_answers_carry_the_stamp_of_their_frame():
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
@@ -220,8 +226,7 @@ def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_p
         probe.image.publish(image_msg(Frame(stamp, 'camera', pixels=frame)))
 
     def reply(request):
-        data = request['messages'][0]['content'][0]['image_url']['url'].partition(',')[2]
-        seen = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
+        seen = picture(request)
         assert seen.shape == ground.shape
         x = cv2.minMaxLoc(cv2.matchTemplate(seen, patch, cv2.TM_SQDIFF))[2][0]
         server.content = json.dumps([{'label': 'light', 'value': 'red', 'bbox_2d': [
@@ -314,9 +319,7 @@ def test_each_question_is_about_its_own_camera(server, tmp_path):
         return min(shades, key=lambda name: abs(shades[name] - float(rgb.mean())))
 
     def reply(request):
-        data = request['messages'][0]['content'][0]['image_url']['url'].partition(',')[2]
-        image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
-        value = {'front': 'red', 'rear': 'green'}[shade(image)]
+        value = {'front': 'red', 'rear': 'green'}[shade(picture(request))]
         server.content = json.dumps([{'label': 'light', 'value': value}])
         return server.fine(request)
     server.reply = reply

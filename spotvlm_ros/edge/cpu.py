@@ -13,7 +13,7 @@ import warnings
 import torch
 from transformers.activations import GELUTanh
 
-from .families import Family, Tensors, Visual
+from .families import Family, sizes, Tensors, Visual
 
 RUNS = 3       # TorchScript settles on its kernels in the first ones
 WORTH_S = 0.1  # a tower that takes longer has little to gain
@@ -55,7 +55,7 @@ class Eye:
 
     def __call__(self, inputs: Tensors) -> Visual:
         """Return what the vision tower makes of the images."""
-        key = _sizes(inputs)
+        key = sizes(inputs)
         if key not in self._traces:
             self._traces[key] = self._traced(inputs)
         trace = self._traces[key]
@@ -84,10 +84,3 @@ class Eye:
         except Exception:  # whatever torch finds that it cannot trace
             return None
         return trace
-
-
-def _sizes(inputs: Tensors) -> Hashable:
-    """Return what a trace is made for."""
-    grid = inputs.get('image_grid_thw')
-    return (tuple(inputs['pixel_values'].shape),
-            None if grid is None else tuple(map(tuple, grid.tolist())))

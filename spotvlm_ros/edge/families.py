@@ -14,7 +14,7 @@ of `eager` and `sdpa` take such masks; `flash_attention_2` and `flex_attention` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +244,13 @@ class Qwen3(Qwen):
             places[0, where] = True
             kwargs |= {'visual_pos_masks': places, 'deepstack_visual_embeds': list(visual.deep)}
         return super().decode(None, None, **kwargs)
+
+
+def sizes(inputs: Tensors) -> Hashable:
+    """Return what is equal when the images of two prompts have the same sizes."""
+    grid = inputs.get('image_grid_thw')
+    return (tuple(inputs['pixel_values'].shape),
+            None if grid is None else tuple(map(tuple, grid.tolist())))
 
 
 FAMILIES: Mapping[str, type[Family]] = {

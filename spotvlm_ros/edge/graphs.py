@@ -22,7 +22,7 @@ import torch
 from transformers import Cache
 
 from .engine import as_decoder_takes, Engine, Kept, Prompt, Tokens
-from .families import Family, Visual
+from .families import Family, sizes, Visual
 from .grammar import Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
@@ -128,7 +128,7 @@ class GraphEngine(Engine):
         """Run the vision tower, on all images at once."""
         inputs = prompt.inputs
         grid = inputs.get('image_grid_thw')
-        key = (inputs['pixel_values'].shape, None if grid is None else str(grid.tolist()))
+        key = sizes(inputs)
         if key not in self._eyes:
             held = {'pixel_values': inputs['pixel_values'].clone()}
             if grid is not None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
@@ -111,6 +111,11 @@ class Query:
     def ttl_ns(self, key: str) -> int:
         """Time to live of a fact of this key."""
         return int(self.ttl_s.get(key, self.ttl_s.get('default', 5.0)) * NS)
+
+
+def cameras(queries: Iterable[Query]) -> list[str]:
+    """Return the names of the cameras that questions are about, each once."""
+    return list(dict.fromkeys(q.camera for q in queries))
 
 
 @dataclass(frozen=True)

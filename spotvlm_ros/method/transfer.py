@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .facts import Context, Fact, NS, Query, Region, Source, Turn
+from .facts import cameras, Context, Fact, NS, Query, Region, Source, Turn
 from .flow import Carrier, FlowConfig
 from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
@@ -167,7 +167,7 @@ class Transfers:
         """Start empty."""
         self._camera = {q.id: q.camera for q in queries}
         self._all = {name: Transfer([q for q in queries if q.camera == name], config)
-                     for name in dict.fromkeys(self._camera.values())}
+                     for name in cameras(queries)}
 
     @property
     def cameras(self) -> list[str]:

@@ -28,10 +28,10 @@ from .checkpoints import model_path
 from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, fact_msg
 from .convert import header_msg, MAX_FACTS, stamp_ns
 from .frames import Frame, FrameError, FrameHub, Mailbox
-from .input import cameras, FrameInput
+from .input import FrameInput
 from .schedule import Schedule
 from ..method.audit import Audit
-from ..method.facts import Context, NS, Query
+from ..method.facts import cameras, Context, NS, Query
 from ..method.focus import Backend, FocusConfig
 from ..method.history import fresh
 from ..method.prompt import neutralise

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import time
 from typing import Any
 
@@ -14,17 +14,11 @@ from .base import SENSOR, SpotNode
 from .convert import stamp_ns
 from .convert_image import check_image, image_to_rgb
 from .frames import Frame, FrameError, FrameHub, StampOrder
-from ..method.facts import Query
 
 
 def image_topic(camera: str) -> str:
     """Return the topic of a camera's raw images; '' is the only camera."""
     return f'{camera}/image' if camera else 'image'
-
-
-def cameras(queries: Iterable[Query]) -> list[str]:
-    """Return the names of the cameras that questions are about, each once."""
-    return list(dict.fromkeys(q.camera for q in queries))
 
 
 class FrameInput:

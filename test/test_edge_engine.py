@@ -9,7 +9,7 @@ import pytest
 from spotvlm_ros.edge.cpu import Eye
 from spotvlm_ros.edge.families import family_of, Visual
 from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
-from spotvlm_ros.edge.graphs import GraphEngine
+from spotvlm_ros.edge.graphs import GraphEngine, LENGTHS
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
@@ -37,14 +37,18 @@ def pairs():
     return made
 
 
+FIXED = ('idefics3', 'llava', 'qwen2_5_vl')
+
+
 @pytest.fixture(scope='module')
 def fixed(pairs):
-    """Return the engine for GPUs, not captured."""
+    """Return the engine for GPUs, not captured; the next token is begun before one is read."""
     made = {}
-    for family in ('idefics3', 'llava', 'qwen2_5_vl'):
+    for family in FIXED:
         free = pairs[family][0]
         made[family] = EdgeModel(family, free._model, free._inputs.processor, decoding='free')
         made[family]._engine = GraphEngine(family_of(free._model), tokens=512, capture=False)
+        made[family]._engine._ahead = True
     return made
 
 
@@ -95,7 +99,7 @@ def test_tokens_are_those_of_generate(pairs, family, data):
         assert tokens(fast, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
 
 
-@pytest.mark.parametrize('family', ['idefics3', 'llava', 'qwen2_5_vl'])
+@pytest.mark.parametrize('family', FIXED)
 @given(st.data())
 @settings(max_examples=6, deadline=None)
 def test_fixed_shapes_change_nothing(pairs, fixed, family, data):
@@ -109,12 +113,16 @@ def test_fixed_shapes_change_nothing(pairs, fixed, family, data):
 
 
 def test_warm_up_makes_the_passes_that_answers_need(fixed):
+    """Also those of prompts between the shortest and the longest of the warm-up."""
     model = fixed['llava']
     model.warm_up([FACTS])
     before = set(model._engine._passes)
     assert {n for n, _ in before} >= {1, 2, 4, 8, 16}
-    for number in range(3):
-        model.answer(frame_of(number), FACTS, None, 0)
+    long = sorted(n for n, _ in before if n > 16)
+    assert long == [n for n in LENGTHS if long[0] <= n <= long[-1]]
+    for context in (None, Context('facts', 0, (Fact('light', 'red', 0),))):
+        for number in range(3):
+            model.answer(frame_of(number), FACTS, context, 0)
     assert set(model._engine._passes) == before
 
 

@@ -12,6 +12,7 @@ is right (unchanged scene), and by choosing one of four words. Pixels are always
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 import time
 import traceback
 from typing import Any
@@ -115,10 +116,14 @@ class Case:
         self.vision, self.image = inputs_of(config, device, dtype)
         self.rng = np.random.default_rng(0)
         self.question = self._words(QUESTION)
+        self.frames = 0
+
+    @cached_property
+    def engine(self) -> GraphEngine:
+        """Return the engine, made when `generate` has run on the model as it is."""
         family = family_of(self.model)
         assert family is not None
-        self.engine = GraphEngine(family, tokens=1280)
-        self.frames = 0
+        return GraphEngine(family, tokens=640)
 
     def _words(self, n: int) -> list[int]:
         return [int(i) for i in self.rng.integers(1000, 40000, n)]

@@ -15,6 +15,7 @@ of `eager` and `sdpa` take such masks; `flash_attention_2` and `flex_attention` 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import vision_utils
+
+from .gpu import can_pack, packed
 
 Tensors = Mapping[str, torch.Tensor]
 Allowed = npt.NDArray[np.bool_]
@@ -62,6 +65,11 @@ class Family:
         """Find the parts of a loaded `...ForConditionalGeneration`."""
         self.core = model.model
         self.decoder = getattr(self.core, 'language_model', None) or self.core.text_model
+        self.tower = next(getattr(self.core, name) for name in ('visual', 'vision_model',
+                                                                'vision_tower')
+                          if hasattr(self.core, name))
+        self.vision_layers = max((m for m in self.tower.modules()
+                                  if isinstance(m, torch.nn.ModuleList)), key=len)
         self.head = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
         self.image_token = int(model.config.image_token_id)
@@ -180,7 +188,7 @@ class Qwen(Family):
         """Find the parts."""
         super().__init__(model)
         self.merge = int(self.core.visual.spatial_merge_size)
-        self._layouts: dict[object, dict[str, torch.Tensor]] = {}
+        self._layouts: dict[object, dict[str, Any]] = {}
 
     def images(self, inputs: Tensors, numbers: list[int]) -> Tensors:
         """Return the patches of some images; those of all images follow each other."""
@@ -193,29 +201,37 @@ class Qwen(Family):
         """
         Return what the vision tower makes of the images.
 
-        What follows from the size of the images alone is worked out once. Lengths stay on the
-        CPU, where the model reads them.
+        What follows from the size of the images alone is worked out once. Lengths stay where
+        they are read: on the CPU by the model, on the GPU by packed attention.
         """
         pixels, grid = inputs['pixel_values'], inputs['image_grid_thw']
-        layout = {}
+        layout: dict[str, Any] = {}
         if hasattr(self.core.visual, 'window_size'):
             key = tuple(map(tuple, grid.tolist()))
             if key not in self._layouts:
-                self._layouts[key] = self._lay_out(grid.cpu(), pixels.device)
+                self._layouts[key] = self._lay_out(grid.cpu(), pixels)
             layout, grid = dict(self._layouts[key]), grid.cpu()
-        found = self.core.get_image_features(pixels, grid, return_dict=True, **layout)
+        with packed(self.core.visual.config, pixels) if layout else nullcontext():
+            found = self.core.get_image_features(pixels, grid, return_dict=True, **layout)
         deep = getattr(found, 'deepstack_features', None) or ()
         return Visual(torch.cat(list(found.pooler_output)),
                       tuple(torch.cat(list(d)) for d in deep))
 
-    def _lay_out(self, grid: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        tower = self.core.visual
+    def _lay_out(self, grid: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
+        tower, device = self.core.visual, pixels.device
         windows, ends = vision_utils.get_vision_window_index(
             grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
-        return {'position_ids': vision_utils.get_vision_position_ids(
-                    grid, tower.spatial_merge_size).to(device),
-                'window_index': windows.to(device), 'cu_window_seqlens': ends,
-                'cu_seqlens': vision_utils.get_vision_cu_seqlens(grid)}
+        lengths = {'cu_window_seqlens': ends,
+                   'cu_seqlens': vision_utils.get_vision_cu_seqlens(grid)}
+        layout: dict[str, Any] = {
+            'position_ids': vision_utils.get_vision_position_ids(
+                grid, tower.spatial_merge_size).to(device), 'window_index': windows.to(device)}
+        if not can_pack(pixels):
+            return layout | lengths
+        longest = {name.replace('cu', 'max').removesuffix('s'): int(ends.diff().max())
+                   for name, ends in lengths.items()}
+        return layout | longest | {name: ends.to(device, torch.int32)
+                                   for name, ends in lengths.items()}
 
     def positions(self, ids: torch.Tensor, inputs: Tensors) -> torch.Tensor:
         """Return the positions in time, height and width."""

@@ -13,22 +13,42 @@ that nobody looks at. Without capture, as in the tests, the same computation run
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 import warnings
 
 import numpy as np
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError
 from transformers import Cache
 
-from .engine import as_decoder_takes, Engine, Kept, Prompt, Tokens
+from .engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
 from .families import Family, sizes, Visual
-from .grammar import Guess, Row
+from .gpu import align, attention, GROUPED, Layers
+from .grammar import Free, Grammar, Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
            1280, 1536, 2048, 3072, 4096)
 TEXT_ONLY = 16   # passes up to this length hold no image tokens
 ROWS = 16        # most tokens of a pass after which logits are wanted
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, of fixed size."""
+
+    keys: torch.Tensor     # 1 x heads x tokens x dim
+    values: torch.Tensor
+    where: torch.Tensor    # places that the new ones are written to
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
+               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values; return the whole buffers."""
+        self.keys.index_copy_(2, self.where, key_states)
+        self.values.index_copy_(2, self.where, value_states)
+        return self.keys, self.values
 
 
 class FixedCache(Cache):
@@ -44,10 +64,11 @@ class FixedCache(Cache):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
                *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values of one layer; return the whole buffers."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys.index_copy_(2, self.where, key_states)
-        values.index_copy_(2, self.where, value_states)
-        return keys, values
+        return self.layer(layer_idx).update(key_states, value_states)
+
+    def layer(self, index: int) -> LayerCache:
+        """Return the part of one layer."""
+        return LayerCache(self.keys[index], self.values[index], self.where)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return nothing of use: positions and masks are given to each pass."""
@@ -63,16 +84,38 @@ class Captured:
     out: list[torch.Tensor]
 
 
+@dataclass
+class Running:
+    """A pass of one token that the GPU may not have finished."""
+
+    begin: int                     # place of the token
+    logits: torch.Tensor
+    best: torch.Tensor             # what is likeliest and how much, where the CPU reads them
+    done: Any                      # event after which it can
+    token: int = -1                # that was fed, once known
+
+
 class GraphEngine(Engine):
     """The engine for families with plain causal attention, at fixed shapes."""
 
-    def __init__(self, family: Family, tokens: int = 2048, capture: bool | None = None) -> None:
-        """Make room for ``tokens`` of prompt and answer."""
+    def __init__(self, family: Family, tokens: int = 2048, capture: bool | None = None,
+                 compiled: bool | None = None) -> None:
+        """
+        Make room for ``tokens`` of prompt and answer.
+
+        On a GPU passes are captured, and their layers compiled first, unless told otherwise.
+        """
         super().__init__(family)
         config, weight = family.text_config, family.embedding.weight
         heads = config.num_attention_heads
         dim = getattr(config, 'head_dim', None) or config.hidden_size // heads
         self._capture_graphs = weight.is_cuda if capture is None else capture
+        self._compiled = compiled or compiled is None and weight.is_cuda
+        self._layers, self._vision_layers = (
+            Layers(layers) for layers in (family.decoder.layers, family.vision_layers))
+        self._decoding_layers = Layers(family.decoder.layers, one_token=True)
+        if weight.is_cuda:
+            align(family.tower.modules())
         self._tokens = tokens = next(n for n in LENGTHS if n >= min(tokens, LENGTHS[-1]))
         self._cache = FixedCache(config.num_hidden_layers, config.num_key_value_heads or heads,
                                  tokens, dim, weight)
@@ -85,12 +128,34 @@ class GraphEngine(Engine):
         self._eyes: dict[object, tuple[Captured, dict[str, torch.Tensor]]] = {}
         self._pool: Any = None
 
+        self._ahead = self._capture_graphs  # is the next token begun before this one is read?
+        self._free, self._end = False, 0    # of the present answer: any token; place of its last
+        self._next: Running | None = None
+        on_gpu = self._device.type == 'cuda'
+        self._read = [(torch.zeros((1, 2), dtype=torch.float64, pin_memory=on_gpu),
+                       torch.cuda.Event() if on_gpu else None) for _ in range(2)]
+
+    def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
+               stop: Callable[[], bool] = lambda: False,
+               on_token: Callable[[list[int]], None] = lambda tokens: None) -> Decoded:
+        """Return the greedy answer to a prompt; see `Engine`."""
+        self._free, self._next = isinstance(grammar, Free), None
+        self._end = len(prompt.ids) + limit
+        return super().answer(query, prompt, grammar, limit, stop, on_token)
+
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Make the short passes, one of which follows whenever a guess was wrong."""
+        """
+        Make the passes that may follow, for to make one takes longer than a frame.
+
+        Those are the short ones, one of which follows whenever a guess was wrong, and any length
+        between the shortest and the longest prompt that was fed so far.
+        """
         for axes in {axes for _, axes in self._passes}:
-            for n in LENGTHS[:LENGTHS.index(TEXT_ONLY) + 1]:
-                self._pass(n, axes)
+            fed = [n for n, other in self._passes if other == axes and n > TEXT_ONLY]
+            for n in LENGTHS:
+                if n <= TEXT_ONLY or fed and min(fed) <= n <= max(fed):
+                    self._pass(n, axes)
 
     def forget(self) -> None:
         """Drop what is kept between frames."""
@@ -135,7 +200,8 @@ class GraphEngine(Engine):
                 held['image_grid_thw'] = grid.cpu()
             self.family.visual(held)  # learns what depends on sizes alone
             self._eyes[key] = (self._captured(
-                lambda: [self.family.visual(held).rows], torch.zeros(0)), held)
+                lambda: [self.family.visual(held).rows], torch.zeros(0), self._vision_layers),
+                held)
         eye, held = self._eyes[key]
         held['pixel_values'].copy_(inputs['pixel_values'])
         eye.run()
@@ -172,12 +238,40 @@ class GraphEngine(Engine):
         data[2, :len(places)] = places
         data[3, :n_rows] = np.arange(len(new) - n_rows, len(new))
         data[4:, :len(new)] = positions.numpy()
-        found = self._pass(n, axes)
+        found, ahead = self._pass(n, axes), self._next
+        self._next = None
+        if n == 1 and self._ahead:
+            return [self._one(found, begin, data, ahead)]
         found.data.copy_(torch.from_numpy(data))
         found.run()
         logits, best = found.out
         return [Row(row, (int(token), probability)) for row, (token, probability)
                 in zip(logits[:n_rows], best[:n_rows].tolist())]
+
+    def _one(self, found: Captured, begin: int, data: Tokens, ahead: Running | None) -> Row:
+        """Run the pass of one token, unless it runs already, and have the next one follow."""
+        if ahead is None or (ahead.begin, ahead.token) != (begin, data[0, 0]):
+            found.data.copy_(torch.from_numpy(data))
+            ahead = self._started(found, begin)
+        if self._free and begin + 2 < self._end:
+            self._next = self._started(found, begin + 1)
+        if ahead.done is not None:
+            ahead.done.synchronize()
+        token, probability = ahead.best[0].tolist()
+        if self._next is not None:
+            self._next.token = int(token)
+        return Row(ahead.logits[0], (int(token), probability))
+
+    def _started(self, found: Captured, begin: int) -> Running:
+        """Run the pass of one token, which leaves what the next one needs; wait for nothing."""
+        found.run()
+        logits, best = found.out
+        self._read.reverse()
+        here, done = self._read[0]
+        here.copy_(best, non_blocking=True)
+        if done is not None:
+            done.record()
+        return Running(begin, logits.clone(), here, done)
 
     def _pass(self, n: int, axes: int) -> Captured:
         if (n, axes) not in self._passes:
@@ -200,21 +294,27 @@ class GraphEngine(Engine):
                     0, places, self._images[:n])[:n]
             seen = torch.where(self._order[None] <= where[:, None], self._added[None], never)
             self._cache.where = where
-            hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
-                                   past_key_values=self._cache, position_ids=positions,
-                                   attention_mask=seen[None, None].to(self._dtype))
+            with attention(family.decoder.config, GROUPED) if n == 1 else nullcontext():
+                hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
+                                       past_key_values=self._cache, position_ids=positions,
+                                       attention_mask=seen[None, None].to(self._dtype))
             logits = family.head(hidden[0, last]).float()
             best, token = logits.max(-1)
             probability = (best - logits.logsumexp(-1)).exp()
+            if n == 1:  # run again as it is, the pass goes on with the likeliest token
+                ids.copy_(token)
+                where.copy_((where + 1).clamp(max=self._tokens - 1))
+                data[4:].add_(1)
             return [logits, torch.stack([token.double(), probability.double()], 1)]
-        return self._captured(compute, data)
+        return self._captured(compute, data, self._layers if n > 1 else self._decoding_layers)
 
-    def _captured(self, compute: Callable[[], list[torch.Tensor]], data: torch.Tensor) -> Captured:
+    def _captured(self, compute: Callable[[], list[torch.Tensor]], data: torch.Tensor,
+                  layers: Layers) -> Captured:
         """Return a computation as a graph, or as it is where nothing can be captured."""
         made = Captured(lambda: None, data, [])
 
         def plainly() -> None:
-            made.out = compute()
+            made.out = self._fast(compute, layers)
         made.run = plainly
         if not self._capture_graphs:
             return made
@@ -222,13 +322,13 @@ class GraphEngine(Engine):
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # kernels choose their work space on the first runs
-                compute()
+                self._fast(compute, layers)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             # Graphs share memory: what one left there is read or copied before the next runs.
             with torch.cuda.graph(graph, pool=self._pool):
-                made.out = compute()
+                made.out = self._fast(compute, layers)
         except RuntimeError as error:
             torch.cuda.synchronize()
             warnings.warn(f'{type(self.family).__name__}: a forward pass cannot be captured as a '
@@ -237,3 +337,19 @@ class GraphEngine(Engine):
         self._pool = self._pool or graph.pool()
         made.run = graph.replay
         return made
+
+    def _fast(self, compute: Callable[[], list[torch.Tensor]],
+              layers: Layers) -> list[torch.Tensor]:
+        """Compute with compiled layers, or as the model is where they cannot be compiled."""
+        if not self._compiled:
+            return compute()
+        try:
+            with layers.compiled():
+                return compute()
+        except (BackendCompilerFailed, InductorError) as error:
+            self._compiled = False
+            why = ' '.join(str(error.inner_exception).split())
+            warnings.warn(f'{type(self.family).__name__}: layers cannot be compiled ({why}) and '
+                          'are slower for it; install what torch.compile needs, or start with '
+                          'TORCH_COMPILE_DISABLE=1 to leave it out', stacklevel=2)
+            return compute()

@@ -5,7 +5,7 @@
 from hypothesis import given, strategies as st
 import pytest
 
-from spotvlm_ros.method.facts import Fact, Query
+from spotvlm_ros.method.facts import Context, Fact, Query
 from spotvlm_ros.method.guard import settled, SURE, surer
 
 SCENE = Query('scene', 'q', 'facts', {'light': ('red', 'green'), 'lead': ('none', 'braking')})
@@ -20,14 +20,21 @@ def answers(draw):
                  for k in keys)
 
 
-@given(answers(), answers(), st.floats(1.0, 100.0))
-def test_a_value_is_replaced_only_by_a_much_surer_one(own, told, odds):
-    before, given_ = ({f.key: f for f in facts} for facts in (own, told))
-    after = {f.key: f for f in surer(SCENE, own, told, odds)}
+def odds_of(fact):
+    """Return p / (1 - p)."""
+    return fact.confidence / (1 - fact.confidence) if fact.confidence < 1 else float('inf')
+
+
+@given(answers(), answers(), answers(), st.floats(1.0, 100.0))
+def test_a_value_is_replaced_only_by_a_much_surer_one(own, other, told, odds):
+    before, given_, said = ({f.key: f for f in facts} for facts in (own, other, told))
+    after = {f.key: f for f in surer(SCENE, own, other, Context('scene', 6, told), odds)}
     assert list(after) == [k for k in SCENE.keys if k in before or k in given_]
     for key, fact in after.items():
         if key in before and fact.value != before[key].value:
             assert fact is given_[key] and fact.confidence > before[key].confidence
+            if key in said and said[key].value == fact.value:
+                assert odds_of(fact) >= 0.999 * odds * odds_of(before[key])
         else:
             assert fact is before.get(key, given_.get(key))
 
@@ -43,4 +50,12 @@ def test_a_doubt_is_a_fact_that_is_missing_or_unsure(own):
     (0.2, 0.1, 'red'), (1.0, 1.0, 'red'), (0.0, 0.1, 'green')])
 def test_by_hand(own, told, value):
     before, after = (Fact('light', v, 0, c) for v, c in (('red', own), ('green', told)))
-    assert surer(SCENE, [before], [after], 4.0)[0].value == value
+    context = Context('scene', 1, (Fact('light', 'green', 0), Fact('lead', 'none', 0)))
+    assert surer(SCENE, [before], [after], context, 4.0)[0].value == value
+
+
+@pytest.mark.parametrize('confidence, value', [(0.59, 'red'), (0.61, 'green')])
+def test_what_was_not_told_must_only_be_surer(confidence, value):
+    own, seen = Fact('light', 'red', 0, 0.6), Fact('light', 'green', 0, confidence)
+    context = Context('scene', 1, (Fact('light', 'red', 0),))
+    assert surer(SCENE, [own], [seen], context, 100.0)[0].value == value

@@ -66,7 +66,8 @@ class Edge:
         if guard.settled(query, own.facts):
             return own
         told = self._pass(stamp_ns, context, blank)
-        return replace(told, facts=guard.surer(query, own.facts, told.facts, odds), passes=2)
+        facts = guard.surer(query, own.facts, told.facts, context, odds)
+        return replace(told, facts=facts, passes=2)
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
         key = _key(stamp_ns, context, blank)

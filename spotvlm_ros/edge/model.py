@@ -155,13 +155,14 @@ class EdgeModel:
         if not self._guarded(query):
             return self._pass(query.id, frame, query, context, stamp_ns, on_text, should_stop)
         own = self._pass(_alone(query), frame, query, None, stamp_ns, on_text, should_stop)
-        told = context is not None and (not context.empty or context.focus)
-        if not told or own.partial or guard.settled(query, own.facts):
+        if context is None or context.empty and not context.focus:
+            return own
+        if own.partial or guard.settled(query, own.facts):
             return own
         other = self._pass(query.id, frame, query, context, stamp_ns, None, should_stop)
         if other.partial:
             return own
-        facts = guard.surer(query, own.facts, other.facts, self.odds)
+        facts = guard.surer(query, own.facts, other.facts, context, self.odds)
         return replace(
             other, facts=facts, text=prompt.answer_text(query, facts) if facts else other.text,
             preprocess_s=own.preprocess_s + other.preprocess_s,

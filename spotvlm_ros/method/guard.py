@@ -5,18 +5,19 @@ The guard: what context makes of an answer counts only where it makes the edge m
 
 A small model that is told something is inclined to say it, also when its frame shows otherwise.
 So a frame is first answered without context. Where that leaves a doubt, it is answered again with
-context, and a value given then counts if its odds, p / (1 - p), are several times those of the
-edge's own. With nothing told there is no second answer: then the edge's own stands, token by
-token.
+context, and what is surer counts. A value that repeats what was told is held against that: it
+counts only if its odds, p / (1 - p), are many times those of the edge's own. One that does not was
+seen in the frame, where the context made the edge look. With nothing told there is no second
+answer: then the edge's own stands, token by token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .facts import Fact, Query
+from .facts import Context, Fact, Query
 
-ODDS = 4.0   # times the odds of the edge's own value that one given with context must have
+ODDS = 12.0  # times the odds of the edge's own value that one which repeats the context must have
 OFF = 0.0    # the answer given with context stands as it is, in one pass
 SURE = 0.95  # probability from which on a fact leaves no doubt
 
@@ -26,16 +27,21 @@ def settled(query: Query, own: Sequence[Fact]) -> bool:
     return {f.key for f in own if f.confidence >= SURE} >= set(query.keys)
 
 
-def surer(query: Query, own: Sequence[Fact], told: Sequence[Fact], odds: float,
-          ) -> tuple[Fact, ...]:
-    """Return, for each key, the value given with context if much surer, else the edge's own."""
-    first, second = ({f.key: f for f in facts} for facts in (own, told))
+def surer(query: Query, own: Sequence[Fact], other: Sequence[Fact], context: Context,
+          odds: float) -> tuple[Fact, ...]:
+    """
+    Return, for each key, the edge's ``own`` value, or the ``other``, given with context.
+
+    The other must be surer; if it is what the context told, ``odds`` times so.
+    """
+    first, second = ({f.key: f for f in facts} for facts in (own, other))
+    told = {(f.key, f.value) for f in context.facts}
     found = []
     for key in query.keys:
-        mine, other = first.get(key), second.get(key)
-        if mine is None or (other is not None and other.value != mine.value
-                            and _above(other.confidence, mine.confidence, odds)):
-            mine = other
+        mine, new = first.get(key), second.get(key)
+        if mine is None or (new is not None and new.value != mine.value and _above(
+                new.confidence, mine.confidence, odds if (key, new.value) in told else 1.0)):
+            mine = new
         if mine is not None:
             found.append(mine)
     return tuple(found)

@@ -128,9 +128,9 @@ def through_jpeg(frame: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.u
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
 
 
-def drive(number: int, hands: HandBank | None = None) -> World:
-    """Return the training world of this number; the worlds take turns."""
-    return make_world(NAMES[number % len(NAMES)], TRAIN_SEEDS[number], hands=hands)
+def drive(number: int, hands: HandBank | None = None, names: Sequence[str] = NAMES) -> World:
+    """Return the training world of this number; the named worlds take turns."""
+    return make_world(names[number % len(names)], TRAIN_SEEDS[number], hands=hands)
 
 
 def sample(world: World, index: int, rng: np.random.Generator,

@@ -61,7 +61,7 @@ class Shape:
         return columns * rows + 1 if columns > 1 else 1
 
 
-EDGE = Shape('spot-mini-edge', 64, 8, 2, (1, 1), (160, 5, 5), (192, 4, 4, 448))
+EDGE = Shape('spot-mini-edge', 48, 8, 2, (1, 1), (160, 5, 5), (192, 4, 4, 448))
 CLOUD = Shape('spot-mini-cloud', 96, 8, 2, (5, 4), (160, 5, 5), (192, 4, 4, 448))
 
 

@@ -30,6 +30,7 @@ from .hands import HandBank
 from .models import add_tile_tags, build_model, build_processor, build_tokenizer
 from .models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, resolve, Shape
 from .score import evaluate, write_card
+from .worlds import NAMES
 
 LENGTH = {EDGE.name: 224, CLOUD.name: 1024}  # longest sequence, visual tokens included
 ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
@@ -89,7 +90,7 @@ def _render_drive(number: int) -> None:
     """Render the frames of one drive into the stores."""
     tokenizer, edge, cloud = _JOB['tokenizer'], _JOB.get(EDGE.name), _JOB.get(CLOUD.name)
     rng = np.random.default_rng([_JOB['seed'], number])
-    world = dataset.drive(number, _JOB['hands'])
+    world = dataset.drive(number, _JOB['hands'], _JOB['worlds'])
     for i in range(number * PER_DRIVE, (number + 1) * PER_DRIVE):
         item = dataset.sample(world, int(rng.integers(dataset.FIRST, dataset.LAST)), rng)
         if edge is not None:
@@ -331,9 +332,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('out/train'), help='folder to write')
     parser.add_argument('--models', nargs='+', choices=('edge', 'cloud'),
                         default=['edge', 'cloud'])
-    parser.add_argument('--edge', default='',
-                        help='edge checkpoint that the cloud model starts from; default: the one '
-                             'trained by this run, else the shipped one')
+    parser.add_argument('--start', default='',
+                        help='checkpoint that the cloud model starts from, of either model; '
+                             'default: the edge model trained by this run, else the shipped one')
+    parser.add_argument('--worlds', nargs='+', choices=NAMES, default=list(NAMES),
+                        help='worlds of the training drives, which take turns')
     parser.add_argument('--hands', type=Path,
                         help='folder with the hand photographs (see docs/benchmark.md); without '
                              'it hands are drawn only')
@@ -369,24 +372,24 @@ def train(args: argparse.Namespace) -> None:
         tokenizer = build_tokenizer(dataset.corpus())
         add_tile_tags(tokenizer, CLOUD)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(args.edge or resolve(EDGE.name))
+        tokenizer = AutoTokenizer.from_pretrained(args.start or resolve(EDGE.name))
     frames = args.frames - args.frames % PER_DRIVE
     stores = {shape.name: Store(shape, frames) for shape in wanted}
-    _JOB.update(tokenizer=tokenizer, hands=hands, seed=args.seed, **stores)
+    _JOB.update(tokenizer=tokenizer, hands=hands, seed=args.seed, worlds=args.worlds, **stores)
     rendering = Rendering(frames, args.workers)  # forks: before CUDA starts
     try:
         rendering.wait(min(args.first, frames))
-        folder = args.edge or str(resolve(EDGE.name))
+        folder = args.start or str(resolve(EDGE.name))
         for shape in wanted:
             torch.manual_seed(args.seed)
             started_from = ''
             if shape is EDGE:
                 model = build_model(EDGE, tokenizer)
             else:
-                edge = _load(folder)
-                started_from = (f'{EDGE.name}, '
-                                f'{edge.config.vision_config.image_size} pixels a side')
-                model = _grown(edge, CLOUD, tokenizer)
+                start = _load(folder)
+                started_from = (f'{Path(folder).name}, '
+                                f'{start.config.vision_config.image_size} pixels a side')
+                model = _grown(start, CLOUD, tokenizer)
             log = fit(shape, model, stores[shape.name], rendering, tokenizer, args)
             folder = folder if shape is CLOUD else str(args.out / shape.name)
             save(shape, model, tokenizer, log, started_from, args, args.out / shape.name)

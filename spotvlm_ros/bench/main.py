@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--no-cache', action='store_true',
                         help='ask every model again, even what it has answered in an earlier run')
     parser.add_argument('--wall-clock', action='store_true',
-                        help='also run one episode of each set in real time and compare')
+                        help='also run three episodes of each set in real time and compare')
     parser.add_argument('--measure', action='store_true', help='measure the latencies of this '
                         'machine, write them into the package, and end')
     parser.add_argument('--report', action='store_true',

@@ -30,10 +30,11 @@ from ..method.guard import ODDS
 from ..method.transfer import Transfer
 
 WALL = 'wall clock'
+EPISODES = 3   # of each set
 
 
 def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], dict[str, Any]]:
-    """Return cells of one episode per set in real time, and the differences in points."""
+    """Return cells of the first episodes per set in real time, and the differences in points."""
     from rich.progress import track
 
     from . import work
@@ -41,28 +42,33 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     cells, differences = [], {}
     guarded = EdgeModel.load(setup.edge, threads=1, odds=ODDS)
     for name in track(sets, 'real time'):
-        episode = episodes(split, name, 1)[0]
-        stream, kept, kept_cloud = work.opened(episode)
-        turns = cloud_turns(work.cloud_model(), stream, kept_cloud)
-        run = Replay(stream, setup.plan, work.Edge(work.edge_model(), stream, kept), turns,
-                     setup.took)
-        came = run.arrivals(TRACES[HEADLINE])
-        replayed = {FULL: run.transfer(FULL, came).said, ALONE: run.alone.said}
-        kept.save()
-        kept_cloud.save()
+        pairs: dict[str, list[tuple[float, float]]] = {FULL: [], ALONE: []}
+        late: dict[str, list[int]] = {FULL: [], ALONE: []}
+        for episode in episodes(split, name, EPISODES):
+            stream, kept, kept_cloud = work.opened(episode)
+            turns = cloud_turns(work.cloud_model(), stream, kept_cloud)
+            run = Replay(stream, setup.plan, work.Edge(work.edge_model(), stream, kept), turns,
+                         setup.took)
+            came = run.arrivals(TRACES[HEADLINE])
+            replayed = {FULL: run.transfer(FULL, came).said, ALONE: run.alone.said}
+            kept.save()
+            kept_cloud.save()
+            for system, said in replayed.items():
+                real = real_time(stream, guarded, turns, came if system == FULL else None)
+                pairs[system].append((float(run.board.grid(real).mean()),
+                                      float(run.board.grid(said).mean())))
+                late[system] += [s.at_ns - s.stamp_ns for s in real]
         found: dict[str, float] = {}
-        for system, said in replayed.items():
-            with_cloud = came if system == FULL else None
-            real = real_time(stream, guarded, turns, with_cloud)
-            a, b = (float(run.board.grid(s).mean()) for s in (real, said))
+        for system, both in pairs.items():
+            a, b = (sum(each) / len(both) for each in zip(*both))
             cells.append(Cell(name, f'{system}, {WALL}', HEADLINE, 'all', 'accuracy',
-                              round(a, 4), None, 1))
+                              round(a, 4), None, len(both)))
             cells.append(Cell(name, f'{system}, {WALL} minus replay', HEADLINE, 'all',
-                              'difference', round(a - b, 4), None, 1))
-            late = sorted(s.at_ns - s.stamp_ns for s in real)
+                              'difference', round(a - b, 4), None, len(both)))
             found |= {system: round(100 * (a - b), 2),
-                      f'{system}, median ms to an answer': round(late[len(late) // 2] / 1e6, 1),
-                      f'{system}, answers': len(real)}
+                      f'{system}, median ms to an answer':
+                      round(sorted(late[system])[len(late[system]) // 2] / 1e6, 1),
+                      f'{system}, answers': len(late[system])}
         differences[name] = found
     return cells, differences
 

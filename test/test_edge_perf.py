@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measuring of the edge engine runs and compares what it should."""
 
-from spotvlm_ros.bench import edge_gpu, edge_perf
+from spotvlm_ros.bench import cameras_perf, edge_gpu, edge_perf
+from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
 
 def test_cpu_rows():
@@ -24,3 +25,11 @@ def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
                     'engine_16_unchanged', 'engine_choice', 'vision'):
             assert rows[f'edge_gpu_{name}_{way}_ms']['value'] > 0
         assert rows[f'edge_gpu_{name}_tokens_as_generate']['value'] == edge_gpu.ANSWER
+
+
+def test_cameras_are_answered_in_turns(monkeypatch):
+    monkeypatch.setattr(cameras_perf, 'SECONDS', 2.0)
+    pictures = [[make_world('driving', TUNE_SEEDS[k]).frame(300)] * cameras_perf.FRAMES
+                for k in range(2)]
+    case = cameras_perf._case(pictures, 2.0)
+    assert 0.0 < case.answered <= 1.5 and 0.0 < case.model_s < case.p95_s

@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-import json
-from pathlib import Path
-import tempfile
 import threading
 import time
 from typing import Any
@@ -18,13 +15,13 @@ from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
 from .edge_perf import machine, Row, row
+from .rig import started
 from ..method.facts import NS
 from ..mini.world import SCENE
 from ..mini.worlds import make_world, TUNE_SEEDS
 from ..nodes.convert import duration_s, stamp_ns
 from ..nodes.edge import EdgeNode
 from ..nodes.frames import Frame, FrameHub
-from ..nodes.run import Graph
 
 CAMERAS = (1, 2, 4)
 RATES = (2.0, 5.0, 10.0)   # of each camera and of its question [Hz]
@@ -94,14 +91,9 @@ def _case(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Case:
             pixels = pictures[k][(n // len(names)) % FRAMES]
             hub.publish(Frame(time.time_ns(), names[k], pixels=pixels, camera=names[k]))
             n += 1
-    with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
-        file = Path(folder) / 'nodes.yaml'
-        file.write_text(json.dumps({'/**': {'ros__parameters': _params(names, rate_hz)}}))
-        graph = Graph(nodes, ['--ros-args', '--log-level', 'fatal', '--params-file', str(file)])
+    graph = started(nodes, {'/**': _params(names, rate_hz)})
     thread = threading.Thread(target=show, daemon=True)
     try:
-        if not graph.started.wait(60.0) or graph.failed:
-            raise RuntimeError(f'nodes did not start: {graph.failed}; run spotvlm doctor')
         began = time.monotonic() + SETTLE_S
         thread.start()
         time.sleep(SETTLE_S + SECONDS)

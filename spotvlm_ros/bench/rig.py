@@ -36,6 +36,20 @@ KEEP = 20_000
 START_S = 60.0  # longest wait for the models to load
 
 
+def started(make: Callable[[], Sequence[Any]], params: Mapping[str, Mapping[str, Any]],
+            *profiles: Path) -> Graph:
+    """Return nodes that run on parameters, by node, which are laid over those of profiles."""
+    with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
+        file = Path(folder) / 'nodes.yaml'
+        file.write_text(json.dumps({k: {'ros__parameters': v} for k, v in params.items()}))
+        files = [part for path in (*profiles, file) for part in ('--params-file', str(path))]
+        graph = Graph(make, ['--ros-args', '--log-level', 'fatal', *files])
+        if not graph.started.wait(START_S) or graph.failed:
+            graph.close()
+            raise RuntimeError(f'nodes did not start: {graph.failed}; run spotvlm doctor')
+        return graph
+
+
 class Listener(Node):
     """Notes when answers of both kinds arrive (steady clock)."""
 
@@ -70,17 +84,8 @@ class Robot:
 
     def __enter__(self) -> Robot:
         """Start, and wait for the first answer."""
-        with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
-            file = Path(folder) / 'nodes.yaml'
-            file.write_text(json.dumps({f'/**/{node}': {'ros__parameters': values}
-                                        for node, values in self._nodes.items()}))
-            self._graph = Graph(self._make, [
-                '--ros-args', '--log-level', 'fatal', '--params-file',
-                str(find_profile('driving')), '--params-file', str(file)])
-            if not self._graph.started.wait(START_S) or self._graph.failed:
-                self._graph.close()
-                raise RuntimeError(f'nodes did not start: {self._graph.failed}; run spotvlm '
-                                   'doctor')
+        self._graph = started(self._make, {f'/**/{k}': v for k, v in self._nodes.items()},
+                              find_profile('driving'))
         self.wait(lambda: self.listener.edge, START_S)
         return self
 

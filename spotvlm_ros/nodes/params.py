@@ -127,8 +127,8 @@ EDGE = (
     Param('use_context', True, 'give the model what the cloud said; false: edge alone',
           when='run'),
     Param('guard_odds', ODDS, 'a value that repeats the context counts when its odds are this '
-          "many times those of the edge's own, which takes a second pass where the edge is unsure; "
-          '0: one pass, and context always counts', 0.0, 1000.0),
+          "many times those of the edge's own, which takes a second pass where the edge is "
+          'unsure; 0: one pass, and context always counts', 0.0, 1000.0),
     Param('audit_share', 0.02, 'share of the answers with context that are given once more '
           'without it, to measure on the robot how often context changes them', 0.0, 1.0),
     Param('audit_truth', False, 'listen to truth, too, and count how often context helps and '

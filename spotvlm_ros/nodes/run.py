@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import gc
 import os
 import sys
 import threading
@@ -80,9 +79,6 @@ class Graph:
         for node in self.nodes:
             if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
                 self.failed.append(node.get_name())
-        # What is loaded stays: a search for garbage among it would stop all threads.
-        gc.collect()
-        gc.freeze()
         self.started.set()
 
     def _spin(self) -> None:

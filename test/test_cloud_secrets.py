@@ -85,6 +85,22 @@ def test_tls_is_verified(tmp_path, monkeypatch, vouched):
     assert any(b'POST' in data for data in heard) == vouched
 
 
+@pytest.mark.parametrize('key, told', [(SECRET, '(key)'), ('none', 'none')])
+def test_a_key_that_comes_back_is_masked_but_no_word_of_answers(key, told):
+    """Servers without keys are given placeholders; 'none' is a value of many facts."""
+    async def ask():
+        client = CloudClient(CloudConfig(server.url, 'm', api_key=key))
+        try:
+            return (await client.ask(b'\xff\xd8\xff\xd9', 'What?')).text
+        finally:
+            await client.close()
+    server = ChaosServer('echo_key')
+    try:
+        assert asyncio.run(ask()) == f'Your key is {told}.'
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope='module')
 def clip(tmp_path_factory):
     """Return a video whose upper half is a chessboard and whose lower half is another."""

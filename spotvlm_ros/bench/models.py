@@ -134,7 +134,7 @@ class LocalCloud:
 class RemoteCloud:
     """An OpenAI-compatible server; round trips are measured, failures counted."""
 
-    def __init__(self, url: str, model: str, api_key: str = 'none') -> None:
+    def __init__(self, url: str, model: str, api_key: str = '') -> None:
         """Prepare; nothing is sent yet."""
         self._config = CloudConfig(url, model, api_key=api_key)
         self.round_trips_s: list[float] = []

@@ -23,6 +23,7 @@ from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV, LOOPBA
 from .parse import BoxScale
 
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
+SECRET = 8         # shorter keys are placeholders such as 'none', which is a word of answers, too
 REFUSED_S = 600.0  # how long a server is not asked again for what it has refused
 
 
@@ -138,7 +139,7 @@ class CloudClient:
         if not text.strip():
             raise CloudReplyError(f'{self.config.base_url} sent a reply without text; is '
                                   f'{self.config.model} a model that chats about images?')
-        if self.config.api_key:  # a server that echoes it must not get it published
+        if len(self.config.api_key) >= SECRET:  # one that is echoed must not be published
             text = text.replace(self.config.api_key, '(key)')
         now = time.monotonic()
         return RawReply(text, now - started, delay, now if delay else done.received)

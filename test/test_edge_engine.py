@@ -37,14 +37,11 @@ def pairs():
     return made
 
 
-FIXED = ('idefics3', 'llava', 'qwen2_5_vl')
-
-
 @pytest.fixture(scope='module')
 def fixed(pairs):
     """Return the engine for GPUs, not captured; the next token is begun before one is read."""
     made = {}
-    for family in FIXED:
+    for family in tiny.FIXED:
         free = pairs[family][0]
         made[family] = EdgeModel(family, free._model, free._inputs.processor, decoding='free')
         made[family]._engine = GraphEngine(family_of(free._model), tokens=512, capture=False)
@@ -99,7 +96,7 @@ def test_tokens_are_those_of_generate(pairs, family, data):
         assert tokens(fast, frame, query, context)[0] == tokens(slow, frame, query, context)[0]
 
 
-@pytest.mark.parametrize('family', FIXED)
+@pytest.mark.parametrize('family', tiny.FIXED)
 @given(st.data())
 @settings(max_examples=6, deadline=None)
 def test_fixed_shapes_change_nothing(pairs, fixed, family, data):

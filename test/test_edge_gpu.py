@@ -12,8 +12,6 @@ import tiny
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-FIXED = ('idefics3', 'llava', 'qwen2_5_vl')
-
 
 def asked(family, model, processor):
     """Return a prompt about one grey picture."""
@@ -25,7 +23,7 @@ def asked(family, model, processor):
     return Prompt(tuple(inputs['input_ids'][0].tolist()), inputs, (0,))
 
 
-@pytest.mark.parametrize('family', FIXED)
+@pytest.mark.parametrize('family', tiny.FIXED)
 def test_compiled_layers_give_the_same_and_share_their_code(family, monkeypatch):
     model, processor = tiny.checkpoint(family)
     model.eval().requires_grad_(False)

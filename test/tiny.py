@@ -159,6 +159,7 @@ def qwen3_vl(words: Any) -> tuple[Any, Any]:
 MAKERS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
     'idefics3': idefics3, 'smolvlm': smolvlm, 'llava': llava, 'gemma3': gemma3,
     'qwen2_5_vl': qwen2_5_vl, 'qwen3_vl': qwen3_vl}
+FIXED = ('idefics3', 'llava', 'qwen2_5_vl')   # of those that the engine for GPUs takes
 
 
 def checkpoint(family: str, seed: int = 0, attention: str = 'sdpa') -> tuple[Any, Any]:

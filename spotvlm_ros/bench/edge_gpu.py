@@ -162,12 +162,9 @@ class Case:
 
     def floor_ms(self) -> float:
         """Return the least time for prefill and 16 tokens at the measured speed of the chip."""
-        text = self.model.model.get_decoder() if hasattr(self.model.model, 'get_decoder') else None
-        decoder = text if text is not None else self.engine.family.decoder
-        layers = sum(p.numel() for p in decoder.layers.parameters())
-        head = self.engine.family.head.weight.numel()
-        tower = getattr(self.model.model, 'visual', None)
-        tower = tower if tower is not None else self.model.model.vision_model
+        family = self.engine.family
+        layers = sum(p.numel() for p in family.decoder.layers.parameters())
+        head, tower = family.head.weight.numel(), family.tower
         seen = sum(p.numel() for p in tower.parameters())
         patches = (self.vision['pixel_values'].shape[0] if 'image_grid_thw' in self.vision else
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)

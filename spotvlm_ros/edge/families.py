@@ -134,7 +134,7 @@ class Idefics3(Family):
         place of each patch, anew for each frame. Our views have no padding and one size, so the
         layers are called directly; places are learned from the model's own forward pass once.
         """
-        pixels, tower = inputs['pixel_values'].flatten(0, 1), self.core.vision_model
+        pixels, tower = inputs['pixel_values'].flatten(0, 1), self.tower
         places = self._places.get(tuple(pixels.shape))
         if places is None:
             places = self._places[tuple(pixels.shape)] = self._learn(pixels)
@@ -145,7 +145,7 @@ class Idefics3(Family):
 
     def _learn(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the vision tower adds to each patch for its place."""
-        embeddings, found = self.core.vision_model.embeddings, list[torch.Tensor]()
+        embeddings, found = self.tower.embeddings, list[torch.Tensor]()
         patch = self.core.config.vision_config.patch_size
         real = torch.ones((len(pixels), pixels.shape[2] // patch, pixels.shape[3] // patch),
                           dtype=torch.bool, device=pixels.device)
@@ -187,7 +187,7 @@ class Qwen(Family):
     def __init__(self, model: Any) -> None:
         """Find the parts."""
         super().__init__(model)
-        self.merge = int(self.core.visual.spatial_merge_size)
+        self.merge = int(self.tower.spatial_merge_size)
         self._layouts: dict[object, dict[str, Any]] = {}
 
     def images(self, inputs: Tensors, numbers: list[int]) -> Tensors:
@@ -206,19 +206,19 @@ class Qwen(Family):
         """
         pixels, grid = inputs['pixel_values'], inputs['image_grid_thw']
         layout: dict[str, Any] = {}
-        if hasattr(self.core.visual, 'window_size'):
+        if hasattr(self.tower, 'window_size'):
             key = tuple(map(tuple, grid.tolist()))
             if key not in self._layouts:
                 self._layouts[key] = self._lay_out(grid.cpu(), pixels)
             layout, grid = dict(self._layouts[key]), grid.cpu()
-        with packed(self.core.visual.config, pixels) if layout else nullcontext():
+        with packed(self.tower.config, pixels) if layout else nullcontext():
             found = self.core.get_image_features(pixels, grid, return_dict=True, **layout)
         deep = getattr(found, 'deepstack_features', None) or ()
         return Visual(torch.cat(list(found.pooler_output)),
                       tuple(torch.cat(list(d)) for d in deep))
 
     def _lay_out(self, grid: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:
-        tower, device = self.core.visual, pixels.device
+        tower, device = self.tower, pixels.device
         windows, ends = vision_utils.get_vision_window_index(
             grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         lengths = {'cu_window_seqlens': ends,

@@ -21,7 +21,6 @@ import warnings
 import numpy as np
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor.exc import InductorError
 from transformers import Cache
 
 from .engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
@@ -346,7 +345,7 @@ class GraphEngine(Engine):
         try:
             with layers.compiled():
                 return compute()
-        except (BackendCompilerFailed, InductorError) as error:
+        except BackendCompilerFailed as error:
             self._compiled = False
             why = ' '.join(str(error.inner_exception).split())
             warnings.warn(f'{type(self.family).__name__}: layers cannot be compiled ({why}) and '

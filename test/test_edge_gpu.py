@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes passes fast on a GPU gives the same on a CPU, by a compiler that needs no GPU."""
 
+from functools import partial
+
 import pytest
-from spotvlm_ros.edge import families, gpu
+from spotvlm_ros.edge import families, gpu, kernels
 from spotvlm_ros.edge.engine import Prompt
 from spotvlm_ros.edge.families import family_of
 from spotvlm_ros.edge.grammar import Free
@@ -73,6 +75,40 @@ def test_widened_mlps_give_the_same():
     gpu.align(torch.nn.Sequential(mlp).modules())
     assert mlp.gate_proj.weight.shape[0] == mlp.down_proj.weight.shape[1] == 64
     torch.testing.assert_close(mlp(x), before)
+
+
+@pytest.mark.parametrize('family', tiny.FIXED)
+def test_gated_mlps_of_one_token_give_the_same(family):
+    torch.manual_seed(0)
+    model, _ = tiny.checkpoint(family)
+    mlp = family_of(model).decoder.layers[0].mlp
+    x = torch.randn(1, 1, mlp.down_proj.out_features)
+    with torch.inference_mode():
+        before = mlp(x)
+        assert gpu.OneTokenMLP.can_be(mlp)
+        mlp.__class__ = gpu.OneTokenMLP
+        torch.testing.assert_close(mlp(x), before)
+    mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(mlp.down_proj.out_features))
+    assert not gpu.OneTokenMLP.can_be(mlp)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+def test_kernels_compute_what_the_plain_versions_do():
+    def near(found, wanted):
+        assert (found.float() - wanted).norm() < 0.01 * wanted.norm()
+    torch.manual_seed(0)
+    make = partial(torch.randn, device='cuda', dtype=torch.bfloat16)
+    for n_in, n_out in ((2048, 11008), (11008, 2048), (576, 1536), (3000, 70)):
+        x, gate, up = make(1, 1, n_in), make(n_out, n_in), make(n_out, n_in)
+        near(kernels.product(x, gate), kernels._plain_product(x.float(), gate.float()))
+        near(kernels.gated(x, gate, up),
+             kernels._plain_gated(x.float(), gate.float(), up.float()))
+    for heads, pairs, dim, tokens, seen in ((16, 2, 128, 640, 600), (9, 3, 64, 2048, 77)):
+        query, keys, values = make(1, heads, 1, dim), *make(2, 1, pairs, tokens, dim)
+        added = torch.zeros(tokens, device='cuda', dtype=torch.bfloat16)
+        added[seen:] = added[3] = torch.finfo(torch.bfloat16).min
+        near(kernels.attention(query, keys, values, added, 0.1), kernels._plain_attention(
+            query.float(), keys.float(), values.float(), added.float(), 0.1))
 
 
 def test_grouped_attention_is_attention():

@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 from transformers import AttentionInterface
+from transformers.activations import ACT2FN
+
+from . import kernels
 
 try:
     from torch.nn.attention.varlen import varlen_attn   # since torch 2.10
@@ -28,6 +32,8 @@ PACKED = 'spotvlm_packed_flash'   # transformers hands lengths to what has "flas
 GROUPED = 'spotvlm_grouped'       # attention of one token
 ALIGNED = 64                      # matrix products are fast with sides that are multiples of 8
 SHAPES = 64                       # most shapes that code is compiled for
+# A kernel begins while the one before it ends, where torch and the GPU know how (Hopper).
+OVERLAP = ({'triton.enable_pdl': True} if hasattr(inductor.triton, 'enable_pdl') else {})
 # Products of a matrix with one token, of which decoding is made, reach the speed of the memory
 # only when tuned (a note in torch/_inductor/decomposition.py says so).
 TUNED = {'coordinate_descent_tuning': True}
@@ -44,26 +50,29 @@ class Layers:
         ``one_token``: for passes of one token, which take long to compile.
         """
         self._layers = list(layers)
-        tuned = one_token and next(self._layers[0].parameters()).is_cuda
-        self._run = torch.compile(_run, dynamic=False, options=TUNED if tuned else None)
-        self._linear = [module for layer in self._layers for module in layer.modules()
-                        if type(module) is nn.Linear and one_token]
+        on_gpu = bool(self._layers) and next(self._layers[0].parameters()).is_cuda
+        self._run = torch.compile(_run, dynamic=False, options={
+            **OVERLAP, **(TUNED if one_token else {})} if on_gpu else None)
+        modules = [m for layer in self._layers for m in layer.modules()] if one_token else []
+        self._others = [(m, OneTokenMLP) for m in modules if OneTokenMLP.can_be(m)]
+        self._others += [(m, OneToken) for m in modules if type(m) is nn.Linear]
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
         """Have the layers run compiled code meanwhile; after it the model is as it was."""
         for index, layer in enumerate(self._layers):
             layer.forward = partial(self._forward, layer, index)
-        for linear in self._linear:
-            linear.__class__ = OneToken
+        usual = [type(module) for module, _ in self._others]
+        for module, other in self._others:
+            module.__class__ = other
         try:
             with torch._dynamo.config.patch(recompile_limit=SHAPES):
                 yield
         finally:
             for layer in self._layers:
                 del layer.forward
-            for linear in self._linear:
-                linear.__class__ = nn.Linear
+            for (module, _), kind in zip(self._others, usual):
+                module.__class__ = kind
 
     def _forward(self, layer: nn.Module, index: int, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get('past_key_values')
@@ -86,6 +95,26 @@ class OneToken(nn.Linear):
         if self.bias is not None:
             return out + self.bias
         return _in_memory(out) if self.out_features > self.in_features else out
+
+
+class OneTokenMLP(nn.Module):
+    """A gated MLP for one token, by kernels of our own."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+    @staticmethod
+    def can_be(module: nn.Module) -> bool:
+        """Return whether the module computes what this one does."""
+        parts = [getattr(module, f'{name}_proj', None) for name in ('gate', 'up', 'down')]
+        return (isinstance(getattr(module, 'act_fn', None), (nn.SiLU, type(ACT2FN['silu'])))
+                and all(type(p) is nn.Linear and getattr(p, 'bias', None) is None for p in parts))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return down(silu(gate(x)) * up(x))."""
+        inner = kernels.gated(x, self.gate_proj.weight, self.up_proj.weight)
+        return kernels.product(inner, self.down_proj.weight)
 
 
 def _in_memory(x: torch.Tensor) -> torch.Tensor:
@@ -140,10 +169,7 @@ def grouped_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor,
     ``query``: 1 x heads x 1 x dim; ``key``, ``value``: 1 x pairs x tokens x dim;
     ``attention_mask``: 1 x 1 x 1 x tokens, which is added.
     """
-    (_, heads, _, dim), pairs = query.shape, key.shape[1]
-    scores = query.reshape(pairs, heads // pairs, dim) @ key[0].transpose(1, 2)
-    weights = (scores * scaling + attention_mask[0]).float().softmax(-1).to(query.dtype)
-    return (weights @ value[0]).reshape(1, 1, heads, dim), None
+    return kernels.attention(query, key, value, attention_mask[0, 0, 0], scaling), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -27,6 +27,7 @@ from .seeds import BASE, Episode, episodes, SETS
 from .streams import Plan
 from .tally import Tally
 from .. import __version__
+from ..method.guard import ODDS
 from ..mini.hands import DATA_SET
 from ..mini.models import resolve
 
@@ -53,6 +54,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help=f'photographs of hands (also {HANDS_ENV}): {DATA_SET}')
     parser.add_argument('--edge', default='spot-mini-edge', help='checkpoint folder')
     parser.add_argument('--cloud', default='spot-mini-cloud', help='checkpoint folder')
+    parser.add_argument('--guard-odds', type=float, default=ODDS, help='as the parameter of the '
+                        f'edge node; 0: one pass, no guard (default {ODDS:g})')
     parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1),
                         help='processes, of one thread each')
     parser.add_argument('--out', type=Path, default=Path('out/bench'), help='folder to write')
@@ -154,7 +157,8 @@ def hands_folder(named: Path | None) -> Path | None:
 def _setup(args: argparse.Namespace, plan: Plan, hands: Path | None) -> Any:
     from .work import Setup
     cache = None if args.no_cache else args.out / 'cache'
-    return Setup(resolve(args.edge), resolve(args.cloud), hands, cache, plan, Latencies.load())
+    return Setup(resolve(args.edge), resolve(args.cloud), hands, cache, plan, Latencies.load(),
+                 args.guard_odds)
 
 
 def _replayed(args: argparse.Namespace, plan: Plan, sets: Sequence[str], hands: Path | None,
@@ -222,7 +226,8 @@ def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str
         'seeds': {'base': BASE[args.split], 'file': 'spotvlm_ros/bench/seeds.py'},
         'models': {'edge': {'name': edge.name, 'hash': model_hash(edge)},
                    'cloud': {'name': cloud.name, 'hash': model_hash(cloud)}},
-        'code': code_hash(), 'plan': asdict(plan), 'latencies_charged': asdict(Latencies.load()),
+        'code': code_hash(), 'guard_odds': args.guard_odds, 'plan': asdict(plan),
+        'latencies_charged': asdict(Latencies.load()),
         'delays': {t.name: t.text for t in TRACES.values()},
         'synthetic': 'worlds and delays are synthetic; hands in hri real hands are photographs'}
 

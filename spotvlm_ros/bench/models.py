@@ -46,27 +46,28 @@ class Answer:
 class Edge:
     """The edge model over one stream. The same input is answered once, which never shows."""
 
-    def __init__(self, model: EdgeModel, stream: Stream, cache: Cache) -> None:
-        """Share the cache with whoever asks about the same stream."""
-        self._model, self._stream, self._cache = model, stream, cache
+    def __init__(self, model: EdgeModel, stream: Stream, cache: Cache,
+                 odds: float = guard.ODDS) -> None:
+        """Share the cache with whoever asks about the same stream; ``odds``: of the guard."""
+        self._model, self._stream, self._cache, self._odds = model, stream, cache, odds
         self._blank: Image | None = None
 
     def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
-                 odds: float = guard.ODDS) -> Answer:
+                 guarded: bool = True) -> Answer:
         """
         Answer about a frame, or about a blank picture in its place.
 
-        ``odds`` are those of the guard, as `EdgeModel.answer` applies it; OFF: one pass.
+        The guard is that of `EdgeModel.answer`; without it there is one pass.
         """
         if context is not None and context.empty and not context.focus:
             context = None
-        if not odds or context is None:
+        if not guarded or not self._odds or context is None:
             return self._pass(stamp_ns, context, blank)
         query, own = self._stream.query, self._pass(stamp_ns, None, blank)
         if guard.settled(query, own.facts):
             return own
         told = self._pass(stamp_ns, context, blank)
-        facts = guard.surer(query, own.facts, told.facts, context, odds)
+        facts = guard.surer(query, own.facts, told.facts, context, self._odds)
         return replace(told, facts=facts, passes=2)
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:

@@ -175,7 +175,8 @@ def run_own(args: argparse.Namespace) -> int:
         turns = cloud_turns(cloud, stream, Cache(None, ''))
     print(f'{len(stream.edge)} frames for the edge, {len(turns)} cloud answers, '
           f'{len(labels)} labels', flush=True)
-    run = Replay(stream, plan, Edge(edge, stream, Cache(None, '')), turns, took)
+    asked = Edge(edge, stream, Cache(None, ''), args.guard_odds)
+    run = Replay(stream, plan, asked, turns, took)
     tally = run.run(Extent(QUICK, ablations=False))
     meta: dict[str, Any] = {
         'commit': '', 'clock': 'replay', 'extent': 'own data', 'split': 'no',

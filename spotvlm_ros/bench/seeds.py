@@ -25,8 +25,9 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     'hri far': ('hri', ('far',)),
     'hri real hands': ('hri', ('real',)),
 }
-# Tuning seeds below 10,000 belong to the model cards.
-BASE: dict[Split, int] = {'tune': TUNE_SEEDS[10_000], 'test': TEST_SEEDS[10_000]}
+# Tuning seeds below 10,000 belong to the model cards; test seeds from 10,000 on were used for the
+# first test run, when guard_odds was 12 (docs/benchmark.md).
+BASE: dict[Split, int] = {'tune': TUNE_SEEDS[10_000], 'test': TEST_SEEDS[20_000]}
 
 
 @dataclass(frozen=True)

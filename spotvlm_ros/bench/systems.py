@@ -20,7 +20,6 @@ from .score import Said
 from .streams import Stream
 from ..method.facts import Context, Fact, NS, Query, Source, Turn
 from ..method.gate import GateConfig
-from ..method.guard import ODDS, OFF
 from ..method.transfer import Transfer, TransferConfig
 
 Kind = Literal['edge', 'cloud', 'both', 'transfer', 'none']
@@ -105,13 +104,13 @@ def transfer(name: str, stream: Stream, edge: Edge, turns: Mapping[int, Turn],
         'context only': lambda c: replace(c, focus={}),
         'focus only': lambda c: replace(c, facts=(), text='')}.get(name, lambda c: c)
     return run_transfer(Transfer([query], config), query, stream, edge, turns, replies, took,
-                        change, OFF if name == UNGUARDED else ODDS)
+                        change, name != UNGUARDED)
 
 
 def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
                  turns: Mapping[int, Turn], replies: Sequence[Reply], took: Latencies,
                  change: Callable[[Context], Context] = lambda c: c,
-                 odds: float = ODDS) -> Run:
+                 guarded: bool = True) -> Run:
     """Feed an instance of the method in the order of time."""
     run = Run([], {}, {})
     due: list[tuple[int, Turn]] = [(r.at_ns, turns[r.stamp_ns]) for r in replies
@@ -124,7 +123,7 @@ def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
         method.frame(now, stream.image(now))
         if now in ticks and now >= free_ns:
             context = change(method.context(query.id, now))
-            answer = edge(now, context, odds=odds)
+            answer = edge(now, context, guarded=guarded)
             helped = answer.used_context or answer.used_focus
             seconds = took.both_s if answer.passes > 1 else \
                 took.context_s if helped else took.alone_s
@@ -149,7 +148,7 @@ def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
                 facts += [Fact(f.key, f.value, fact.stamp_ns) for f in run.answers[then].facts
                           if f.key == fact.key]
         context = Context(stream.query.id, now, tuple(facts))
-        answer = edge(now, context, odds=OFF)
+        answer = edge(now, context, guarded=False)
         run.answers[now], run.contexts[now] = answer, context
         seconds = took.told_s if answer.used_context else took.alone_s
         free_ns = now + int(seconds * NS)

@@ -26,7 +26,6 @@ from .streams import START_NS, WorldStream
 from .systems import ALONE, FULL, values
 from ..edge.model import EdgeModel
 from ..method.facts import NS, Source, Turn
-from ..method.guard import ODDS
 from ..method.transfer import Transfer
 
 WALL = 'wall clock'
@@ -40,15 +39,15 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     from . import work
     work.begin(setup)
     cells, differences = [], {}
-    guarded = EdgeModel.load(setup.edge, threads=1, odds=ODDS)
+    guarded = EdgeModel.load(setup.edge, threads=1, odds=setup.odds)
     for name in track(sets, 'real time'):
         pairs: dict[str, list[tuple[float, float]]] = {FULL: [], ALONE: []}
         late: dict[str, list[int]] = {FULL: [], ALONE: []}
         for episode in episodes(split, name, EPISODES):
             stream, kept, kept_cloud = work.opened(episode)
             turns = cloud_turns(work.cloud_model(), stream, kept_cloud)
-            run = Replay(stream, setup.plan, work.Edge(work.edge_model(), stream, kept), turns,
-                         setup.took)
+            edge = work.Edge(work.edge_model(), stream, kept, setup.odds)
+            run = Replay(stream, setup.plan, edge, turns, setup.took)
             came = run.arrivals(TRACES[HEADLINE])
             replayed = {FULL: run.transfer(FULL, came).said, ALONE: run.alone.said}
             kept.save()

@@ -23,6 +23,7 @@ from .streams import Plan, WorldStream
 from .tally import Tally
 from ..edge.model import EdgeModel
 from ..method.facts import Context
+from ..method.guard import ODDS
 from ..mini.hands import HandBank
 from ..mini.worlds import make_world, TRAIN_SEEDS
 
@@ -40,6 +41,7 @@ class Setup:
     cache: Path | None
     plan: Plan
     took: Latencies
+    odds: float = ODDS      # of the guard
 
 
 @dataclass
@@ -115,8 +117,9 @@ def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Res
     stream, kept, kept_cloud = opened(episode)
     turns = cloud_turns(_LazyCloud(), stream, kept_cloud)
     kept_cloud.save()
-    run = Replay(stream, _setup().plan, Edge(edge_model(), stream, kept), turns, _setup().took,
-                 majority)
+    setup = _setup()
+    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), turns,
+                 setup.took, majority)
     run.run(extent)
     kept.save()
     found = run.full[HEADLINE].contexts if HEADLINE in run.full else {}
@@ -126,7 +129,8 @@ def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Res
 def other_context(episode: Episode, contexts: Mapping[int, Context]) -> Result:
     """Run the control with the contexts of another episode."""
     stream, kept, _ = opened(episode)
-    run = Replay(stream, _setup().plan, Edge(edge_model(), stream, kept), {}, _setup().took)
+    setup = _setup()
+    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), {}, setup.took)
     run.other(contexts)
     kept.save()
     return Result(episode, run.tally)

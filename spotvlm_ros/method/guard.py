@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from .facts import Context, Fact, Query
 
-ODDS = 12.0  # times the odds of the edge's own value that one which repeats the context must have
+ODDS = 4.0   # times the odds of the edge's own value that one which repeats the context must have
 OFF = 0.0    # the answer given with context stands as it is, in one pass
 SURE = 0.95  # probability from which on a fact leaves no doubt
 

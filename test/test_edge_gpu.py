@@ -93,7 +93,7 @@ def test_gated_mlps_of_one_token_give_the_same(family):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
-def test_kernels_compute_what_the_plain_versions_do():
+def test_the_kernel_computes_what_the_plain_versions_do():
     def near(found, wanted):
         assert (found.float() - wanted).norm() < 0.01 * wanted.norm()
     torch.manual_seed(0)
@@ -103,12 +103,6 @@ def test_kernels_compute_what_the_plain_versions_do():
         near(kernels.product(x, gate), kernels._plain_product(x.float(), gate.float()))
         near(kernels.gated(x, gate, up),
              kernels._plain_gated(x.float(), gate.float(), up.float()))
-    for heads, pairs, dim, tokens, seen in ((16, 2, 128, 640, 600), (9, 3, 64, 2048, 77)):
-        query, keys, values = make(1, heads, 1, dim), *make(2, 1, pairs, tokens, dim)
-        added = torch.zeros(tokens, device='cuda', dtype=torch.bfloat16)
-        added[seen:] = added[3] = torch.finfo(torch.bfloat16).min
-        near(kernels.attention(query, keys, values, added, 0.1), kernels._plain_attention(
-            query.float(), keys.float(), values.float(), added.float(), 0.1))
 
 
 def test_grouped_attention_is_attention():

@@ -169,7 +169,10 @@ def grouped_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor,
     ``query``: 1 x heads x 1 x dim; ``key``, ``value``: 1 x pairs x tokens x dim;
     ``attention_mask``: 1 x 1 x 1 x tokens, which is added.
     """
-    return kernels.attention(query, key, value, attention_mask[0, 0, 0], scaling), None
+    (_, heads, _, dim), pairs = query.shape, key.shape[1]
+    scores = query.reshape(pairs, heads // pairs, dim) @ key[0].transpose(1, 2)
+    weights = (scores * scaling + attention_mask[0]).float().softmax(-1).to(query.dtype)
+    return (weights @ value[0]).reshape(1, 1, heads, dim), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

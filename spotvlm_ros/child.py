@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import ctypes
+from functools import partial
 import os
 from pathlib import Path
 import signal
@@ -19,19 +20,24 @@ class Child:
     """
     A process in a group of its own, so that Ctrl-C reaches the parent only and it decides.
 
+    It stays in the parent's session: Linux hands out the cores to sessions first (autogroup, see
+    sched(7)), and only among the processes of one does it count that one is ``idle``, that is,
+    gives way at once whenever another wants to run.
+
     ``stop`` ends the whole group: SIGTERM, which unlike SIGINT gives no traceback in a Python that
     has only begun to start, then SIGKILL. Should the parent be killed, Linux ends the child too.
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None,
-                 log: Path | None = None) -> None:
+                 log: Path | None = None, idle: bool = False) -> None:
         """Start the process; its output goes to ``log``, or where ours goes."""
         self.log = log
         out = log.open('ab') if log is not None else None
         try:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_parent)
+                stdout=out, stderr=out, process_group=0,
+                preexec_fn=partial(_prepare, idle))
         finally:
             if out is not None:
                 out.close()
@@ -65,6 +71,8 @@ class Child:
             return False
 
 
-def _die_with_parent() -> None:
+def _prepare(idle: bool) -> None:
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if idle:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

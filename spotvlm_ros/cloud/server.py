@@ -62,7 +62,7 @@ class EmbeddedServer:
     """
     Runs the server while in the ``with`` block.
 
-    It is niced: it shares the cores with the edge, which must not wait for it.
+    It shares the cores with the edge, which must not wait for it: it has what the edge leaves.
     """
 
     def __init__(self, model: str, *, port: int = 0, threads: int = 1, log: Path | None = None,
@@ -83,8 +83,7 @@ class EmbeddedServer:
     def start(self) -> None:
         """Start the process, do not wait for it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._child = Child(['nice', '-n', '10', *self._command], serve_env(self._threads),
-                            self.log)
+        self._child = Child(self._command, serve_env(self._threads), self.log, idle=True)
 
     def wait(self, stopped: Callable[[], bool] = lambda: False,
              timeout_s: float = START_S) -> bool:

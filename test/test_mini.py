@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method.facts import Region
-from spotvlm_ros.mini import dataset, models, worlds
+from spotvlm_ros.mini import dataset, digits, models, worlds
 from spotvlm_ros.mini.world import asked_about, CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
 from spotvlm_ros.mini.worlds import make_world, NAMES, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
@@ -248,3 +248,15 @@ def test_the_training_command_runs_and_writes_checkpoints(tmp_path):
         log = json.loads((tmp_path / shape.name / 'training_log.json').read_text())
         assert log['log'][-1]['loss'] > 0
         assert (tmp_path / shape.name / 'model.safetensors').stat().st_size > 1e6
+
+
+@pytest.mark.parametrize('text, ink', [
+    ('30', 0.969), ('50', 1.010), ('80', 1.016), ('100', 1.398)])
+def test_signs_look_the_same_whatever_opencv_writes(text, ink):
+    canvas = np.full((60, 180, 3), 255, np.uint8)
+    digits.write(canvas, text, 4.3, 5.6, 50.0, True, (0, 0, 0))
+    assert (255 - canvas[..., 0].astype(float)).sum() / 255 / 50 ** 2 == pytest.approx(ink, 0.02)
+    rows, columns = np.nonzero(canvas[..., 0] < 128)
+    assert (rows.min(), rows.max() + 1) == pytest.approx((5.6, 55.6), abs=1.5)
+    assert columns.max() + 1 - columns.min() == pytest.approx(
+        50 * (digits.ADVANCE * (len(text) - 1) + 0.78), abs=4)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from . import digits
 from .world import FOCAL, HEIGHT, RANGE, Scene, Thing, WIDTH
 
 Image = npt.NDArray[np.uint8]
@@ -165,11 +166,9 @@ def _limit(canvas: Image, scene: Scene, thing: Thing) -> None:
     z = thing.z * (0.7 if scene.condition == 'night' else 1.0)
     _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
     _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
-    scale = r / 26.0 * (0.78 if len(thing.state) == 3 else 1.05)
-    weight = max(1, int(round(r / 7.0)))
-    (w, h), _ = cv2.getTextSize(thing.state, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
-    cv2.putText(canvas, thing.state, (int(round(u - w / 2)), int(round(v + h / 2))),
-                cv2.FONT_HERSHEY_SIMPLEX, scale, _dim(scene, (15, 15, 15), z), weight, cv2.LINE_AA)
+    height = r * (0.615 if len(thing.state) == 3 else 0.828)
+    digits.write(canvas, thing.state, u - (0.4585 * len(thing.state) - 0.044) * height,
+                 v - 0.346 * height, height, r >= 10.5, _dim(scene, (15, 15, 15), z))
 
 
 def _vehicle(canvas: Image, scene: Scene, thing: Thing) -> None:

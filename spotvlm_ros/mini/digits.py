@@ -51,7 +51,7 @@ STROKES: Mapping[str, tuple[tuple[Points, bool, float], ...]] = {
 
 def write(canvas: Image, text: str, x: float, y: float, height: float, bold: bool,
           color: tuple[float, float, float]) -> None:
-    """Write digits with their left upper corner at x, y [pixels]; outside the canvas is cut off."""
+    """Write digits, left upper corner at x, y [pixels]; what is outside the canvas is cut off."""
     x0, y0 = max(0, int(x) - 2), max(0, int(y) - 2)
     x1 = min(canvas.shape[1], int(x + ADVANCE * height * len(text)) + 3)
     y1 = min(canvas.shape[0], int(y + height) + 3)

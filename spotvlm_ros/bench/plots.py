@@ -92,8 +92,9 @@ def over_delay(table: Table, pyplot: Any) -> Any:
                                           TRACES[d].sigma, d))
     columns = min(3, len(worlds))
     rows = -(-len(worlds) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns + 1, 3.1 * rows + 0.6),
-                                   layout='constrained', sharey=True, squeeze=False)
+    size = max(9.0, 3.4 * columns + 1), 3.1 * rows + 0.6
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout='constrained', sharey=True,
+                                   squeeze=False)
     for axis, world in zip(axes.flat, worlds):
         for name in CURVES:
             found = [(i, c) for i, d in enumerate(order) if (c := table.get(world, name, d))]

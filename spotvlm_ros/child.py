@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 import ctypes
 from functools import partial
 import os
@@ -75,4 +76,5 @@ def _prepare(idle: bool) -> None:
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if idle:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            with suppress(OSError):  # a sandbox may forbid it; it is no reason not to start
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -19,3 +19,12 @@ def test_a_child_has_a_group_of_its_own_in_our_session_and_gives_way_if_told(idl
     finally:
         assert child.stop() < 0
     assert not child.alive
+
+
+def test_where_giving_way_is_forbidden_a_child_starts_all_the_same(monkeypatch):
+    def forbidden(*arguments):
+        raise PermissionError('no such call here')
+    monkeypatch.setattr(os, 'sched_setscheduler', forbidden)
+    child = Child(['sleep', '60'], idle=True)
+    assert child.alive
+    assert child.stop() < 0

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 import ctypes
 from functools import partial
+import multiprocessing
+from multiprocessing.connection import wait
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
+import threading
 
 PR_SET_PDEATHSIG = 1
 
@@ -70,6 +73,18 @@ class Child:
             return True
         except (ProcessLookupError, PermissionError):
             return False
+
+
+def end_with_parent() -> None:
+    """Have a worker of multiprocessing end when its parent is killed: a pool's would wait on."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # this is no worker
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+    threading.Thread(target=watch, name='parent', daemon=True).start()
 
 
 def _prepare(idle: bool) -> None:

@@ -13,14 +13,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 import json
-import os
 from pathlib import Path
-import platform
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .machine import machine
 from .method.facts import Fact, NS, Query
 from .mini.world import FPS, SCENE
 from .mini.worlds import make_world
@@ -108,11 +107,6 @@ def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
           f'{summary["answers_hz"]} Hz, answers p95 {summary["stamp_to_answer_ms"]["p95"]} ms '
           f'after the frame, {summary["errors"]} errors', flush=True)
     return 0
-
-
-def machine() -> str:
-    """Return the machine that figures were measured on, in words."""
-    return f'{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}'
 
 
 # -- score --------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 """Child processes: apart from Ctrl-C, but in our session, where giving way counts."""
 
 import os
+import subprocess
+import sys
 
+import psutil
 import pytest
 from spotvlm_ros.child import Child
 
@@ -28,3 +31,32 @@ def test_where_giving_way_is_forbidden_a_child_starts_all_the_same(monkeypatch):
     child = Child(['sleep', '60'], idle=True)
     assert child.alive
     assert child.stop() < 0
+
+
+PARENT = """
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+import os
+import time
+from spotvlm_ros.child import end_with_parent
+if __name__ == '__main__':
+    context = multiprocessing.get_context('{start}')
+    with ProcessPoolExecutor(2, context, end_with_parent) as pool:
+        first = pool.submit(os.getpid)
+        busy = [pool.submit(time.sleep, 60) for _ in range(2)]
+        first.result()
+        print(*pool._processes, flush=True)
+        busy[0].result()
+"""
+
+
+@pytest.mark.parametrize('start', ['spawn', 'fork'])
+def test_workers_of_a_pool_end_when_their_parent_is_killed(tmp_path, start):
+    script = tmp_path / 'parent.py'
+    script.write_text(PARENT.replace('{start}', start))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(w.is_running() for w in workers)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(workers, 20.0)[1]

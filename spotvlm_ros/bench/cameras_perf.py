@@ -14,8 +14,9 @@ import numpy.typing as npt
 from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
-from .edge_perf import machine, Row, row
+from .edge_perf import Row, row
 from .rig import started
+from ..machine import machine
 from ..method.facts import NS
 from ..mini.world import SCENE
 from ..mini.worlds import make_world, TUNE_SEEDS

@@ -14,9 +14,7 @@ import argparse
 import base64
 from collections.abc import Callable, Sequence
 import json
-import os
 from pathlib import Path
-import platform
 import time
 from typing import Any
 
@@ -24,21 +22,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..machine import machine
+
 Row = dict[str, Any]
 
 
 def row(name: str, value: float, unit: str, baseline: str, ratio: float | None,
-        machine: str) -> Row:
+        where: str) -> Row:
     """Return one measurement as it stands in results.json."""
     return {'name': name, 'value': round(value, 3), 'unit': unit, 'baseline': baseline,
-            'ratio': None if ratio is None else round(ratio, 3), 'machine': machine}
-
-
-def machine(threads: int = 0) -> str:
-    """Return what the figures were measured on, in words."""
-    used = f', {threads} used' if threads else ''
-    return (f'{os.cpu_count()} CPU cores{used}, {platform.machine()}, '
-            f'Python {platform.python_version()}')
+            'ratio': None if ratio is None else round(ratio, 3), 'machine': where}
 
 
 def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 import json
-import os
 from pathlib import Path
-import platform
 from typing import Any
 
 import numpy as np
+
+from ..machine import machine
 
 FILE = Path(__file__).with_name('latencies.json')
 
@@ -65,11 +65,6 @@ class Latencies:
     def save(self, path: Path = FILE) -> None:
         """Write."""
         path.write_text(json.dumps(asdict(self), indent=1) + '\n')
-
-
-def machine() -> str:
-    """Return this machine in words."""
-    return f'{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}'
 
 
 def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats: int = 60,

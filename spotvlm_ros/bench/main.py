@@ -21,12 +21,13 @@ from typing import Any
 
 from . import cells
 from .delays import HEADLINE, QUICK, TRACES
-from .latencies import FILE, Latencies, machine
+from .latencies import FILE, Latencies
 from .replay import Extent
 from .seeds import BASE, Episode, episodes, SETS
 from .streams import Plan
 from .tally import Tally
 from .. import __version__
+from ..machine import machine, Stolen
 from ..method.guard import ODDS
 from ..mini.hands import DATA_SET
 from ..mini.models import resolve
@@ -100,7 +101,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.bag or args.video:
         from .own import run_own
         return run_own(args)
-    started = time.monotonic()
+    started, stolen = time.monotonic(), Stolen()
     hands = hands_folder(args.hands)
     sets = [s for s in args.sets if s != REAL or hands is not None]
     if REAL in args.sets and hands is None:
@@ -118,9 +119,11 @@ def _main(args: argparse.Namespace) -> int:
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
-                   'jobs': args.jobs, 'cpu_s': _cpu_s(),
+                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.share,
                    'load': [round(v, 1) for v in os.getloadavg()]}
     cells.write(args.out / 'results.json', found, meta)
+    if args.wall_clock and stolen.warning:
+        print(f'note: {stolen.warning}', flush=True)
     return _report(args.out, args.update)
 
 
@@ -136,8 +139,11 @@ def _report(out: Path, document: Path | None) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     from .latencies import measure
+    stolen = Stolen()
     found = measure(resolve(args.edge), resolve(args.cloud))
     found.save()
+    if stolen.warning:
+        print(f'note: {stolen.warning}', flush=True)
     for name, value in asdict(found).items():
         print(f'{name:20} {value}')
     print(f'wrote {FILE}')

@@ -19,11 +19,12 @@ from . import cells
 from .cache import Cache
 from .delays import QUICK
 from .labels import Label, read_labels
-from .latencies import Latencies, machine
+from .latencies import Latencies
 from .models import Cloud, cloud_turns, decode, Edge, encode, LocalCloud, RemoteCloud, timed
 from .replay import Extent, Replay
 from .streams import Image, Plan, START_NS
 from ..edge.model import EdgeModel
+from ..machine import machine
 from ..method.facts import Context, Fact, NS, Query, Region
 from ..method.transfer import Transfer
 from ..mini.models import resolve

@@ -10,7 +10,7 @@ be measured on this machine is left out with the reason in `meta.failed`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 import datetime
 import json
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from .edge_perf import cpu_rows, machine, row
+from .edge_perf import cpu_rows, row
+from ..machine import machine, Stolen
 from ..markdown import put, table
 from ..signals import StopSignal
 
@@ -130,14 +131,15 @@ def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
             'soak': lambda: bridge_perf.soak(1.0, 20.0)}
 
 
-def _page(rows: Sequence[Row]) -> str:
-    """Return the rows as they stand in docs/performance.md."""
+def _page(rows: Sequence[Row], stolen: Mapping[str, float]) -> str:
+    """Return the rows as they stand in docs/performance.md; ``stolen``: see `Stolen`."""
     lines = [[f'`{r["name"]}`', f'{r["value"]:.4g}', str(r['unit']),
               '' if r['ratio'] is None else f'{r["ratio"]:.3g}', str(r['baseline'])]
              for r in rows]
     places = '; '.join(sorted({r['machine'] for r in rows}))
     today = datetime.date.today().isoformat()
-    return (f'{today}, {places}.\n\n'
+    most = max(stolen.values(), default=0.0)
+    return (f'{today}, {places}; the host took at most {most:.0%} of the CPU time.\n\n'
             + table(('name', 'value', 'unit', 'ratio', 'baseline'), lines))
 
 
@@ -156,14 +158,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: list[Row] = []
     failed: dict[str, str] = {}
+    stolen: dict[str, float] = {}
     console = Console()
     for name in args.only:
         with console.status(f'measuring {name} ...'):
+            meanwhile = Stolen()
             try:
                 rows += named[name]()
             except Exception as error:
                 traceback.print_exc()
                 failed[name] = f'{type(error).__name__}: {error}'
+        stolen[name] = meanwhile.share
+        if meanwhile.warning:
+            console.print(f'[yellow]{name}:[/] {meanwhile.warning}')
         if stop():
             break
     shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
@@ -173,11 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                       '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
     console.print(shown)
     if args.update is not None:
-        put(args.update, _page(rows), MARKS)
+        put(args.update, _page(rows, stolen), MARKS)
     for name, why in failed.items():
         console.print(f'[red]{name} was not measured:[/] {why}')
     args.out.mkdir(parents=True, exist_ok=True)
-    meta = {'machine': machine(), 'failed': failed, 'measured': args.only}
+    meta = {'machine': machine(), 'failed': failed, 'measured': args.only,
+            'cpu_stolen': stolen}
     (args.out / 'results.json').write_text(
         json.dumps({'results': rows, 'meta': meta}, indent=2) + '\n')
     print(f'wrote {args.out}/results.json')

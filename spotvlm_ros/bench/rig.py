@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 import gc
 import json
-import os
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import psutil
 from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
+from ..machine import machine
 from ..nodes.camera import CameraNode
 from ..nodes.cloud import CloudNode
 from ..nodes.context import ContextNode
@@ -186,12 +185,6 @@ class ChaosProcess:
         request = urllib.request.Request(f'http://{self.host}:{self.port}{path}', method=method)
         with urllib.request.urlopen(request, timeout=10.0) as reply:
             return dict(json.load(reply))
-
-
-def machine() -> str:
-    """Return what this runs on."""
-    return f'{os.cpu_count()} x {platform.processor() or platform.machine()}, ' \
-           f'{platform.system()}'
 
 
 def row(name: str, value: float, unit: str, baseline: float | None) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .rig import machine
 from ..cloud.bridge import CloudAnswer, CloudBridge, percentile
 from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.photo import Photo
 from ..cloud.server import EmbeddedServer
+from ..machine import machine
 from ..method.facts import Query
 from ..mini.models import resolve
 from ..mini.worlds import make_world, TUNE_SEEDS

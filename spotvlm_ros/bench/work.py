@@ -21,6 +21,7 @@ from .replay import Extent, Replay
 from .seeds import Episode, SETS
 from .streams import Plan, WorldStream
 from .tally import Tally
+from ..child import end_with_parent
 from ..edge.model import EdgeModel
 from ..method.facts import Context
 from ..method.guard import ODDS
@@ -58,6 +59,7 @@ def begin(setup: Setup) -> None:
     import cv2
     import torch
     import transformers
+    end_with_parent()
     _given['setup'] = setup
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

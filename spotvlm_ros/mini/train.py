@@ -31,6 +31,7 @@ from .models import add_tile_tags, build_model, build_processor, build_tokenizer
 from .models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, resolve, Shape
 from .score import evaluate, write_card
 from .worlds import NAMES
+from ..child import end_with_parent
 
 LENGTH = {EDGE.name: 224, CLOUD.name: 1024}  # longest sequence, visual tokens included
 ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
@@ -83,6 +84,7 @@ _JOB: dict[str, Any] = {}  # what forked workers inherit; large arrays cannot tr
 
 
 def _start_worker() -> None:
+    end_with_parent()
     cv2.setNumThreads(1)   # the processes already fill the cores
 
 

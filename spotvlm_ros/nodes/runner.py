@@ -18,6 +18,7 @@ from .checkpoints import is_miniature, MEANINGLESS, model_path
 from .params import check_file, lookup, ParamError, read_queries, TABLES
 from ..child import Child
 from ..cloud.server import EmbeddedServer
+from ..machine import Stolen
 from ..signals import StopSignal
 
 DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
@@ -167,7 +168,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
                                 *argv, *own])
         stack.callback(children[name].stop)
-    graph = Graph(make, argv)
+    graph, stolen = Graph(make, argv), Stolen()
     watch(monitor)
     code, why = _wait(config, monitor, children, stop)
     if monitor is not None and monitor.table is not None:
@@ -182,8 +183,11 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     summary = monitor.summary.as_dict() | {'meta': {
         'profile': config.profile, 'source': values['camera']['source'],
         'edge_model': values['edge']['model'], 'cloud_model': values['cloud']['model'],
-        'emulated_delay_median_s': values['cloud']['emulated_delay_median_s']}}
+        'emulated_delay_median_s': values['cloud']['emulated_delay_median_s'],
+        'cpu_stolen': stolen.share}}
     _tell(config, summary)
+    if stolen.warning:
+        print(f'note: {stolen.warning}', flush=True)
     if not ended:
         stack.close()
         end_process(code)

@@ -1,0 +1,54 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""What figures were measured on, and whether it was ours meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import psutil
+
+NOTICED = 0.05  # a share of the time that spoils figures
+
+
+def machine(threads: int = 0) -> str:
+    """Return the machine in words; ``threads`` is how many were used, 0 for any number."""
+    used = f', {threads} used' if threads else ''
+    return (f'{os.cpu_count()} CPU cores{used}, {platform.machine()}, '
+            f'Python {platform.python_version()}')
+
+
+class Stolen:
+    """
+    The share of the time in which the host of a virtual machine kept a core to itself.
+
+    Linux counts this as steal, see proc(5): time in which a thread wanted to run and its core did
+    not. No scheduling inside the machine helps. Where there is no host it stays 0.
+    """
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self._began = self._now()
+
+    @property
+    def share(self) -> float:
+        """Return the share since the beginning, 0 to 1, of all cores together."""
+        stolen, total = (b - a for a, b in zip(self._began, self._now()))
+        return round(max(0.0, stolen) / total, 3) if total > 0 else 0.0
+
+    @property
+    def warning(self) -> str:
+        """Return what is to be said about figures of this time; empty where nothing is."""
+        share = self.share
+        return '' if share < NOTICED else (
+            f'the host of this virtual machine took {share:.0%} of the CPU time meanwhile: times '
+            'and rates are worse than this machine can; measure again when the host is quiet')
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """Return the stolen time and all time [s], summed over the cores."""
+        times = psutil.cpu_times()
+        # The times of guests are part of user and nice already.
+        all_times = sum(times) - getattr(times, 'guest', 0.0) - getattr(times, 'guest_nice', 0.0)
+        return getattr(times, 'steal', 0.0), all_times

@@ -1,0 +1,29 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Figures say when the host of a virtual machine spoiled them."""
+
+from collections import namedtuple
+
+import psutil
+import pytest
+from spotvlm_ros.machine import machine, Stolen
+
+LINUX = namedtuple('LINUX', 'user system idle steal guest')
+ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
+
+
+@pytest.mark.parametrize('then, now, share, warns', [
+    (LINUX(100, 50, 800, 10, 40), LINUX(104, 52, 803, 11, 41), 0.1, True),
+    (LINUX(100, 50, 800, 10, 40), LINUX(150, 75, 824, 11, 90), 0.01, False),
+    (LINUX(100, 50, 800, 10, 40), LINUX(100, 50, 800, 10, 40), 0.0, False),
+    (ELSEWHERE(100, 50, 800), ELSEWHERE(150, 50, 800), 0.0, False)])
+def test_the_share_that_the_host_took(monkeypatch, then, now, share, warns):
+    monkeypatch.setattr(psutil, 'cpu_times', lambda: then)
+    stolen = Stolen()
+    monkeypatch.setattr(psutil, 'cpu_times', lambda: now)
+    assert stolen.share == pytest.approx(share)
+    assert ('10% of the CPU time' in stolen.warning) is warns
+
+
+def test_a_machine_in_words():
+    assert 'CPU cores, 3 used, ' in machine(3) and 'used' not in machine()

@@ -451,7 +451,7 @@ def test_lifecycle_can_be_cycled():
         for _ in range(2):
             keep_sending(probe, send, lambda: probe.answers)
             for step in ('deactivate', 'cleanup', 'configure', 'activate'):
-                task = running.executor.create_task(getattr(node, f'trigger_{step}'))
+                task = node.executor.create_task(getattr(node, f'trigger_{step}'))
                 wait_for(task.done)
                 assert task.result().name == 'SUCCESS', step
                 if step == 'deactivate':
@@ -504,10 +504,10 @@ def test_topic_source_shares_what_it_receives():
     with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)]) as (probe, running):
         camera = running.nodes[-1]
         for step in ('deactivate', 'cleanup'):
-            wait_for(running.executor.create_task(getattr(camera, f'trigger_{step}')).done)
+            wait_for(camera.executor.create_task(getattr(camera, f'trigger_{step}')).done)
         camera.set_parameters([Parameter('source', value='topic')])
         for step in ('configure', 'activate'):
-            wait_for(running.executor.create_task(getattr(camera, f'trigger_{step}')).done)
+            wait_for(camera.executor.create_task(getattr(camera, f'trigger_{step}')).done)
         sent = keep_sending(probe, lambda s: probe.image.publish(
             image_msg(Frame(s, 'eye', pixels=GREY))),
             lambda: any(a.header.frame_id == 'eye' for a in probe.answers))

@@ -26,12 +26,14 @@ JOIN_S = 5.0  # longest wait for a callback, such as a model that loads, at the 
 
 class Graph:
     """
-    Nodes, and the thread that spins them.
+    Nodes, each spun by a thread of its own.
 
-    One SingleThreadedExecutor: callbacks only enqueue. Not rclpy.experimental.EventsExecutor: in
-    rclpy 9.1 it deadlocks when another thread of its process (a model's, the cloud's) publishes
-    to a subscription of this process: the publisher holds the GIL and waits for the executor's
-    queue, the executor holds the queue and waits for the GIL.
+    A SingleThreadedExecutor for each node, for callbacks only enqueue: whatever happens, an
+    executor looks through all that its nodes wait for, in Python, and with one executor that was
+    some 90 things of four nodes. Not rclpy.experimental.EventsExecutor: in rclpy 9.1 it deadlocks
+    when another thread of its process (a model's, the cloud's) publishes to a subscription of this
+    process: the publisher holds the GIL and waits for the executor's queue, the executor holds the
+    queue and waits for the GIL.
     """
 
     def __init__(self, make: Callable[[], Sequence[Any]], argv: Sequence[str] = ()) -> None:
@@ -46,27 +48,33 @@ class Graph:
         self.started = threading.Event()  # every autostart has been tried
         self.failed: list[str] = []       # names of nodes whose autostart failed
         self._stopping = False
-        self.executor = SingleThreadedExecutor()
         self.nodes: list[Any] = []
         try:
             self.nodes = list(make())
         except BaseException:
             rclpy.shutdown()
             raise
-        for node in self.nodes:
-            self.executor.add_node(node)
-        # One task: the executor takes several in no order, and the camera must come last.
-        self.executor.create_task(self._autostart)
-        self._thread = threading.Thread(target=self._spin, name='executor', daemon=True)
-        self._thread.start()
+        self._executors = [SingleThreadedExecutor() for _ in self.nodes]
+        for node, executor in zip(self.nodes, self._executors):
+            executor.add_node(node)
+        # One after another, each on its own thread: the camera must come last.
+        self._executors[0].create_task(self._autostart, 0)
+        self._threads = [threading.Thread(target=self._spin, args=(executor,), daemon=True,
+                                          name=f'executor of {node.get_name()}')
+                         for node, executor in zip(self.nodes, self._executors)]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> bool:
         """End all nodes, last first; return False when a callback would not end in time."""
         self._stopping = True
-        self.executor.shutdown(timeout_sec=0.0)
-        self.executor.wake()
-        self._thread.join(JOIN_S)
-        if self._thread.is_alive():
+        for executor in self._executors:
+            executor.shutdown(timeout_sec=0.0)
+            executor.wake()
+        until = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
             return False
         for node in reversed(self.nodes):
             if isinstance(node, SpotNode):
@@ -75,16 +83,19 @@ class Graph:
         rclpy.shutdown()
         return True
 
-    def _autostart(self) -> None:
-        for node in self.nodes:
-            if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
-                self.failed.append(node.get_name())
-        self.started.set()
+    def _autostart(self, number: int) -> None:
+        node = self.nodes[number]
+        if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
+            self.failed.append(node.get_name())
+        if number + 1 < len(self.nodes):
+            self._executors[number + 1].create_task(self._autostart, number + 1)
+        else:
+            self.started.set()
 
-    def _spin(self) -> None:
+    def _spin(self, executor: SingleThreadedExecutor) -> None:
         while not self._stopping and rclpy.ok():
             try:
-                self.executor.spin_once(timeout_sec=0.2)
+                executor.spin_once(timeout_sec=0.2)
             except ExternalShutdownException:
                 return
             except Exception:

@@ -541,3 +541,13 @@ def test_restarted_stream_forgets_the_context(server, tmp_path):
             if stamp < first_end - 50 * NS and context is not None:
                 assert all(f.stamp_ns <= stamp for f in context.facts)
         assert any(c.gate == Context.GATE_RESTART for c in probe.contexts)
+
+
+def test_an_edge_in_another_process_gets_frames_at_once(monkeypatch):
+    """The miniature world's truth comes after the head start; a frame that is not shared before."""
+    monkeypatch.setattr('spotvlm_ros.nodes.camera.HEAD_START_S', 60.0)
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load), CameraNode()],
+               'source:=mini', 'world:=driving') as (probe, _):
+        wait_for(lambda: probe.answers)
+        assert not probe.truth

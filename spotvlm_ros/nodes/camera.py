@@ -162,13 +162,17 @@ class CameraNode(SpotNode):
                       reference=shot.reference, camera=self._name)
         self._sent += 1
         self.hub.publish(frame)
+        shared = bool(self.hub.listeners)
+        if not shared:
+            self._publish(frame)
         if self._truth is not None and shot.truth is not None:
             self._stop.wait(HEAD_START_S)
             facts = shot.truth(stamp)
             self._truth.publish(Answer(
                 header=header_msg(stamp, frame.frame_id), source=Answer.SOURCE_TRUTH,
                 text=shot.reference, facts=[fact_msg(f, stamp) for f in facts[:MAX_FACTS]]))
-        self._publish(frame)
+        if shared:  # those in this process have it, the others can wait
+            self._publish(frame)
 
     def _publish(self, frame: Frame) -> None:
         wanted = self.param('publish_image')

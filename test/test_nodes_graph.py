@@ -544,7 +544,7 @@ def test_restarted_stream_forgets_the_context(server, tmp_path):
 
 
 def test_an_edge_in_another_process_gets_frames_at_once(monkeypatch):
-    """The miniature world's truth comes after the head start; a frame that is not shared before."""
+    """The miniature world's truth waits for the head start; a frame for others does not."""
     monkeypatch.setattr('spotvlm_ros.nodes.camera.HEAD_START_S', 60.0)
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load), CameraNode()],

@@ -7,8 +7,6 @@ from __future__ import annotations
 import os
 import platform
 
-import psutil
-
 NOTICED = 0.05  # a share of the time that spoils figures
 
 
@@ -48,6 +46,7 @@ class Stolen:
     @staticmethod
     def _now() -> tuple[float, float]:
         """Return the stolen time and all time [s], summed over the cores."""
+        import psutil
         times = psutil.cpu_times()
         # The times of guests are part of user and nice already.
         all_times = sum(times) - getattr(times, 'guest', 0.0) - getattr(times, 'guest_nice', 0.0)

@@ -3,11 +3,13 @@
 """Robot and cloud on two hosts, whose network fails; and the relay that makes it slow."""
 
 import asyncio
+from collections import namedtuple
 import json
 import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +57,38 @@ def test_relay_to_nobody_breaks_the_connection():
             writer.close()
             relay._server.close()
     assert asyncio.run(main()) == b''
+
+
+def test_what_the_host_takes_counts_as_taken_and_such_rates_are_not_judged(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    from spotvlm_ros.bench import bridge_faults
+    kind = namedtuple('Times', 'user nice system idle iowait irq softirq steal guest guest_nice')
+    moments = iter([(0.0, kind(5, 0, 5, 90, 0, 0, 0, 1, 0, 0)),
+                    (10.0, kind(9, 0, 7, 95, 1, 0, 0, 9, 2, 0))])
+    ours = iter([(1.0, 1.0), (4.0, 2.0)])
+
+    def now():
+        at, cpu = next(moments)
+        monkeypatch.setattr(bridge_faults.psutil, 'cpu_times', lambda: cpu)
+        monkeypatch.setattr(bridge_faults.time, 'monotonic', lambda: at)
+        return real()
+
+    def process():
+        user, system = next(ours)
+        return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=user, system=system),
+                               children=lambda recursive: [])
+    real = bridge_faults.OtherLoad._now
+    monkeypatch.setattr(bridge_faults.psutil, 'Process', process)
+    monkeypatch.setattr(bridge_faults.OtherLoad, '_now', staticmethod(now))
+    load = bridge_faults.OtherLoad()
+    load.look()
+    # in 10 s 6 s of user, guests among it, and system, and 8 s of steal; 4 s were ours
+    assert load.most == pytest.approx(1.0)
+
+    def trouble(name, hz, others):
+        return bridge_faults.Trouble(name, 7.0, hz, 1.0, 0.5, {}, others)
+    troubles = [trouble('fine', 6.9, 0.0), trouble('slow', 4.0, 0.1), trouble('taken', 4.0, 0.8)]
+    assert bridge_faults.slowed(troubles, 0.05) == ['slow']
 
 
 def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):

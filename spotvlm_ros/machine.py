@@ -17,6 +17,15 @@ def machine(threads: int = 0) -> str:
             f'Python {platform.python_version()}')
 
 
+def cpu_time() -> tuple[float, float, float]:
+    """Return all time of all cores since the start, that of it idle, and that stolen [s]."""
+    import psutil
+    times = psutil.cpu_times()
+    # The times of guests are part of user and nice already.
+    total = sum(times) - getattr(times, 'guest', 0.0) - getattr(times, 'guest_nice', 0.0)
+    return total, times.idle + getattr(times, 'iowait', 0.0), getattr(times, 'steal', 0.0)
+
+
 class Stolen:
     """
     The share of the time in which the host of a virtual machine kept a core to itself.
@@ -27,12 +36,12 @@ class Stolen:
 
     def __init__(self) -> None:
         """Begin to count."""
-        self._began = self._now()
+        self._began = cpu_time()
 
     @property
     def share(self) -> float:
         """Return the share since the beginning, 0 to 1, of all cores together."""
-        stolen, total = (b - a for a, b in zip(self._began, self._now()))
+        total, _, stolen = (b - a for a, b in zip(self._began, cpu_time()))
         return round(max(0.0, stolen) / total, 3) if total > 0 else 0.0
 
     @property
@@ -43,11 +52,8 @@ class Stolen:
             f'the host of this virtual machine took {share:.0%} of the CPU time meanwhile: times '
             'and rates are worse than this machine can; measure again when the host is quiet')
 
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        """Return the stolen time and all time [s], summed over the cores."""
-        import psutil
-        times = psutil.cpu_times()
-        # The times of guests are part of user and nice already.
-        all_times = sum(times) - getattr(times, 'guest', 0.0) - getattr(times, 'guest_nice', 0.0)
-        return getattr(times, 'steal', 0.0), all_times
+    def tell(self, about: str = 'note') -> None:
+        """Print the warning where there is one."""
+        warning = self.warning
+        if warning:
+            print(f'{about}: {warning}', flush=True)

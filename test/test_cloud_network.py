@@ -59,7 +59,7 @@ def test_relay_to_nobody_breaks_the_connection():
     assert asyncio.run(main()) == b''
 
 
-def test_what_the_host_takes_counts_as_taken_and_such_rates_are_not_judged(monkeypatch):
+def test_what_the_host_takes_counts_as_taken_and_such_a_trouble_is_met_again(monkeypatch):
     pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
     from spotvlm_ros.bench import bridge_faults
     kind = namedtuple('Times', 'user nice system idle iowait irq softirq steal guest guest_nice')
@@ -85,10 +85,11 @@ def test_what_the_host_takes_counts_as_taken_and_such_rates_are_not_judged(monke
     # in 10 s 6 s of user, guests among it, and system, and 8 s of steal; 4 s were ours
     assert load.most == pytest.approx(1.0)
 
-    def trouble(name, hz, others):
-        return bridge_faults.Trouble(name, 7.0, hz, 1.0, 0.5, {}, others)
-    troubles = [trouble('fine', 6.9, 0.0), trouble('slow', 4.0, 0.1), trouble('taken', 4.0, 0.8)]
-    assert bridge_faults.slowed(troubles, 0.05) == ['slow']
+    def trouble(others):
+        return bridge_faults.Trouble('server killed', 7.0, 4.0, 1.0, 0.5, {}, others)
+    met = iter([trouble(load.most), trouble(0.6), trouble(0.1), trouble(0.0)])
+    assert bridge_faults.undisturbed(lambda: next(met), 4).others == 0.1
+    assert next(met).others == 0.0
 
 
 def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from spotvlm_ros.bench.bridge_faults import all_faults, slowed  # noqa: E402, I100
+from spotvlm_ros.bench.bridge_faults import all_faults  # noqa: E402, I100
 from spotvlm_ros.bench.bridge_perf import soak, wire  # noqa: E402
 from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402
 from spotvlm_ros.bench.robots import carry  # noqa: E402
@@ -28,7 +28,7 @@ def test_edge_keeps_answering_and_context_returns():
     """A few faults of the kinds there are: silence, slowness, lies, breakage."""
     names = ['hang', 'reset', 'http_503', 'tokens']
     for trouble in all_faults(names, 3.0, 1.5, 1, FakeEdge().load):
-        assert not slowed([trouble], 0.3), trouble
+        assert trouble.ratio > 0.7, trouble
         assert trouble.context_s < 2.0, trouble
         assert trouble.good_reply_s < 8.0, trouble
 

@@ -28,6 +28,7 @@ from . import network
 from .chaos import FAULTS
 from .relay import Link
 from .rig import ChaosProcess, Robot
+from ..machine import cpu_time
 
 CLEAN_S = 5.0
 BACK_S = 60.0  # longest wait for the first good reply
@@ -96,12 +97,10 @@ class OtherLoad:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Return the time, and the CPU time that is taken by anybody and by us [s]."""
-        cpu = psutil.cpu_times()
+        total, idle, _ = cpu_time()
         ours = psutil.Process()
         times = [p.cpu_times() for p in (ours, *ours.children(recursive=True))]
-        guests = cpu.guest + cpu.guest_nice   # are part of user and nice already
-        return (time.monotonic(), sum(cpu) - guests - cpu.idle - cpu.iowait,
-                sum(t.user + t.system for t in times))
+        return time.monotonic(), total - idle, sum(t.user + t.system for t in times)
 
 
 def show(trouble: Trouble) -> None:
@@ -155,11 +154,6 @@ def real_network(outage_s: float, seconds: float, clean_s: float,
     return troubles
 
 
-def slowed(troubles: Sequence[Trouble], tolerance: float) -> list[str]:
-    """Return what slowed the edge, so far as the machine was ours and a rate tells something."""
-    return [t.name for t in troubles if t.others <= BUSY and t.ratio < 1 - tolerance]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return 1 when an edge was slowed by more than 5 % or context came back late."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -187,15 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(
             [asdict(t) | {'ratio': t.ratio} for t in troubles], indent=2) + '\n', encoding='utf-8')
-    slow = slowed(troubles, arguments.tolerance)
-    disturbed = [t.name for t in troubles if t.others > BUSY]
+    slow = [t.name for t in troubles if t.ratio < 1 - arguments.tolerance]
     late = [t.name for t in troubles if t.context_s > 2.0]
     ratios = [t.ratio for t in troubles]
     print(f'{len(troubles)} troubles: edge rate median {statistics.median(ratios):.1%}, least '
           f'{min(ratios):.1%} of that without; context back within '
           f'{max(t.context_s for t in troubles):.2f} s of the first good reply')
-    for what, names in (('slowed the edge', slow), ('context late', late), (
-            'rates not judged, for others took the machine; measure again', disturbed)):
+    for what, names in (('slowed the edge', slow), ('context late', late)):
         if names:
             print(f'{what}: {", ".join(names)}')
     return 1 if slow or late else 0

@@ -115,15 +115,15 @@ def _main(args: argparse.Namespace) -> int:
     meta = _meta(args, plan, sets)
     if args.wall_clock:
         from .wallclock import compare
+        meanwhile = Stolen()
         more, meta['wall_clock'] = compare(_setup(args, plan, hands), args.split, sets)
+        meanwhile.tell()
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
                    'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.share,
                    'load': [round(v, 1) for v in os.getloadavg()]}
     cells.write(args.out / 'results.json', found, meta)
-    if args.wall_clock and stolen.warning:
-        print(f'note: {stolen.warning}', flush=True)
     return _report(args.out, args.update)
 
 
@@ -142,8 +142,7 @@ def _measure(args: argparse.Namespace) -> int:
     stolen = Stolen()
     found = measure(resolve(args.edge), resolve(args.cloud))
     found.save()
-    if stolen.warning:
-        print(f'note: {stolen.warning}', flush=True)
+    stolen.tell()
     for name, value in asdict(found).items():
         print(f'{name:20} {value}')
     print(f'wrote {FILE}')

@@ -169,8 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
                 failed[name] = f'{type(error).__name__}: {error}'
         stolen[name] = meanwhile.share
-        if meanwhile.warning:
-            console.print(f'[yellow]{name}:[/] {meanwhile.warning}')
+        meanwhile.tell(name)
         if stop():
             break
     shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')

@@ -186,8 +186,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         'emulated_delay_median_s': values['cloud']['emulated_delay_median_s'],
         'cpu_stolen': stolen.share}}
     _tell(config, summary)
-    if stolen.warning:
-        print(f'note: {stolen.warning}', flush=True)
+    stolen.tell()
     if not ended:
         stack.close()
         end_process(code)

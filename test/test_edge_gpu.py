@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes passes fast on a GPU gives the same on a CPU, by a compiler that needs no GPU."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 from spotvlm_ros.edge import families, gpu, kernels
-from spotvlm_ros.edge.engine import Prompt
+from spotvlm_ros.edge.engine import as_decoder_takes, Prompt
 from spotvlm_ros.edge.families import family_of
 from spotvlm_ros.edge.grammar import Free
-from spotvlm_ros.edge.graphs import GraphEngine
+from spotvlm_ros.edge.graphs import FixedCache, GraphEngine
 import tiny
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -42,7 +43,7 @@ def test_compiled_layers_give_the_same_and_share_their_code(family, monkeypatch)
     assert answers[0] == answers[1]
     assert counter.frame_count <= 5   # with code for each layer and length it would be 8 or more
     layers = family_of(model).decoder.layers
-    assert 'forward' not in vars(layers[0]) and type(layers[0].mlp.down_proj) is torch.nn.Linear
+    assert 'forward' not in vars(layers[0])
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     torch._dynamo.reset()
 
@@ -77,43 +78,81 @@ def test_widened_mlps_give_the_same():
     torch.testing.assert_close(mlp(x), before)
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize('family', tiny.FIXED)
-def test_gated_mlps_of_one_token_give_the_same(family):
-    torch.manual_seed(0)
-    model, _ = tiny.checkpoint(family)
-    mlp = family_of(model).decoder.layers[0].mlp
-    x = torch.randn(1, 1, mlp.down_proj.out_features)
-    with torch.inference_mode():
-        before = mlp(x)
-        assert gpu.OneTokenMLP.can_be(mlp)
-        mlp.__class__ = gpu.OneTokenMLP
-        torch.testing.assert_close(mlp(x), before)
-    mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(mlp.down_proj.out_features))
-    assert not gpu.OneTokenMLP.can_be(mlp)
+def test_layers_of_one_token_give_the_same(family):
+    model = tiny.checkpoint(family)[0]
+    found = family_of(model)
+    layers, config = found.decoder.layers, found.text_config
+    for layer in layers:  # as made, all biases are nought
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, 1.0 if 'norm' in name else 0.0, 0.3)
+    assert gpu.OneTokenLayers.can_be(layers)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    axes = 3 if family == 'qwen2_5_vl' else 1
+    results = []
+    for own in (False, True):
+        cache = FixedCache(len(layers), config.num_key_value_heads, 96, 8, found.embedding.weight)
+        one = gpu.OneTokenLayers(layers, 96)
+        for begin, end in ((0, 70), (70, 71), (71, 72)):
+            cache.where = torch.arange(begin, end)
+            positions = as_decoder_takes(torch.arange(begin, end).expand(axes, -1))
+            mask = torch.where(torch.arange(96)[None] <= cache.where[:, None], 0.0, -1e30)
+            mask[:, 3] -= 1.0
+            with one.fast() if own and begin else nullcontext():
+                results.append(found.decode(
+                    None, None, inputs_embeds=found.embedding(torch.arange(begin, end)[None]),
+                    position_ids=positions, past_key_values=cache, attention_mask=mask[None, None],
+                    use_cache=True))
+        results += [cache.keys, cache.values]
+    for usual, other in zip(results[:5], results[5:]):
+        torch.testing.assert_close(other, usual)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert 'forward' not in vars(layers[0])
+    layers[-1].mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    assert not gpu.OneTokenLayers.can_be(layers)
+
+
+def test_layers_of_another_make_are_left_to_the_compiler():
+    found = family_of(tiny.checkpoint('qwen3_vl')[0])
+    assert not gpu.OneTokenLayers.can_be(found.decoder.layers)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
-def test_the_kernel_computes_what_the_plain_versions_do():
-    def near(found, wanted):
-        assert (found.float() - wanted).norm() < 0.01 * wanted.norm()
+@pytest.mark.parametrize('heads, pairs, dim, width, inner, tokens, biased', [
+    (16, 2, 128, 2048, 11008, 640, True), (28, 4, 128, 3584, 18944, 2048, True),
+    (9, 3, 64, 576, 1536, 320, False), (4, 2, 8, 32, 72, 100, True), (3, 1, 24, 72, 70, 64, False)])
+def test_kernels_compute_what_the_plain_versions_do(heads, pairs, dim, width, inner, tokens,
+                                                    biased):
+    def same(kernel, *args):
+        """Compare a kernel with the plain version in fp32, on the CPU; return what it found."""
+        def plain(x):
+            if isinstance(x, torch.Tensor):
+                return x.cpu().float() if x.is_floating_point() else x.cpu()
+            return type(x)(*map(plain, x)) if isinstance(x, tuple) else x
+        others = [plain(a) for a in args]
+        found, wanted = kernel(*args), kernel(*others)
+        for one, other in [(found, wanted), *((getattr(a, n), getattr(b, n)) for a, b in
+                           zip(args, others) if isinstance(a, kernels.Keys)
+                           for n in ('keys', 'values'))]:
+            assert (one.cpu().float() - other).norm() < 0.01 * other.norm()
+        return found
     torch.manual_seed(0)
     make = partial(torch.randn, device='cuda', dtype=torch.bfloat16)
-    for n_in, n_out in ((2048, 11008), (11008, 2048), (576, 1536), (3000, 70)):
-        x, gate, up = make(1, 1, n_in), make(n_out, n_in), make(n_out, n_in)
-        near(kernels.product(x, gate), kernels._plain_product(x.float(), gate.float()))
-        near(kernels.gated(x, gate, up),
-             kernels._plain_gated(x.float(), gate.float(), up.float()))
-
-
-def test_grouped_attention_is_attention():
-    torch.manual_seed(0)
-    query, mask = torch.randn(1, 8, 1, 16), torch.zeros(1, 1, 1, 20)
-    key, value = torch.randn(2, 1, 2, 20, 16).unbind()
-    mask[..., 13:] = -1e9
-    found, _ = gpu.grouped_attention(torch.nn.Identity(), query, key, value, mask, scaling=0.3)
-    usual = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, mask, scale=0.3, enable_gqa=True)
-    torch.testing.assert_close(found, usual.transpose(1, 2))
+    space = kernels.room(heads, tokens, dim, torch.device('cuda'))
+    mask, norm = make(tokens), kernels.Norm(make(width), 1e-6)
+    weight, bias = make((heads + 2 * pairs) * dim, width), make((heads + 2 * pairs) * dim)
+    for last in (0, 1, 62, 63, tokens - 1):
+        seen = kernels.Keys(make(1, pairs, tokens, dim), make(1, pairs, tokens, dim),
+                            torch.tensor([last], device='cuda'))
+        query = same(kernels.look_up, make(width), norm, weight, bias if biased else None,
+                     make(dim), make(dim), seen)
+        here = mask.masked_fill(torch.arange(tokens, device='cuda') > last, -1e30)
+        for _ in range(3):  # the counters are back at nought
+            same(kernels.attend, query, seen, here, 0.1, space)
+    same(kernels.gated, make(width), norm, make(inner, width), make(inner, width))
+    same(kernels.added, make(inner), make(width, inner), make(width))
 
 
 def test_packed_attention_sees_windows_as_the_model_does(monkeypatch):

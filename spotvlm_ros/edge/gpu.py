@@ -4,8 +4,9 @@
 What makes the kernels of a forward pass fast on a GPU, before it is captured as a graph.
 
 A graph takes away what it costs to launch kernels. What is left is kernels that read little and do
-little: so the layers are compiled, which joins most of them, and attention inside the windows of a
-picture (Qwen2.5-VL) is one kernel and not one per window.
+little: so the layers are compiled, which joins most of them, attention inside the windows of a
+picture (Qwen2.5-VL) is one kernel and not one per window, and in passes of one token a layer of the
+usual make is five kernels of our own.
 """
 
 from __future__ import annotations
@@ -29,50 +30,33 @@ except ImportError:
     varlen_attn = None
 
 PACKED = 'spotvlm_packed_flash'   # transformers hands lengths to what has "flash" in its name
-GROUPED = 'spotvlm_grouped'       # attention of one token
 ALIGNED = 64                      # matrix products are fast with sides that are multiples of 8
 SHAPES = 64                       # most shapes that code is compiled for
 # A kernel begins while the one before it ends, where torch and the GPU know how (Hopper).
 OVERLAP = ({'triton.enable_pdl': True} if hasattr(inductor.triton, 'enable_pdl') else {})
-# Products of a matrix with one token, of which decoding is made, reach the speed of the memory
-# only when tuned (a note in torch/_inductor/decomposition.py says so).
-TUNED = {'coordinate_descent_tuning': True}
+# Layers that differ in nothing but sizes and biases.
+USUAL = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer', 'Qwen2_5_VLDecoderLayer')
 
 
 class Layers:
     """Layers of one kind, which share the code that is compiled for the first of them."""
 
-    def __init__(self, layers: Iterable[nn.Module], one_token: bool = False) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         """
         Compile nothing yet: the first forward pass of each shape does.
 
         A cache (``past_key_values``) must have `layer`, which returns the part of one layer.
-        ``one_token``: for passes of one token, which take long to compile.
         """
         self._layers = list(layers)
         on_gpu = bool(self._layers) and next(self._layers[0].parameters()).is_cuda
-        self._run = torch.compile(_run, dynamic=False, options={
-            **OVERLAP, **(TUNED if one_token else {})} if on_gpu else None)
-        modules = [m for layer in self._layers for m in layer.modules()] if one_token else []
-        self._others = [(m, OneTokenMLP) for m in modules if OneTokenMLP.can_be(m)]
-        self._others += [(m, OneToken) for m in modules if type(m) is nn.Linear]
+        self._run = torch.compile(_run, dynamic=False, options=OVERLAP if on_gpu else None)
 
     @contextmanager
-    def compiled(self) -> Iterator[None]:
+    def fast(self) -> Iterator[None]:
         """Have the layers run compiled code meanwhile; after it the model is as it was."""
-        for index, layer in enumerate(self._layers):
-            layer.forward = partial(self._forward, layer, index)
-        usual = [type(module) for module, _ in self._others]
-        for module, other in self._others:
-            module.__class__ = other
-        try:
-            with torch._dynamo.config.patch(recompile_limit=SHAPES):
-                yield
-        finally:
-            for layer in self._layers:
-                del layer.forward
-            for (module, _), kind in zip(self._others, usual):
-                module.__class__ = kind
+        with (replaced(self._layers, self._forward),
+              torch._dynamo.config.patch(recompile_limit=SHAPES)):
+            yield
 
     def _forward(self, layer: nn.Module, index: int, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get('past_key_values')
@@ -85,41 +69,87 @@ def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
 
 
-class OneToken(nn.Linear):
-    """The same product, written so that the compiler finds the fast way for one token."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x times weight plus bias."""
-        # What makes the input is computed once, not once for each output.
-        out = nn.functional.linear(_in_memory(x), self.weight)
-        if self.bias is not None:
-            return out + self.bias
-        return _in_memory(out) if self.out_features > self.in_features else out
-
-
-class OneTokenMLP(nn.Module):
-    """A gated MLP for one token, by kernels of our own."""
-
-    gate_proj: nn.Linear
-    up_proj: nn.Linear
-    down_proj: nn.Linear
+class OneTokenLayers:
+    """Decoder layers of the usual make for passes of one token, by kernels of our own."""
 
     @staticmethod
-    def can_be(module: nn.Module) -> bool:
-        """Return whether the module computes what this one does."""
-        parts = [getattr(module, f'{name}_proj', None) for name in ('gate', 'up', 'down')]
-        return (isinstance(getattr(module, 'act_fn', None), (nn.SiLU, type(ACT2FN['silu'])))
-                and all(type(p) is nn.Linear and getattr(p, 'bias', None) is None for p in parts))
+    def can_be(layers: Iterable[nn.Module]) -> bool:
+        """Return whether there are kernels for what the layers compute."""
+        return all(type(layer).__name__ in USUAL and _is_usual(layer) for layer in layers)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return down(silu(gate(x)) * up(x))."""
-        inner = kernels.gated(x, self.gate_proj.weight, self.up_proj.weight)
-        return kernels.product(inner, self.down_proj.weight)
+    def __init__(self, layers: Iterable[nn.Module], tokens: int) -> None:
+        """
+        Join the weights of queries, keys and values; each stays what it was, as a part of them.
+
+        ``tokens``: the size of the cache, which has `layer`, for the part of one layer.
+        """
+        self._layers = list(layers)
+        self._joined = [_joined([getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'])
+                        for layer in self._layers]
+        own = self._layers[0].self_attn
+        self._room = kernels.room(own.q_proj.out_features // own.head_dim, tokens, own.head_dim,
+                                  own.q_proj.weight.device)
+
+    @contextmanager
+    def fast(self) -> Iterator[None]:
+        """Have the layers run the kernels meanwhile; after it the model is as it was."""
+        with replaced(self._layers, self._forward):
+            yield
+
+    def _forward(self, layer: Any, index: int, hidden_states: torch.Tensor, *,
+                 attention_mask: torch.Tensor, past_key_values: Any,
+                 position_embeddings: tuple[torch.Tensor, torch.Tensor],
+                 **kwargs: Any) -> torch.Tensor:
+        """Return what the layer makes of one token, 1 x 1 x width."""
+        x, cache, own, mlp = (hidden_states[0, 0], past_key_values.layer(index), layer.self_attn,
+                              layer.mlp)
+        before, after = (kernels.Norm(norm.weight, norm.variance_epsilon) for norm in (
+            layer.input_layernorm, layer.post_attention_layernorm))
+        seen = kernels.Keys(cache.keys, cache.values, cache.where)
+        cos, sin = (p[0, 0] for p in position_embeddings)
+        query = kernels.look_up(x, before, *self._joined[index], cos, sin, seen)
+        found = kernels.attend(query, seen, attention_mask[0, 0, 0], own.scaling, self._room)
+        x = kernels.added(found.flatten(), own.o_proj.weight, x)
+        inner = kernels.gated(x, after, mlp.gate_proj.weight, mlp.up_proj.weight)
+        return kernels.added(inner, mlp.down_proj.weight, x)[None, None]
 
 
-def _in_memory(x: torch.Tensor) -> torch.Tensor:
-    """Return x as it is; the compiler joins nothing across, for this is a view of memory."""
-    return x.as_strided(x.shape, x.stride())
+def _is_usual(layer: Any) -> bool:
+    own, mlp = layer.self_attn, layer.mlp
+    inputs = [own.q_proj, own.k_proj, own.v_proj]
+    others = [own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return (isinstance(mlp.act_fn, (nn.SiLU, type(ACT2FN['silu']))) and own.head_dim % 2 == 0
+            and all(type(part) is nn.Linear for part in (*inputs, *others))
+            and len({part.bias is None for part in inputs}) == 1
+            and all(part.bias is None for part in others) and kernels.can_run(own.q_proj.weight))
+
+
+def _joined(parts: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weights and biases as one; those of the parts become views of them."""
+    ends, whole = [part.out_features for part in parts], list[torch.Tensor | None]()
+    for name in ('weight', 'bias'):
+        if getattr(parts[0], name) is None:
+            whole.append(None)
+            continue
+        joined = torch.cat([getattr(part, name).detach() for part in parts])
+        for part, view in zip(parts, joined.split(ends)):
+            setattr(part, name, nn.Parameter(view, requires_grad=False))
+        whole.append(joined)
+    weight, bias = whole
+    assert weight is not None
+    return weight, bias
+
+
+@contextmanager
+def replaced(layers: list[nn.Module], forward: Any) -> Iterator[None]:
+    """Have layers run ``forward(layer, index, ...)`` meanwhile."""
+    for index, layer in enumerate(layers):
+        layer.forward = partial(forward, layer, index)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def align(modules: Iterable[nn.Module]) -> None:
@@ -160,23 +190,7 @@ def packed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor,
     return seen[None], None
 
 
-def grouped_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor,
-                      value: torch.Tensor, attention_mask: torch.Tensor, *, scaling: float,
-                      **kwargs: Any) -> tuple[torch.Tensor, None]:
-    """
-    Return the attention of one token; keys are not copied for each head that shares them.
-
-    ``query``: 1 x heads x 1 x dim; ``key``, ``value``: 1 x pairs x tokens x dim;
-    ``attention_mask``: 1 x 1 x 1 x tokens, which is added.
-    """
-    (_, heads, _, dim), pairs = query.shape, key.shape[1]
-    scores = query.reshape(pairs, heads // pairs, dim) @ key[0].transpose(1, 2)
-    weights = (scores * scaling + attention_mask[0]).float().softmax(-1).to(query.dtype)
-    return (weights @ value[0]).reshape(1, 1, heads, dim), None
-
-
 AttentionInterface.register(PACKED, packed_attention)
-AttentionInterface.register(GROUPED, grouped_attention)
 
 
 def can_pack(like: torch.Tensor) -> bool:

@@ -13,7 +13,6 @@ that nobody looks at. Without capture, as in the tests, the same computation run
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 import warnings
@@ -25,7 +24,7 @@ from transformers import Cache
 
 from .engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
 from .families import Family, sizes, Visual
-from .gpu import align, attention, GROUPED, Layers
+from .gpu import align, Layers, OneTokenLayers
 from .grammar import Free, Grammar, Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
@@ -112,10 +111,12 @@ class GraphEngine(Engine):
         self._compiled = compiled or compiled is None and weight.is_cuda
         self._layers, self._vision_layers = (
             Layers(layers) for layers in (family.decoder.layers, family.vision_layers))
-        self._decoding_layers = Layers(family.decoder.layers, one_token=True)
         if weight.is_cuda:
             align(family.tower.modules())
         self._tokens = tokens = next(n for n in LENGTHS if n >= min(tokens, LENGTHS[-1]))
+        self._one_token_layers = (OneTokenLayers(family.decoder.layers, tokens)
+                                  if OneTokenLayers.can_be(family.decoder.layers)
+                                  else self._layers)
         self._cache = FixedCache(config.num_hidden_layers, config.num_key_value_heads or heads,
                                  tokens, dim, weight)
         self._added = torch.zeros(tokens, dtype=self._dtype, device=self._device)  # to attention
@@ -293,10 +294,9 @@ class GraphEngine(Engine):
                     0, places, self._images[:n])[:n]
             seen = torch.where(self._order[None] <= where[:, None], self._added[None], never)
             self._cache.where = where
-            with attention(family.decoder.config, GROUPED) if n == 1 else nullcontext():
-                hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
-                                       past_key_values=self._cache, position_ids=positions,
-                                       attention_mask=seen[None, None].to(self._dtype))
+            hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
+                                   past_key_values=self._cache, position_ids=positions,
+                                   attention_mask=seen[None, None].to(self._dtype))
             logits = family.head(hidden[0, last]).float()
             best, token = logits.max(-1)
             probability = (best - logits.logsumexp(-1)).exp()
@@ -305,10 +305,10 @@ class GraphEngine(Engine):
                 where.copy_((where + 1).clamp(max=self._tokens - 1))
                 data[4:].add_(1)
             return [logits, torch.stack([token.double(), probability.double()], 1)]
-        return self._captured(compute, data, self._layers if n > 1 else self._decoding_layers)
+        return self._captured(compute, data, self._layers if n > 1 else self._one_token_layers)
 
     def _captured(self, compute: Callable[[], list[torch.Tensor]], data: torch.Tensor,
-                  layers: Layers) -> Captured:
+                  layers: Layers | OneTokenLayers) -> Captured:
         """Return a computation as a graph, or as it is where nothing can be captured."""
         made = Captured(lambda: None, data, [])
 
@@ -338,12 +338,12 @@ class GraphEngine(Engine):
         return made
 
     def _fast(self, compute: Callable[[], list[torch.Tensor]],
-              layers: Layers) -> list[torch.Tensor]:
+              layers: Layers | OneTokenLayers) -> list[torch.Tensor]:
         """Compute with compiled layers, or as the model is where they cannot be compiled."""
         if not self._compiled:
             return compute()
         try:
-            with layers.compiled():
+            with layers.fast():
                 return compute()
         except BackendCompilerFailed as error:
             self._compiled = False

@@ -78,6 +78,16 @@ def test_widened_mlps_give_the_same():
     torch.testing.assert_close(mlp(x), before)
 
 
+def test_patches_given_one_by_one_are_a_product():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
+    patches, more = torch.randn(5, 3, 2, 4, 4), torch.randn(5, 3, 2, 8, 8)
+    wanted = conv(patches), conv(more)
+    gpu.OnePatch.use([conv])
+    assert type(conv) is gpu.OnePatch
+    torch.testing.assert_close((conv(patches), conv(more)), wanted)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize('family', tiny.FIXED)
 def test_layers_of_one_token_give_the_same(family):

@@ -19,7 +19,7 @@ def test_cpu_rows():
 def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
     """The same prompts, graphs aside; every way of answering worked."""
     for name in edge_gpu.tiny_shapes():
-        case = edge_gpu.Case(name, edge_gpu.tiny_shapes()[name](), 'cpu')
+        case = edge_gpu.Case(name, edge_gpu.tiny_shapes()[name](), 'cpu', edge_gpu.Chip(1e9, 1e9))
         rows = {r['name']: r for r in edge_gpu.case_rows(case, 'here', seconds=0.0)}
         for way in ('generate', 'generate_static', 'engine_16_changed', 'engine_16_same_history',
                     'engine_16_unchanged', 'engine_choice', 'vision'):

@@ -12,6 +12,7 @@ is right (unchanged scene), and by choosing one of four words. Pixels are always
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 import time
 import traceback
@@ -29,7 +30,6 @@ from ..edge.graphs import GraphEngine
 
 HISTORY, QUESTION, ANSWER = 128, 64, 16
 COMPILED = 'Qwen2.5-VL-3B'       # the shape for which `generate` is compiled too
-FLOPS, BYTES = 790e12, 4.3e12    # what one H200 was measured to do, for the floor
 
 
 def qwen(text: Mapping[str, Any], tied: bool) -> Any:
@@ -103,12 +103,30 @@ def inputs_of(config: Any, device: str, dtype: torch.dtype) -> tuple[dict[str, A
     return {'pixel_values': pixels}, [image] * (2 * each)
 
 
+@dataclass(frozen=True)
+class Chip:
+    """What a chip was measured to do per second."""
+
+    flops: float    # products of large matrices, bf16
+    bytes: float    # read and written by a copy
+
+    @staticmethod
+    def measured(device: str) -> Chip:
+        """Measure."""
+        side = 8192 if device == 'cuda' else 128
+        a, b, c = torch.randn(3, side, side, device=device).bfloat16()
+        whole = torch.empty(2, 2 * side, 4 * side, device=device)
+        product, copy = (float(np.median(timed(run, device, 0.3, 10))) / 1e3 for run in (
+            lambda: torch.matmul(a, b, out=c), lambda: whole[0].copy_(whole[1])))
+        return Chip(2 * side ** 3 / product, whole.numel() * whole.element_size() / copy)
+
+
 class Case:
     """One model and its prompt."""
 
-    def __init__(self, name: str, config: Any, device: str) -> None:
+    def __init__(self, name: str, config: Any, device: str, chip: Chip) -> None:
         """Make the model."""
-        self.name, self.device = name, device
+        self.name, self.device, self.chip = name, device, chip
         dtype = torch.bfloat16 if device == 'cuda' else torch.float32
         torch.manual_seed(0)
         with torch.device(device):
@@ -161,7 +179,7 @@ class Case:
                                   ANSWER).tokens
 
     def floor_ms(self) -> float:
-        """Return the least time for prefill and 16 tokens at the measured speed of the chip."""
+        """Return the least time for prefill and 16 tokens at the speed of the chip."""
         family = self.engine.family
         layers = sum(p.numel() for p in family.decoder.layers.parameters())
         head, tower = family.head.weight.numel(), family.tower
@@ -169,7 +187,7 @@ class Case:
         patches = (self.vision['pixel_values'].shape[0] if 'image_grid_thw' in self.vision else
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)
         flops = 2 * (seen * patches + layers * len(self.ids([0] * HISTORY)))
-        return 1e3 * (flops / FLOPS + 15 * 2 * (layers + head) / BYTES)
+        return 1e3 * (flops / self.chip.flops + 15 * 2 * (layers + head) / self.chip.bytes)
 
 
 def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 3,
@@ -248,14 +266,17 @@ def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[Row]:
     device = 'cuda' if gpu else 'cpu'
     on = (f'{torch.cuda.get_device_name() if gpu else "CPU"}, torch {torch.__version__}, '
           f'transformers {hf.__version__}')
-    shapes = SHAPES if gpu else tiny_shapes()
+    shapes, chip = SHAPES if gpu else tiny_shapes(), Chip.measured(device)
+    for name, value, unit in (('flops', chip.flops / 1e12, 'TFLOP/s'),
+                              ('memory', chip.bytes / 1e12, 'TB/s')):
+        rows.append(row(f'edge_gpu_{name}', value, unit, '', None, on))
     for name in names.split(',') if names else shapes:
         if time.perf_counter() - begin > limit_s:
             print(f'{name}: left out, {limit_s:g} s are over', flush=True)
             continue
         try:
             with torch.inference_mode():
-                case = Case(name, shapes[name](), device)
+                case = Case(name, shapes[name](), device, chip)
                 rows += case_rows(case, on, 2.5 if gpu else 0.01)
                 del case
         except Exception as error:

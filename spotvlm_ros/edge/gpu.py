@@ -152,6 +152,28 @@ def replaced(layers: list[nn.Module], forward: Any) -> Iterator[None]:
             del layer.forward
 
 
+class OnePatch(nn.Conv3d):
+    """A convolution of patches that are given one by one is a product of matrices."""
+
+    @staticmethod
+    def use(modules: Iterable[nn.Module]) -> None:
+        """
+        Have convolutions be computed like this where they can be.
+
+        Qwen2.5-VL has one, which took a twentieth of the vision tower's time.
+        """
+        for module in modules:
+            if type(module) is nn.Conv3d and module.padding == (0, 0, 0) and module.groups == 1:
+                module.__class__ = OnePatch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return one output per patch, n x out x 1 x 1 x 1."""
+        if x.shape[2:] != self.kernel_size or self.dilation != (1, 1, 1):
+            return super().forward(x)
+        return nn.functional.linear(x.flatten(1), self.weight.flatten(1),
+                                    self.bias)[..., None, None, None]
+
+
 def align(modules: Iterable[nn.Module]) -> None:
     """
     Widen gated MLPs to a multiple of what is fast; what is added is nought and changes nothing.

@@ -24,7 +24,7 @@ from transformers import Cache
 
 from .engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
 from .families import Family, sizes, Visual
-from .gpu import align, Layers, OneTokenLayers
+from .gpu import align, Layers, OnePatch, OneTokenLayers
 from .grammar import Free, Grammar, Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
@@ -113,6 +113,7 @@ class GraphEngine(Engine):
             Layers(layers) for layers in (family.decoder.layers, family.vision_layers))
         if weight.is_cuda:
             align(family.tower.modules())
+            OnePatch.use(family.tower.modules())
         self._tokens = tokens = next(n for n in LENGTHS if n >= min(tokens, LENGTHS[-1]))
         self._one_token_layers = (OneTokenLayers(family.decoder.layers, tokens)
                                   if OneTokenLayers.can_be(family.decoder.layers)
@@ -299,7 +300,7 @@ class GraphEngine(Engine):
                                    attention_mask=seen[None, None].to(self._dtype))
             logits = family.head(hidden[0, last]).float()
             best, token = logits.max(-1)
-            probability = (best - logits.logsumexp(-1)).exp()
+            probability = 1 / (logits - best[:, None]).exp().sum(-1)
             if n == 1:  # run again as it is, the pass goes on with the likeliest token
                 ids.copy_(token)
                 where.copy_((where + 1).clamp(max=self._tokens - 1))

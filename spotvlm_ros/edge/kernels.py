@@ -25,7 +25,7 @@ try:
 except ImportError:      # no CUDA build: the plain versions are all there is
     triton = None
 
-LANES = 8192             # numbers of a weight that a program holds at once
+LANES = 8192             # numbers of a weight that a program holds at once, or of two halves
 WIDE = 2048              # most of them of one row
 PROGRAMS = 264           # at least so many programs of a product, two for each multiprocessor
 TOKENS = 64              # of the cache that a program of attention looks at
@@ -279,18 +279,17 @@ if triton is not None:
                 and hasattr(tl.extra.cuda, 'gdc_wait'))
         return {'OVERLAP': over, 'num_warps': WARPS, **({'launch_pdl': True} if over else {})}
 
-    def _shape(n_out: int, n_in: int, two: bool) -> dict[str, int]:
+    def _shape(n_out: int, n_in: int, lanes: int) -> dict[str, int]:
         """Return how many outputs a program computes, and how many inputs it reads at once."""
         wide = min(WIDE, triton.next_power_of_2(n_in))
         most = max(1, n_out // PROGRAMS)
-        return {'OUT': min(LANES // wide // (2 if two else 1), 1 << (most.bit_length() - 1)),
-                'IN': wide}
+        return {'OUT': min(lanes // wide, 1 << (most.bit_length() - 1)), 'IN': wide}
 
     def _run_look_up(x: torch.Tensor, norm: Norm, weight: torch.Tensor, bias: torch.Tensor | None,
                      cos: torch.Tensor, sin: torch.Tensor, seen: Keys) -> torch.Tensor:
         (_, pairs, tokens, dim), (n_out, n_in) = seen.keys.shape, weight.shape
         query = x.new_empty((n_out // dim - 2 * pairs, dim))
-        shape = _shape(n_out // 2, n_in, True)
+        shape = _shape(n_out // 2, n_in, LANES)  # few enough programs to run all at once
         _look_up[(triton.cdiv(n_out // 2, shape['OUT']),)](
             x, *norm, weight, weight if bias is None else bias, cos, sin, *seen, query, len(query),
             pairs, tokens, n_in, dim, bias is not None, **shape, **_options(x))
@@ -309,14 +308,14 @@ if triton is not None:
     def _run_gated(x: torch.Tensor, norm: Norm, gate: torch.Tensor, up: torch.Tensor,
                    ) -> torch.Tensor:
         n_out, n_in = gate.shape
-        shape, out = _shape(n_out, n_in, True), x.new_empty(n_out)
+        shape, out = _shape(n_out, n_in, LANES // 2), x.new_empty(n_out)
         _gated[(triton.cdiv(n_out, shape['OUT']),)](
             x, *norm, gate, up, out, n_out, n_in, **shape, **_options(x))
         return out
 
     def _run_added(x: torch.Tensor, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         n_out, n_in = weight.shape
-        shape, out = _shape(n_out, n_in, False), torch.empty_like(to)
+        shape, out = _shape(n_out, n_in, LANES), torch.empty_like(to)
         _added[(triton.cdiv(n_out, shape['OUT']),)](
             x, weight, to, out, n_out, n_in, **shape, **_options(x))
         return out

@@ -84,10 +84,10 @@ class Captured:
 
 @dataclass
 class Running:
-    """A pass of one token that the GPU may not have finished."""
+    """A pass that the GPU may not have finished."""
 
-    begin: int                     # place of the token
-    logits: torch.Tensor
+    begin: int                     # place of the first token
+    logits: torch.Tensor           # rows x words
     best: torch.Tensor             # what is likeliest and how much, where the CPU reads them
     done: Any                      # event after which it can
     token: int = -1                # that was fed, once known
@@ -133,7 +133,7 @@ class GraphEngine(Engine):
         self._free, self._end = False, 0    # of the present answer: any token; place of its last
         self._next: Running | None = None
         on_gpu = self._device.type == 'cuda'
-        self._read = [(torch.zeros((1, 2), dtype=torch.float64, pin_memory=on_gpu),
+        self._read = [(torch.zeros((ROWS, 2), dtype=torch.float64, pin_memory=on_gpu),
                        torch.cuda.Event() if on_gpu else None) for _ in range(2)]
 
     def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
@@ -230,49 +230,56 @@ class GraphEngine(Engine):
                 rows = rows[torch.from_numpy(numbers[-len(places):]).to(self._device)]
             self._images[:len(places)] = rows
 
-        axes = len(positions)
-        data = np.zeros((4 + axes, n), np.int64)
-        data[0, :len(new)] = np.where(image[begin:], 0, new)
+        # In free text what follows is begun before this is read. All passes are there before
+        # the first of them runs, since to make one is to run it.
+        ahead = self._ahead and self._free and n_rows == 1 and len(kept.ids) + 1 < self._end
+        found = self._pass(n, len(positions))
+        following = self._pass(1, len(positions)) if ahead else None
+        running, self._next = self._next, None
+        if n > 1 or running is None or (running.begin, running.token) != (begin, new[0]):
+            self._send(found, begin, np.where(image[begin:], 0, new), positions, n_rows, places)
+            running = self._started(found, begin, n_rows)
+        if following is not None:
+            if n > 1:  # that of one token goes on by itself
+                self._send(following, len(kept.ids), np.zeros(1, np.int64),
+                           self._positions(kept, len(kept.ids), 1, Guess()))
+                following.data[0].copy_(found.out[1][0, :1])
+            self._next = self._started(following, len(kept.ids))
+        if running.done is not None:
+            running.done.synchronize()
+        rows = [Row(row, (int(token), probability)) for row, (token, probability)
+                in zip(running.logits, running.best.tolist())]
+        if self._next is not None:
+            self._next.token = rows[0].best()[0]
+        return rows
+
+    def _send(self, found: Captured, begin: int, ids: Tokens, positions: torch.Tensor,
+              n_rows: int = 1, places: Tokens | tuple[()] = ()) -> None:
+        """Say what a pass is to compute; wait for nothing."""
+        n = found.data.shape[1]
+        data = np.zeros(tuple(found.data.shape), np.int64)
+        data[0, :len(ids)] = ids
         data[1] = self._tokens - 1
-        data[1, :len(new)] = np.arange(begin, begin + len(new))
+        data[1, :len(ids)] = np.arange(begin, begin + len(ids))
         data[2] = n
         data[2, :len(places)] = places
-        data[3, :n_rows] = np.arange(len(new) - n_rows, len(new))
-        data[4:, :len(new)] = positions.numpy()
-        found, ahead = self._pass(n, axes), self._next
-        self._next = None
-        if n == 1 and self._ahead:
-            return [self._one(found, begin, data, ahead)]
-        found.data.copy_(torch.from_numpy(data))
-        found.run()
-        logits, best = found.out
-        return [Row(row, (int(token), probability)) for row, (token, probability)
-                in zip(logits[:n_rows], best[:n_rows].tolist())]
+        data[3, :n_rows] = np.arange(len(ids) - n_rows, len(ids))
+        data[4:, :len(ids)] = positions.numpy()
+        sent = torch.from_numpy(data)
+        if self._device.type == 'cuda':  # from other memory it would wait for what runs
+            sent = sent.pin_memory()
+        found.data.copy_(sent, non_blocking=True)
 
-    def _one(self, found: Captured, begin: int, data: Tokens, ahead: Running | None) -> Row:
-        """Run the pass of one token, unless it runs already, and have the next one follow."""
-        if ahead is None or (ahead.begin, ahead.token) != (begin, data[0, 0]):
-            found.data.copy_(torch.from_numpy(data))
-            ahead = self._started(found, begin)
-        if self._free and begin + 2 < self._end:
-            self._next = self._started(found, begin + 1)
-        if ahead.done is not None:
-            ahead.done.synchronize()
-        token, probability = ahead.best[0].tolist()
-        if self._next is not None:
-            self._next.token = int(token)
-        return Row(ahead.logits[0], (int(token), probability))
-
-    def _started(self, found: Captured, begin: int) -> Running:
-        """Run the pass of one token, which leaves what the next one needs; wait for nothing."""
+    def _started(self, found: Captured, begin: int, n_rows: int = 1) -> Running:
+        """Run a pass; wait for nothing. That of one token leaves what the next one needs."""
         found.run()
         logits, best = found.out
         self._read.reverse()
         here, done = self._read[0]
-        here.copy_(best, non_blocking=True)
+        here[:n_rows].copy_(best[:n_rows], non_blocking=True)
         if done is not None:
             done.record()
-        return Running(begin, logits.clone(), here, done)
+        return Running(begin, logits[:n_rows].clone(), here[:n_rows], done)
 
     def _pass(self, n: int, axes: int) -> Captured:
         if (n, axes) not in self._passes:
@@ -298,14 +305,12 @@ class GraphEngine(Engine):
             hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
                                    past_key_values=self._cache, position_ids=positions,
                                    attention_mask=seen[None, None].to(self._dtype))
-            logits = family.head(hidden[0, last]).float()
-            best, token = logits.max(-1)
-            probability = 1 / (logits - best[:, None]).exp().sum(-1)
+            logits, best = likeliest(family.head(hidden[0, last]))
             if n == 1:  # run again as it is, the pass goes on with the likeliest token
-                ids.copy_(token)
+                ids.copy_(best[:, 0])
                 where.copy_((where + 1).clamp(max=self._tokens - 1))
                 data[4:].add_(1)
-            return [logits, torch.stack([token.double(), probability.double()], 1)]
+            return [logits, best]
         return self._captured(compute, data, self._layers if n > 1 else self._one_token_layers)
 
     def _captured(self, compute: Callable[[], list[torch.Tensor]], data: torch.Tensor,
@@ -353,3 +358,11 @@ class GraphEngine(Engine):
                           'are slower for it; install what torch.compile needs, or start with '
                           'TORCH_COMPILE_DISABLE=1 to leave it out', stacklevel=2)
             return compute()
+
+
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits, rows x words, and of each row the likeliest token and its probability."""
+    logits = logits.float()
+    best, token = logits.max(-1)
+    probability = 1 / (logits - best[:, None]).exp().sum(-1)
+    return logits, torch.stack([token.double(), probability.double()], 1)

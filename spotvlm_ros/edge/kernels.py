@@ -131,6 +131,12 @@ if triton is not None:
             tl.extra.cuda.gdc_launch_dependents()
 
     @triton.jit
+    def _weights(at, rows, columns):  # type: ignore[no-untyped-def]
+        """Read what is not read again in this pass; what is may stay in the cache."""
+        return tl.load(at, mask=rows[:, None] & columns[None, :], other=0.0,
+                       eviction_policy='evict_first')
+
+    @triton.jit
     def _products(  # type: ignore[no-untyped-def]
             x, norm, eps, first, second, rows, others, within, n_in: tl.constexpr,
             IN: tl.constexpr, NORM: tl.constexpr, TWO: tl.constexpr, OVERLAP: tl.constexpr):
@@ -139,9 +145,9 @@ if triton is not None:
         at = rows.to(tl.int64)[:, None] * n_in + columns[None, :]
         to = others.to(tl.int64)[:, None] * n_in + columns[None, :]
         left = columns < n_in
-        w = tl.load(first + at, mask=within[:, None] & left[None, :], other=0.0)
+        w = _weights(first + at, within, left)
         if TWO:
-            v = tl.load(second + to, mask=within[:, None] & left[None, :], other=0.0)
+            v = _weights(second + to, within, left)
         if NORM:
             times = tl.load(norm + columns, mask=left, other=0.0).to(tl.float32)
         _begin(OVERLAP)
@@ -153,11 +159,11 @@ if triton is not None:
         more = sums
         if TWO:
             more = v.to(tl.float32) * part[None, :]
-        for begin in tl.range(IN, n_in, IN):
+        for begin in tl.range(IN, n_in, IN, num_stages=3):
             left = (begin + columns) < n_in
-            w = tl.load(first + at + begin, mask=within[:, None] & left[None, :], other=0.0)
+            w = _weights(first + at + begin, within, left)
             if TWO:
-                v = tl.load(second + to + begin, mask=within[:, None] & left[None, :], other=0.0)
+                v = _weights(second + to + begin, within, left)
             part = tl.load(x + begin + columns, mask=left, other=0.0).to(tl.float32)
             if NORM:
                 squares += part * part

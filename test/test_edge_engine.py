@@ -363,3 +363,18 @@ def test_free_goes_on_with_the_draft_after_a_difference():
     free.choose(logits(8))
     assert list(free.guess().tokens) == [7]
     assert free.choose(logits(0))[0] == 0 and free.done
+
+
+def test_free_gives_up_a_draft_that_gains_nothing():
+    draft = [5, 6, 7, 8, 9, 5, 6, 0]
+    free = Free({0}, draft)
+    free.guess()
+    free.choose(logits(1))                                    # the prompt's pass costs no more
+    assert list(free.guess().tokens) == [6, 7, 8, 9, 5, 6]
+    for token in (6, 7, 1):                                   # two were gained
+        free.choose(logits(token))
+    assert list(free.guess().tokens) == [9, 5, 6]
+    free.choose(logits(2))                                    # none
+    assert not free.guess().tokens
+    free.choose(logits(5))
+    assert not free.guess().tokens

@@ -65,6 +65,25 @@ def test_where_nothing_can_be_compiled_the_engine_says_so_and_goes_on(monkeypatc
     torch._dynamo.reset()
 
 
+def test_where_kernels_cannot_run_the_engine_says_so_and_goes_on(monkeypatch):
+    model, processor = tiny.checkpoint('llava')
+
+    def broken(*args):
+        raise RuntimeError('no C\ncompiler')
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **_: real(f, backend='eager'))
+    monkeypatch.setattr(kernels, 'gated', broken)
+    torch._dynamo.reset()
+    engine = GraphEngine(family_of(model), tokens=512, capture=False, compiled=True)
+    prompt = asked('llava', model, processor)
+    with pytest.warns(UserWarning, match='no C compiler.*headers of Python') as found:
+        answer = engine.answer('q', prompt, Free(()), 6).tokens
+    assert len(found) == 1
+    plain = GraphEngine(family_of(model), tokens=512, capture=False)
+    assert answer == plain.answer('q', prompt, Free(()), 6).tokens
+    torch._dynamo.reset()
+
+
 def test_widened_mlps_give_the_same():
     torch.manual_seed(0)
     config = tiny.checkpoint('qwen2_5_vl')[0].config.vision_config
@@ -132,7 +151,8 @@ def test_layers_of_another_make_are_left_to_the_compiler():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 @pytest.mark.parametrize('heads, pairs, dim, width, inner, tokens, biased', [
     (16, 2, 128, 2048, 11008, 640, True), (28, 4, 128, 3584, 18944, 2048, True),
-    (9, 3, 64, 576, 1536, 320, False), (4, 2, 8, 32, 72, 100, True), (3, 1, 24, 72, 70, 64, False)])
+    (9, 3, 64, 576, 1536, 320, False), (4, 2, 8, 32, 72, 100, True),
+    (3, 1, 24, 72, 70, 64, False)])
 def test_kernels_compute_what_the_plain_versions_do(heads, pairs, dim, width, inner, tokens,
                                                     biased):
     def same(kernel, *args):

@@ -5,8 +5,8 @@ What makes the kernels of a forward pass fast on a GPU, before it is captured as
 
 A graph takes away what it costs to launch kernels. What is left is kernels that read little and do
 little: so the layers are compiled, which joins most of them, attention inside the windows of a
-picture (Qwen2.5-VL) is one kernel and not one per window, and in passes of one token a layer of the
-usual make is five kernels of our own.
+picture (Qwen2.5-VL) is one kernel and not one per window, and in passes of one token a layer of
+the usual make is five kernels of our own.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
 
 
+class KernelsFail(RuntimeError):
+    """Kernels of our own cannot be compiled here, or this GPU cannot run them."""
+
+
 class OneTokenLayers:
     """Decoder layers of the usual make for passes of one token, by kernels of our own."""
 
@@ -100,7 +104,19 @@ class OneTokenLayers:
                  attention_mask: torch.Tensor, past_key_values: Any,
                  position_embeddings: tuple[torch.Tensor, torch.Tensor],
                  **kwargs: Any) -> torch.Tensor:
-        """Return what the layer makes of one token, 1 x 1 x width."""
+        """Return what the layer makes of one token, 1 x 1 x width; raise KernelsFail."""
+        try:
+            return self._computed(layer, index, hidden_states, attention_mask, past_key_values,
+                                  position_embeddings)
+        except torch.OutOfMemoryError:
+            raise
+        except kernels.FAILURES as error:
+            raise KernelsFail(f'no kernels for one token ({" ".join(str(error).split())})'
+                              ) from error
+
+    def _computed(self, layer: Any, index: int, hidden_states: torch.Tensor,
+                  attention_mask: torch.Tensor, past_key_values: Any,
+                  position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         x, cache, own, mlp = (hidden_states[0, 0], past_key_values.layer(index), layer.self_attn,
                               layer.mlp)
         before, after = (kernels.Norm(norm.weight, norm.variance_epsilon) for norm in (

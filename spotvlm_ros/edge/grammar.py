@@ -111,6 +111,7 @@ class Free:
         self.done = False
         self._ends, self._draft = frozenset(ends), list(draft)
         self._n = 0
+        self._guessed_at = 0     # tokens there were at the last guess, the first one aside
 
     def choose(self, row: Row) -> tuple[int, float]:
         """Take the likeliest token."""
@@ -120,7 +121,15 @@ class Free:
         return token, probability
 
     def guess(self) -> Guess:
-        """Return the rest of the draft; after a token that differs it may go on as before."""
+        """
+        Return the rest of the draft; after a token that differs it may go on as before.
+
+        A pass with a guess takes longer than one of a single token. The first is that of the
+        prompt and costs next to nothing; once another gained nothing the draft is given up.
+        """
+        if self._guessed_at and self._n == self._guessed_at + 1:
+            self._draft = []
+        self._guessed_at = self._n
         rest = self._draft[self._n:]
         return Guess.line(rest[:-1] if rest and rest[-1] in self._ends else rest)
 

@@ -24,7 +24,7 @@ from transformers import Cache
 
 from .engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
 from .families import Family, sizes, Visual
-from .gpu import align, Layers, OnePatch, OneTokenLayers
+from .gpu import align, KernelsFail, Layers, OnePatch, OneTokenLayers
 from .grammar import Free, Grammar, Guess, Row
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
@@ -111,6 +111,7 @@ class GraphEngine(Engine):
         self._compiled = compiled or compiled is None and weight.is_cuda
         self._layers, self._vision_layers = (
             Layers(layers) for layers in (family.decoder.layers, family.vision_layers))
+        self._kernels_fail = False
         if weight.is_cuda:
             align(family.tower.modules())
             OnePatch.use(family.tower.modules())
@@ -348,9 +349,17 @@ class GraphEngine(Engine):
         """Compute with compiled layers, or as the model is where they cannot be compiled."""
         if not self._compiled:
             return compute()
+        if layers is self._one_token_layers and self._kernels_fail:
+            layers = self._layers
         try:
             with layers.fast():
                 return compute()
+        except KernelsFail as error:
+            self._kernels_fail = True
+            warnings.warn(f'{type(self.family).__name__}: {error}; passes of one token are slower '
+                          'for it; kernels need a C compiler and the headers of Python',
+                          stacklevel=2)
+            return self._fast(compute, layers)
         except BackendCompilerFailed as error:
             self._compiled = False
             why = ' '.join(str(error.inner_exception).split())

@@ -14,14 +14,18 @@ tested against. Triton comes with torch's CUDA builds.
 
 from __future__ import annotations
 
+from subprocess import SubprocessError
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
+# What is raised where there is no C compiler, or a GPU is too small.
+FAILURES: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
 try:
     import triton
     from triton import language as tl
+    FAILURES += triton.TritonError,
 except ImportError:      # no CUDA build: the plain versions are all there is
     triton = None
 
@@ -248,7 +252,7 @@ if triton is not None:
             parts = tl.arange(0, PARTS)
             there = parts <= last // TOKENS
             highest = tl.load(tops + head * n_parts + parts, mask=there, other=float('-inf'),
-                            cache_modifier='.cg')
+                              cache_modifier='.cg')
             totals = tl.load(tops + (n_heads + head) * n_parts + parts, mask=there, other=0.0,
                              cache_modifier='.cg')
             found = tl.load(sums + (head * n_parts + parts)[:, None] * D + dims[None, :],
@@ -280,7 +284,7 @@ if triton is not None:
         tl.store(out + rows, found.to(out.dtype.element_ty), mask=within)
 
     def _options(like: torch.Tensor) -> dict[str, Any]:
-        """Return whether a kernel may begin while the one before it ends (Hopper), and its size."""
+        """Return how a kernel is run: may it begin while the one before it ends (Hopper)?"""
         over = (like.is_cuda and torch.cuda.get_device_capability(like.device)[0] >= 9
                 and hasattr(tl.extra.cuda, 'gdc_wait'))
         return {'OVERLAP': over, 'num_warps': WARPS, **({'launch_pdl': True} if over else {})}

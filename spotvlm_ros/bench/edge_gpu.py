@@ -107,8 +107,8 @@ def inputs_of(config: Any, device: str, dtype: torch.dtype) -> tuple[dict[str, A
 class Chip:
     """What a chip was measured to do per second."""
 
-    flops: float    # products of large matrices, bf16
-    bytes: float    # read and written by a copy
+    flops: float      # products of large matrices, bf16
+    moved: float      # bytes read and written by a copy
 
     @staticmethod
     def measured(device: str) -> Chip:
@@ -187,7 +187,7 @@ class Case:
         patches = (self.vision['pixel_values'].shape[0] if 'image_grid_thw' in self.vision else
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)
         flops = 2 * (seen * patches + layers * len(self.ids([0] * HISTORY)))
-        return 1e3 * (flops / self.chip.flops + 15 * 2 * (layers + head) / self.chip.bytes)
+        return 1e3 * (flops / self.chip.flops + 15 * 2 * (layers + head) / self.chip.moved)
 
 
 def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 3,
@@ -269,7 +269,7 @@ def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[Row]:
           f'transformers {hf.__version__}')
     shapes, chip = SHAPES if gpu else tiny_shapes(), Chip.measured(device)
     for name, value, unit in (('flops', chip.flops / 1e12, 'TFLOP/s'),
-                              ('memory', chip.bytes / 1e12, 'TB/s')):
+                              ('memory', chip.moved / 1e12, 'TB/s')):
         rows.append(row(f'edge_gpu_{name}', value, unit, '', None, on))
     for name in names.split(',') if names else shapes:
         if time.perf_counter() - begin > limit_s:

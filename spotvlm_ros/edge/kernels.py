@@ -284,7 +284,7 @@ if triton is not None:
         tl.store(out + rows, found.to(out.dtype.element_ty), mask=within)
 
     def _options(like: torch.Tensor) -> dict[str, Any]:
-        """Return how a kernel is run: may it begin while the one before it ends (Hopper)?"""
+        """Return how to run a kernel: on Hopper it begins while the one before it ends."""
         over = (like.is_cuda and torch.cuda.get_device_capability(like.device)[0] >= 9
                 and hasattr(tl.extra.cuda, 'gdc_wait'))
         return {'OVERLAP': over, 'num_warps': WARPS, **({'launch_pdl': True} if over else {})}

@@ -35,6 +35,7 @@ ROOT = PACKAGE.parent
 CHECKPOINTS = ('spot-mini-edge', 'spot-mini-cloud')
 API_KEY = 'SPOTVLM_API_KEY'
 DDS_TIMEOUT = 5.0
+SERVING = f'{sys.executable} -m pip install "transformers[serving]==5.23.*" "setuptools<80"'
 
 OK, MISSING, OPTIONAL = 'ok', 'missing', 'optional'
 
@@ -225,13 +226,17 @@ def check_transformers() -> Iterator[Finding]:
         yield Finding('transformers', MISSING, 'not installed', setup_command())
         return
     import transformers
-    yield Finding('transformers', OK, transformers.__version__)
+    version = transformers.__version__
+    if tuple(int(n) for n in version.split('.')[:2]) < (5, 18):
+        yield Finding('transformers', MISSING, f'{version}; 5.18 or later is needed: before, '
+                      'processors of images want torchvision', SERVING)
+        return
+    yield Finding('transformers', OK, version)
     lacking = [name for name in ('fastapi', 'uvicorn', 'starlette', 'rich')
                if not is_installed(name)]
     if lacking:
         yield Finding('transformers serve', MISSING, f'{", ".join(lacking)} not installed',
-                      f'{sys.executable} -m pip install "transformers[serving]==5.23.*" '
-                      '"setuptools<80"')
+                      SERVING)
     else:
         yield Finding('transformers serve', OK, 'its packages are installed')
 

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
+from spotvlm_ros import doctor
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.method.guard import ODDS, settled, surer
@@ -15,6 +16,7 @@ from spotvlm_ros.method.prompt import answer_text
 from spotvlm_ros.mini import dataset, models
 from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
+import transformers
 
 
 @pytest.fixture(scope='module')
@@ -143,3 +145,11 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='doctor'):
         EdgeModel.load(tmp_path)
+
+
+def test_the_doctor_knows_which_transformers_can_load_it(monkeypatch):
+    assert {f.status for f in doctor.check_transformers()} == {doctor.OK}
+    monkeypatch.setattr(transformers, '__version__', '5.17.0')
+    found, = doctor.check_transformers()
+    assert found.status == doctor.MISSING and '5.18' in found.detail
+    assert 'pip install' in found.remedy

@@ -4,9 +4,10 @@
 The parts of a decoder layer for one token, as kernels for NVIDIA GPUs.
 
 Such a pass reads every weight once and computes next to nothing, so it should take what reading
-takes. Compiled layers take half as long again: products read at two thirds of the memory's speed,
-and between them small kernels wait for each other. Here a layer is five kernels, with norm, bias,
-rotation and sum inside of them, and each reads its weights while the one before it still runs.
+takes. Compiled layers take a third longer than these: products read at two thirds of the
+memory's speed, and between them small kernels wait for each other. Here a layer is five kernels,
+with norm, bias, rotation and sum inside of them, and each reads its first weights while the one
+before it still runs.
 
 Sums are in fp32. Each part has a plain version, which runs on a CPU and is what the kernel is
 tested against. Triton comes with torch's CUDA builds.
@@ -29,7 +30,7 @@ try:
 except ImportError:      # no CUDA build: the plain versions are all there is
     triton = None
 
-LANES = 8192             # numbers of a weight that a program holds at once, or of two halves
+LANES = 8192             # numbers of a weight that a program holds at once
 WIDE = 2048              # most of them of one row
 PROGRAMS = 264           # at least so many programs of a product, two for each multiprocessor
 TOKENS = 64              # of the cache that a program of attention looks at

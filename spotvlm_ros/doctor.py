@@ -227,7 +227,7 @@ def check_transformers() -> Iterator[Finding]:
         return
     import transformers
     version = transformers.__version__
-    if tuple(int(n) for n in version.split('.')[:2]) < (5, 18):
+    if [int(n) for n in re.findall(r'\d+', version)[:2]] < [5, 18]:
         yield Finding('transformers', MISSING, f'{version}; 5.18 or later is needed: before, '
                       'processors of images want torchvision', SERVING)
         return

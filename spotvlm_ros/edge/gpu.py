@@ -100,23 +100,20 @@ class OneTokenLayers:
         with replaced(self._layers, self._forward):
             yield
 
-    def _forward(self, layer: Any, index: int, hidden_states: torch.Tensor, *,
-                 attention_mask: torch.Tensor, past_key_values: Any,
-                 position_embeddings: tuple[torch.Tensor, torch.Tensor],
-                 **kwargs: Any) -> torch.Tensor:
-        """Return what the layer makes of one token, 1 x 1 x width; raise KernelsFail."""
+    def _forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return what a layer makes of one token; raise KernelsFail."""
         try:
-            return self._computed(layer, index, hidden_states, attention_mask, past_key_values,
-                                  position_embeddings)
+            return self._computed(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
         except kernels.FAILURES as error:
-            raise KernelsFail(f'no kernels for one token ({" ".join(str(error).split())})'
-                              ) from error
+            raise KernelsFail(str(error)) from error
 
-    def _computed(self, layer: Any, index: int, hidden_states: torch.Tensor,
+    def _computed(self, layer: Any, index: int, hidden_states: torch.Tensor, *,
                   attention_mask: torch.Tensor, past_key_values: Any,
-                  position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+                  position_embeddings: tuple[torch.Tensor, torch.Tensor],
+                  **kwargs: Any) -> torch.Tensor:
+        """Return what the layer makes of one token, 1 x 1 x width."""
         x, cache, own, mlp = (hidden_states[0, 0], past_key_values.layer(index), layer.self_attn,
                               layer.mlp)
         before, after = (kernels.Norm(norm.weight, norm.variance_epsilon) for norm in (

@@ -356,17 +356,22 @@ class GraphEngine(Engine):
                 return compute()
         except KernelsFail as error:
             self._kernels_fail = True
-            warnings.warn(f'{type(self.family).__name__}: {error}; passes of one token are slower '
-                          'for it; kernels need a C compiler and the headers of Python',
-                          stacklevel=2)
+            warnings.warn(f'{type(self.family).__name__}: no kernels for one token '
+                          f'({one_line(error)}); passes of one token are slower for it; kernels '
+                          'need a C compiler and the headers of Python', stacklevel=2)
             return self._fast(compute, layers)
         except BackendCompilerFailed as error:
             self._compiled = False
-            why = ' '.join(str(error.inner_exception).split())
-            warnings.warn(f'{type(self.family).__name__}: layers cannot be compiled ({why}) and '
-                          'are slower for it; install what torch.compile needs, or start with '
-                          'TORCH_COMPILE_DISABLE=1 to leave it out', stacklevel=2)
+            warnings.warn(f'{type(self.family).__name__}: layers cannot be compiled '
+                          f'({one_line(error.inner_exception)}) and are slower for it; install '
+                          'what torch.compile needs, or start with TORCH_COMPILE_DISABLE=1 to '
+                          'leave it out', stacklevel=2)
             return compute()
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text without line ends."""
+    return ' '.join(str(error).split())
 
 
 def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -286,7 +286,7 @@ if triton is not None:
 
     def _options(like: torch.Tensor) -> dict[str, Any]:
         """Return how to run a kernel: on Hopper it begins while the one before it ends."""
-        over = (like.is_cuda and torch.cuda.get_device_capability(like.device)[0] >= 9
+        over = (torch.cuda.get_device_capability(like.device)[0] >= 9
                 and hasattr(tl.extra.cuda, 'gdc_wait'))
         return {'OVERLAP': over, 'num_warps': WARPS, **({'launch_pdl': True} if over else {})}
 

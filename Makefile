@@ -17,7 +17,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup:  ## ROS 2, Python packages, colcon build; quick when all is there
-	@$(PYTHON) spotvlm_ros/bootstrap.py
+	@$(PYTHON) spotvlm_ros/system/bootstrap.py
 
 demo: setup  ## the whole graph for half a minute, on the shipped models
 	@$(SPOTVLM) demo $(ARGS)

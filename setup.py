@@ -13,7 +13,7 @@ setup(
     version='0.1.0',
     packages=find_packages(include=[package_name, package_name + '.*']),
     package_data={package_name: ['mini/checkpoints/**', 'mini/checkpoints/**/*',
-                                 'bench/latencies.json']},
+                                 'bench/spotbench/latencies.json']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),
@@ -30,7 +30,7 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'spotvlm = spotvlm_ros.cli:main',
+            'spotvlm = spotvlm_ros.cli.main:main',
             'camera = spotvlm_ros.nodes.main:camera',
             'edge = spotvlm_ros.nodes.main:edge',
             'cloud = spotvlm_ros.nodes.main:cloud',

@@ -17,7 +17,7 @@ import xml.etree.ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('spotvlm_ros', 'launch', 'test', 'setup.py')
 TYPED = ('spotvlm_ros/method', 'spotvlm_ros/edge', 'spotvlm_ros/cloud',
-         'spotvlm_ros/bootstrap.py', 'spotvlm_ros/doctor.py')
+         'spotvlm_ros/system/bootstrap.py', 'spotvlm_ros/system/doctor.py')
 MANIFESTS = ('package.xml', 'spotvlm_msgs/package.xml')
 HEADER = ('# Copyright 2026 spotvlm maintainers', '# SPDX-License-Identifier: Apache-2.0')
 # ament_pep257 takes every rule of pydocstyle but these.

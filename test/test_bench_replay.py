@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench import main, work
-from spotvlm_ros.bench.cache import Cache
-from spotvlm_ros.bench.controls import permuted, random_regions, true_regions
-from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, Reply, TRACES
-from spotvlm_ros.bench.latencies import Latencies
-from spotvlm_ros.bench.models import Edge
-from spotvlm_ros.bench.replay import Extent, Replay
-from spotvlm_ros.bench.seeds import episodes
-from spotvlm_ros.bench.streams import Plan, START_NS, WorldStream
-from spotvlm_ros.bench.systems import edge_alone, transfer
-from spotvlm_ros.bench.wallclock import real_time
+from spotvlm_ros.bench.spotbench import main, work
+from spotvlm_ros.bench.spotbench.cache import Cache
+from spotvlm_ros.bench.spotbench.controls import permuted, random_regions, true_regions
+from spotvlm_ros.bench.spotbench.delays import HEADLINE, NEVER, replies, Reply, TRACES
+from spotvlm_ros.bench.spotbench.latencies import Latencies
+from spotvlm_ros.bench.spotbench.models import Edge
+from spotvlm_ros.bench.spotbench.replay import Extent, Replay
+from spotvlm_ros.bench.spotbench.seeds import episodes
+from spotvlm_ros.bench.spotbench.streams import Plan, START_NS, WorldStream
+from spotvlm_ros.bench.spotbench.systems import edge_alone, transfer
+from spotvlm_ros.bench.spotbench.wallclock import real_time
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.guard import ODDS, OFF

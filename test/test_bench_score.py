@@ -10,12 +10,12 @@ import math
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench import cells, stats, systems
-from spotvlm_ros.bench.delays import HEADLINE, NEVER, replies, Reply, Trace, TRACES
-from spotvlm_ros.bench.models import Answer
-from spotvlm_ros.bench.score import age_name, latest, right, Said, size_name
-from spotvlm_ros.bench.seeds import BASE, episodes, SETS
-from spotvlm_ros.bench.tally import Name, Tally
+from spotvlm_ros.bench.spotbench import cells, stats, systems
+from spotvlm_ros.bench.spotbench.delays import HEADLINE, NEVER, replies, Reply, Trace, TRACES
+from spotvlm_ros.bench.spotbench.models import Answer
+from spotvlm_ros.bench.spotbench.score import age_name, latest, right, Said, size_name
+from spotvlm_ros.bench.spotbench.seeds import BASE, episodes, SETS
+from spotvlm_ros.bench.spotbench.tally import Name, Tally
 from spotvlm_ros.method.facts import Fact, NS, Query, Source, Turn
 from spotvlm_ros.mini.worlds import TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 

@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from spotvlm_ros.child import Child
+from spotvlm_ros.system.processes import Child
 
 
 @pytest.mark.parametrize('idle', [False, True])
@@ -38,7 +38,7 @@ from concurrent.futures import ProcessPoolExecutor
 import multiprocessing
 import os
 import time
-from spotvlm_ros.child import end_with_parent
+from spotvlm_ros.system.processes import end_with_parent
 if __name__ == '__main__':
     context = multiprocessing.get_context('{start}')
     with ProcessPoolExecutor(2, context, end_with_parent) as pool:

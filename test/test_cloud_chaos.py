@@ -16,7 +16,7 @@ from fakes import wait_for
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench.chaos import ChaosServer, FATAL, FAULTS
+from spotvlm_ros.bench.faults.chaos import ChaosServer, FATAL, FAULTS
 from spotvlm_ros.cloud.breaker import State
 from spotvlm_ros.cloud.bridge import CloudBridge
 from spotvlm_ros.cloud.budget import Budget, Cost

@@ -8,7 +8,7 @@ import json
 from hypothesis import given, HealthCheck, settings, strategies as st
 import pytest
 
-from spotvlm_ros.bench.chaos import ChaosServer, FAULTS
+from spotvlm_ros.bench.faults.chaos import ChaosServer, FAULTS
 from spotvlm_ros.cloud.client import CloudClient, CloudConfig
 from spotvlm_ros.cloud.errors import CloudError
 from spotvlm_ros.cloud.parse import parse_reply

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spotvlm_ros.bench.relay import Link, Relay
+from spotvlm_ros.bench.faults.relay import Link, Relay
 
 
 @pytest.mark.parametrize('link,least,most', [
@@ -61,7 +61,7 @@ def test_relay_to_nobody_breaks_the_connection():
 
 def test_what_the_host_takes_counts_as_taken_and_such_a_trouble_is_met_again(monkeypatch):
     pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-    from spotvlm_ros.bench import bridge_faults
+    from spotvlm_ros.bench.faults import bridge as bridge_faults
     kind = namedtuple('Times', 'user nice system idle iowait irq softirq steal guest guest_nice')
     moments = iter([(0.0, kind(5, 0, 5, 90, 0, 0, 0, 1, 0, 0)),
                     (10.0, kind(9, 0, 7, 95, 1, 0, 0, 9, 2, 0))])
@@ -100,12 +100,12 @@ def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):
     without these options measures them, through 30 s.
     """
     pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-    from spotvlm_ros.bench.network import why_not
+    from spotvlm_ros.bench.faults.network import why_not
     if why_not():
         pytest.skip(why_not())
     out = tmp_path / 'figures.json'
     done = subprocess.run(
-        [sys.executable, '-P', '-m', 'spotvlm_ros.bench.bridge_faults', '--network', '--outage',
+        [sys.executable, '-P', '-m', 'spotvlm_ros.bench.faults.bridge', '--network', '--outage',
          '10', '--seconds', '6', '--clean', '2', '--tolerance', '0.3', '--out', str(out)],
         capture_output=True, text=True, timeout=150, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr

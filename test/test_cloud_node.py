@@ -9,11 +9,11 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402, I100
+from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402, I100
+from spotvlm_ros.config.parameters import check_file, ParamError  # noqa: E402
+from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
-from spotvlm_ros.nodes.frames import Frame  # noqa: E402
-from spotvlm_ros.nodes.params import check_file, ParamError  # noqa: E402
 from test_nodes_graph import CONFIG, graph, keep_sending, overlay  # noqa: E402
 
 PIXELS = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8),

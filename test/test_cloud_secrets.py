@@ -17,7 +17,7 @@ from fakes import wait_for
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench.chaos import ChaosServer
+from spotvlm_ros.bench.faults.chaos import ChaosServer
 from spotvlm_ros.cloud.client import CloudClient, CloudConfig, read_api_key
 from spotvlm_ros.cloud.errors import CloudUnreachable
 

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from spotvlm_ros.bench.bridge_faults import all_faults  # noqa: E402, I100
-from spotvlm_ros.bench.bridge_perf import soak, wire  # noqa: E402
-from spotvlm_ros.bench.chaos import ChaosServer  # noqa: E402
-from spotvlm_ros.bench.robots import carry  # noqa: E402
+from spotvlm_ros.bench.faults.bridge import all_faults  # noqa: E402, I100
+from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402
+from spotvlm_ros.bench.faults.robots import carry  # noqa: E402
+from spotvlm_ros.bench.perf.bridge import soak, wire  # noqa: E402
 from spotvlm_ros.cloud.client import CloudConfig  # noqa: E402
 from spotvlm_ros.method.facts import Query  # noqa: E402
 

@@ -13,9 +13,9 @@ from fakes import wait_for
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-from spotvlm_ros import demo  # noqa: E402
+from spotvlm_ros.bench import demo  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source  # noqa: E402
-from spotvlm_ros.mini.world import SCENE  # noqa: E402
+from spotvlm_ros.mini.driving.world import SCENE  # noqa: E402
 from spotvlm_ros.mini.worlds import make_world  # noqa: E402
 from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
 

@@ -8,13 +8,14 @@ import pytest
 
 from spotvlm_ros.edge.cpu import Eye
 from spotvlm_ros.edge.families import family_of, Visual
+from spotvlm_ros.edge.gpu.graphs import GraphEngine, LENGTHS
 from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
-from spotvlm_ros.edge.graphs import GraphEngine, LENGTHS
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
-from spotvlm_ros.mini import dataset, models
-from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini import models
+from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 import tiny
 import torch

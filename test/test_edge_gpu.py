@@ -6,11 +6,12 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-from spotvlm_ros.edge import families, gpu, kernels
+from spotvlm_ros.edge import families
 from spotvlm_ros.edge.engine import as_decoder_takes, Prompt
 from spotvlm_ros.edge.families import family_of
+from spotvlm_ros.edge.gpu import kernels, layers as gpu
+from spotvlm_ros.edge.gpu.graphs import FixedCache, GraphEngine
 from spotvlm_ros.edge.grammar import Free
-from spotvlm_ros.edge.graphs import FixedCache, GraphEngine
 import tiny
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend

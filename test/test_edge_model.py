@@ -8,14 +8,15 @@ import itertools
 import numpy as np
 import pytest
 
-from spotvlm_ros import doctor
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.method.guard import ODDS, settled, surer
 from spotvlm_ros.method.prompt import answer_text
-from spotvlm_ros.mini import dataset, models
-from spotvlm_ros.mini.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini import models
+from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
+from spotvlm_ros.system import doctor
 import transformers
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measuring of the edge engine runs and compares what it should."""
 
-from spotvlm_ros.bench import cameras_perf, edge_gpu, edge_perf
+from spotvlm_ros.bench.perf import cameras as cameras_perf, edge_cpu as edge_perf, edge_gpu
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
 

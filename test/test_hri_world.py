@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.mini import hands, hri
-from spotvlm_ros.mini.hands import HandBank, SPLITS
-from spotvlm_ros.mini.hri import HEIGHT, HRI_SCENE, HriWorld, WIDTH
+from spotvlm_ros.mini.hri import hands, world as hri
+from spotvlm_ros.mini.hri.hands import HandBank, SPLITS
+from spotvlm_ros.mini.hri.world import HEIGHT, HRI_SCENE, HriWorld, WIDTH
 from spotvlm_ros.mini.worlds import make_world, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
 PHOTOS = Path(os.environ.get('SPOTVLM_HANDS', Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_a_frame_is_a_function_of_its_reference(condition, toy_bank):
 
 
 def test_labels_need_no_drawing_library():
-    code = ('import sys; from spotvlm_ros.mini.hri import HriWorld; '
+    code = ('import sys; from spotvlm_ros.mini.hri.world import HriWorld; '
             "HriWorld(3, 'near').answers(50, 0); assert 'cv2' not in sys.modules")
     done = subprocess.run([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True,
                           timeout=60)
@@ -85,7 +85,7 @@ def test_regions_are_in_the_frame_and_of_a_size(condition, toy_bank):
 def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, toy_bank,
                                                                   monkeypatch):
     """A frame drawn without the hand, or the object, differs in the region and only there."""
-    from spotvlm_ros.mini import hri_render
+    from spotvlm_ros.mini.hri import render as hri_render
     seen = Counter()
     for world in _worlds(condition, toy_bank, range(10)):
         for index in range(200, 2300, 300):
@@ -120,7 +120,7 @@ def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, toy
 
 
 def test_two_digits_look_different_at_the_same_place():
-    from spotvlm_ros.mini import hand_shape, hri_render
+    from spotvlm_ros.mini.hri import hand_shape, render as hri_render
     pictures = []
     for digit in range(10):
         canvas = np.full((60, 60, 3), 90, np.uint8)

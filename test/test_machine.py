@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import psutil
 import pytest
-from spotvlm_ros.machine import machine, Stolen
+from spotvlm_ros.system.machine import machine, Stolen
 
 LINUX = namedtuple('LINUX', 'user system idle steal guest')
 ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')

@@ -7,7 +7,7 @@ import pytest
 
 from spotvlm_ros.method.facts import NS, Region
 from spotvlm_ros.method.flow import Carrier, FlowConfig, shrink
-from spotvlm_ros.mini.world import SCENE
+from spotvlm_ros.mini.driving.world import SCENE
 from spotvlm_ros.mini.worlds import make_world
 
 TENTH = NS // 10

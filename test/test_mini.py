@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method.facts import Region
-from spotvlm_ros.mini import dataset, digits, models, worlds
-from spotvlm_ros.mini.world import asked_about, CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
+from spotvlm_ros.mini import models, worlds
+from spotvlm_ros.mini.driving import digits
+from spotvlm_ros.mini.driving.world import asked_about, CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
+from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, NAMES, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
 SHIPPED = (models.EDGE, models.CLOUD)
@@ -214,7 +216,7 @@ def test_tiles_of_training_are_those_of_the_processor():
 @pytest.mark.parametrize('shape', SHIPPED)
 def test_the_fast_forward_pass_of_training_is_the_models_own(shape):
     torch = pytest.importorskip('torch')
-    from spotvlm_ros.mini import train
+    from spotvlm_ros.mini.training import train
     tokenizer = models.build_tokenizer(dataset.corpus(6))
     models.add_tile_tags(tokenizer, models.CLOUD)
     torch.manual_seed(0)
@@ -239,7 +241,8 @@ def test_the_fast_forward_pass_of_training_is_the_models_own(shape):
 def test_the_training_command_runs_and_writes_checkpoints(tmp_path):
     pytest.importorskip('torch')
     done = subprocess.run(
-        [sys.executable, '-m', 'spotvlm_ros.mini.train', '--device', 'cpu', '--frames', '40',
+        [sys.executable, '-m', 'spotvlm_ros.mini.training.train', '--device', 'cpu',
+         '--frames', '40',
          '--first', '40', '--workers', '1', '--steps-edge', '3', '--batch-edge', '4',
          '--steps-cloud', '1', '--batch-cloud', '2', '--evaluate', '0', '--out', str(tmp_path)],
         capture_output=True, text=True, timeout=300, check=False)

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.method.facts import NS, Query
-from spotvlm_ros.nodes import sources
-from spotvlm_ros.nodes.convert_image import check_image, fast_bytes, image_to_rgb
-from spotvlm_ros.nodes.frames import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
+from spotvlm_ros.config.parameters import check_file, markdown, ParamError, TABLES
+from spotvlm_ros.frames import sources
+from spotvlm_ros.frames.frame import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
                                       Mailbox, StampOrder)
-from spotvlm_ros.nodes.params import check_file, markdown, ParamError, TABLES
-from spotvlm_ros.nodes.schedule import Schedule
+from spotvlm_ros.frames.pixels import check_image, fast_bytes, image_to_rgb
+from spotvlm_ros.frames.schedule import Schedule
+from spotvlm_ros.method.facts import NS, Query
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -238,6 +238,6 @@ def test_pace_skips_what_is_late():
 
 
 def test_the_readmes_tables_are_those_of_the_declarations():
-    from spotvlm_ros.nodes.params import markdown
+    from spotvlm_ros.config.parameters import markdown
     readme = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
     assert markdown() in readme, 'run: spotvlm params --update README.md'

@@ -28,6 +28,7 @@ from rosbags.typesys import get_typestore, Stores  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from spotvlm_msgs.action import Ask  # noqa: E402
 from spotvlm_msgs.msg import Answer, CloudStatus, Context  # noqa: E402
+from spotvlm_ros.frames.frame import Frame, FrameHub  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
 from spotvlm_ros.nodes.base import latched, SENSOR  # noqa: E402
 from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
@@ -35,8 +36,7 @@ from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
 from spotvlm_ros.nodes.convert import header_msg, image_msg, stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
-from spotvlm_ros.nodes.frames import Frame, FrameHub  # noqa: E402
-from spotvlm_ros.nodes.run import Graph  # noqa: E402
+from spotvlm_ros.nodes.executor import Graph  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 GREY = np.full((48, 64, 3), 90, np.uint8)

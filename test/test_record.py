@@ -10,12 +10,12 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros import record
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 from spotvlm_ros.mini import models
-from spotvlm_ros.mini.world import SCENE
+from spotvlm_ros.mini.driving.world import SCENE
 from spotvlm_ros.mini.worlds import make_world
+from spotvlm_ros.recording import recorder as record
 
 FIRST = 400
 

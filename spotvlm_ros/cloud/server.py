@@ -21,7 +21,7 @@ import urllib.request
 import cv2
 import numpy as np
 
-from ..child import Child
+from ..system.processes import Child
 
 START_S = 120.0  # longest wait for the model to load on a slow machine
 HOST = '127.0.0.1'

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from transformers import vision_utils
 
-from .gpu import can_pack, packed
+from .gpu.layers import can_pack, packed
 
 Tensors = Mapping[str, torch.Tensor]
 Allowed = npt.NDArray[np.bool_]

@@ -26,8 +26,8 @@ from transformers.generation.streamers import BaseStreamer
 from .cpu import quicken
 from .engine import Decoded, Engine, Prompt
 from .families import check_focus, FAMILIES, Family, family_of, use_masks
+from .gpu.graphs import GraphEngine
 from .grammar import Free, Grammar, Templates
-from .graphs import GraphEngine
 from .inputs import Inputs
 from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query, Region

@@ -9,13 +9,14 @@ from typing import Protocol, TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from . import hri, world
-from .hri import HriWorld
-from .world import DrivingWorld
+from .driving import world
+from .driving.world import DrivingWorld
+from .hri import world as hri
+from .hri.world import HriWorld
 from ..method.facts import Fact, Query, Region
 
 if TYPE_CHECKING:
-    from .hands import HandBank
+    from .hri.hands import HandBank
 
 # Seeds of worlds, disjoint: never train on a tuning or test drive.
 TRAIN_SEEDS = range(0, 1_000_000)

@@ -15,7 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from spotvlm_msgs.action import Ask
 
 from .convert import duration_msg
-from ..signals import StopSignal
+from ..system.signals import StopSignal
 
 EXTRA_S = 2.0  # transport and the end of a model step, on top of the goal's own time limit
 

@@ -20,7 +20,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from .params import Param, ParamError, read_queries, TABLES, TTL
+from ..config.parameters import Param, ParamError, read_queries, TABLES, TTL
 from ..method.facts import Query
 
 JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted

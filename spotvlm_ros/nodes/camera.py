@@ -14,10 +14,10 @@ from spotvlm_msgs.msg import Answer
 
 from .base import RELIABLE, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
-from .frames import encode_jpeg, Frame, FrameHub, HEAD_START_S
 from .input import FrameInput, image_topic
-from .params import ParamError
-from .sources import bag, images, mini, Pace, Shot, SourceError, usb, video
+from ..config.parameters import ParamError
+from ..frames.frame import encode_jpeg, Frame, FrameHub, HEAD_START_S
+from ..frames.sources import bag, images, mini, Pace, Shot, SourceError, usb, video
 
 
 class CameraNode(SpotNode):

@@ -14,18 +14,18 @@ import cv2
 from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, RELIABLE, SpotNode
-from .checkpoints import model_path
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
-from .frames import Frame, FrameHub
 from .input import FrameInput
-from .params import ENDPOINT, fallback_name, Param, ParamError
 from ..cloud.bridge import CloudAnswer, CloudBridge
 from ..cloud.budget import Budget, Cost
 from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.errors import KEY_ENV
 from ..cloud.photo import Photographer, PhotoRules, read_masks
+from ..config.parameters import ENDPOINT, fallback_name, Param, ParamError
+from ..frames.frame import Frame, FrameHub
 from ..method.facts import cameras, NS
 from ..method.gate import similarity_of, thumbnail
+from ..mini.shipped import model_path
 
 STATUS_S = 0.5  # CloudStatus is published this often
 LOOK_S = 0.2    # scene cuts are looked for this often

@@ -9,7 +9,7 @@ from .camera import CameraNode
 from .cloud import CloudNode
 from .context import ContextNode
 from .edge import EdgeNode
-from .frames import FrameHub
+from ..frames.frame import FrameHub
 
 
 def make_nodes() -> list[SpotNode]:

@@ -14,12 +14,12 @@ from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, RELIABLE, SpotNode
 from .convert import context_msg, turn_from_msg
-from .frames import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_S
 from .input import FrameInput
+from ..frames.frame import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_S
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
 from ..method.transfer import TransferConfig, Transfers
-from ..record import plain, Recorder
+from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
 WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state

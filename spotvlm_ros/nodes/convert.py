@@ -9,8 +9,8 @@ from sensor_msgs.msg import CompressedImage, Image as ImageMsg, RegionOfInterest
 from spotvlm_msgs.msg import Answer, Context as ContextMsg, Fact as FactMsg
 from std_msgs.msg import Header
 
-from .convert_image import fast_bytes
-from .frames import Frame
+from ..frames.frame import Frame
+from ..frames.pixels import fast_bytes
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.prompt import history_text
 

@@ -24,18 +24,18 @@ from spotvlm_msgs.action import Ask
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, RELIABLE, SpotNode
-from .checkpoints import model_path
 from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, fact_msg
 from .convert import header_msg, MAX_FACTS, stamp_ns
-from .frames import Frame, FrameError, FrameHub, Mailbox
 from .input import FrameInput
-from .schedule import Schedule
+from ..frames.frame import Frame, FrameError, FrameHub, Mailbox
+from ..frames.schedule import Schedule
 from ..method.audit import Audit
 from ..method.facts import cameras, Context, NS, Query
 from ..method.focus import Backend, FocusConfig
 from ..method.history import fresh
 from ..method.prompt import neutralise
-from ..record import plain, Recorder
+from ..mini.shipped import model_path
+from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the inference thread looks up at least this often
 TRUTHS = 64   # frames whose labels are kept for the audit

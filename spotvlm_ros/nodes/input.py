@@ -12,8 +12,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from .base import SENSOR, SpotNode
 from .convert import stamp_ns
-from .convert_image import check_image, image_to_rgb
-from .frames import Frame, FrameError, FrameHub, StampOrder
+from ..frames.frame import Frame, FrameError, FrameHub, StampOrder
+from ..frames.pixels import check_image, image_to_rgb
 
 
 def image_topic(camera: str) -> str:

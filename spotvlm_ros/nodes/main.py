@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import importlib
 
-from ..signals import StopSignal
+from ..system.signals import StopSignal
 
 NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
 
@@ -21,7 +21,7 @@ def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool
     """Run a node until a signal; ``exit_on_failure``: end with 1 when it cannot start."""
     stop = StopSignal()
     module = importlib.import_module(f'spotvlm_ros.nodes.{name}')
-    run = importlib.import_module('spotvlm_ros.nodes.run')
+    run = importlib.import_module('spotvlm_ros.nodes.executor')
     if stop():
         stop.ignore()
         return 0

@@ -14,12 +14,12 @@ import tempfile
 import time
 from typing import Any
 
-from .checkpoints import is_miniature, MEANINGLESS, model_path
-from .params import check_file, lookup, ParamError, read_queries, TABLES
-from ..child import Child
 from ..cloud.server import EmbeddedServer
-from ..machine import Stolen
-from ..signals import StopSignal
+from ..config.parameters import check_file, lookup, ParamError, read_queries, TABLES
+from ..mini.shipped import is_miniature, MEANINGLESS, model_path
+from ..system.machine import Stolen
+from ..system.processes import Child
+from ..system.signals import StopSignal
 
 DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
 QUIET_S = 0.7  # no answer for this long: there will be none any more
@@ -153,7 +153,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         return 0, {}
 
     from .monitor import Monitor  # imports ROS
-    from .run import end_process, Graph
+    from .executor import end_process, Graph
     monitor: Any = None
 
     def make() -> list[Any]:

@@ -1,0 +1,280 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Runs the whole graph on the miniature driving world and scores it (`spotvlm demo`).
+
+The live part is `spotvlm run driving` with an emulated network delay. Afterwards the same frames
+are answered again without context, by the same edge code, which gives the edge-alone column.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..method.facts import Fact, NS, Query
+from ..mini.driving.world import FPS, SCENE
+from ..mini.worlds import make_world
+from ..system.machine import machine
+from ..system.signals import StopSignal
+
+COLORS = {'none': '#dddddd', 'red': '#d62728', 'yellow': '#e6b800', 'green': '#2ca02c',
+          '30': '#9ecae1', '50': '#6baed6', '80': '#3182bd', '100': '#08519c',
+          'cruising': '#74c476', 'braking': '#d62728', 'sidewalk': '#fdae6b',
+          'crossing': '#a63603'}
+Values = dict[str, str]
+
+
+@dataclass
+class Row:
+    """One answered frame: when, what was true, and what each system said."""
+
+    stamp_ns: int
+    reference: dict[str, Any]      # names the frame, so that it can be drawn again
+    truth: Values
+    full: Values
+    context: Any                   # what the edge was given; None when nothing
+    alone: Values
+    held: Values                   # newest cloud answer that had arrived by then
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog='spotvlm demo', description=__doc__)
+    parser.add_argument('--duration', type=float, default=30.0, help='live part [s]')
+    parser.add_argument('--delay', type=float, default=1.5,
+                        help='median of the emulated network delay, lognormal [s]; 0 = none')
+    parser.add_argument('--seed', type=int, default=1_000_004, help='episode of the world')
+    parser.add_argument('--condition', default='', help='day, rain or night; default: by seed')
+    parser.add_argument('--multi-process', action='store_true', help='one process per node')
+    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder to write')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, score, draw."""
+    args = arguments(argv or [])
+    stop = StopSignal()  # before the slow imports
+    code = _demo(args, stop)
+    stop.ignore()
+    return code
+
+
+def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
+    from ..nodes.runner import run, RunConfig
+    monitor: Any = None
+
+    def watch(found: Any) -> None:
+        nonlocal monitor
+        monitor = found
+    config = RunConfig(
+        'driving', duration_s=args.duration, record=True, log_level='warn',
+        multi_process=args.multi_process, overrides={
+            'camera': {'source': 'mini', 'world': 'driving', 'seed': args.seed,
+                       'condition': args.condition},
+            'cloud': {'emulated_delay_median_s': args.delay}})
+    if args.delay:
+        print(f'cloud replies are delayed by {args.delay:g} s at the median: emulated, not a '
+              'real network', flush=True)
+    code, summary = run(config, stop, watch)
+    if code or stop() or monitor is None:
+        return code
+    rows, cloud_own = _rows(monitor.record)
+    if not rows:
+        print('error: no answer of the edge came with the truth of its frame; the log above '
+              'says why, or see spotvlm doctor')
+        return 1
+    print(f'answering the same {len(rows)} frames without context ...', flush=True)
+    if not _answer_alone(rows, summary['meta']['edge_model'], stop):
+        return 0
+    summary['accuracy'] = _accuracy(rows, cloud_own)
+    summary['meta'] |= {'seed': args.seed, 'machine': machine(), 'duration_s': args.duration}
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw_timeline(rows, args.out / 'timeline.png')
+    draw_frames(rows, args.out / 'frames.png')
+    (args.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    found = summary['accuracy']
+    print(f'wrote summary.json, timeline.png and frames.png to {args.out}/')
+    print(f'full {found["full"]:.3f} | edge alone {found["edge_alone"]:.3f} | last cloud answer '
+          f'held {found["cloud_held"]:.3f} | accuracy per fact over {len(rows)} frames at '
+          f'{summary["answers_hz"]} Hz, answers p95 {summary["stamp_to_answer_ms"]["p95"]} ms '
+          f'after the frame, {summary["errors"]} errors', flush=True)
+    return 0
+
+
+# -- score --------------------------------------------------------------------------------------
+
+def _values(facts: Sequence[Any]) -> Values:
+    return {f.key: f.value for f in facts}
+
+
+def _rows(record: Sequence[Any]) -> tuple[list[Row], list[float]]:
+    """
+    Pair each edge answer of the scene query with the truth of its frame.
+
+    Return the rows by stamp, and the accuracy of each cloud answer about its own frame.
+    """
+    from spotvlm_msgs.msg import Answer, Context as ContextMsg
+
+    from ..nodes.convert import context_from_msg, stamp_ns
+    truth, contexts, edge, cloud = {}, [], [], []
+    for item in record:
+        message = item.message
+        if isinstance(message, ContextMsg):
+            if message.query_id == SCENE.id:
+                contexts.append(context_from_msg(message))
+        elif message.source == Answer.SOURCE_TRUTH:
+            truth[stamp_ns(message.header.stamp)] = message
+        elif message.query_id == SCENE.id:
+            (edge if message.source == Answer.SOURCE_EDGE else cloud).append(item)
+    rows = []
+    for item in edge:
+        at = stamp_ns(item.message.header.stamp)
+        if at not in truth:
+            continue
+        arrived = [c for c in cloud if c.arrived_ns <= item.arrived_ns]
+        newest = max(arrived, key=lambda c: stamp_ns(c.message.header.stamp), default=None)
+        age = item.message.context_age
+        age_ns = age.sec * NS + age.nanosec
+        used = next((c for c in reversed(contexts) if c.stamp_ns <= at
+                     and abs(at - age_ns - c.newest_ns) < 1000),
+                    None) if item.message.used_context else None
+        rows.append(Row(
+            at, json.loads(truth[at].text), _values(truth[at].facts), _values(item.message.facts),
+            used, {}, _values(newest.message.facts) if newest is not None else {}))
+    own = [_right(_values(c.message.facts), _values(truth[at].facts)) for c in cloud
+           if (at := stamp_ns(c.message.header.stamp)) in truth]
+    return sorted(rows, key=lambda r: r.stamp_ns), own
+
+
+def _right(said: Values, truth: Values) -> float:
+    return float(np.mean([said.get(key) == value for key, value in truth.items()]))
+
+
+def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> bool:
+    """Answer each row's frame again without context; return False when interrupted."""
+    from rich.progress import track
+
+    from ..edge.model import EdgeModel
+    from ..mini.shipped import model_path
+    model = EdgeModel.load(model_path(model_name))
+    for row in track(rows, 'edge alone'):
+        if stop():
+            return False
+        row.alone = _values(model.answer(_frame(row), SCENE, None, row.stamp_ns).facts)
+    return True
+
+
+def _frame(row: Row) -> npt.NDArray[np.uint8]:
+    """Draw the row's frame again, bit for bit."""
+    named = row.reference
+    world = make_world(named['world'], named['seed'], named['condition'])
+    return world.frame(named['index'])
+
+
+def _accuracy(rows: Sequence[Row], cloud_own: Sequence[float]) -> dict[str, Any]:
+    """Return the share of right facts per system, and how often context helped and harmed."""
+    pairs = [(r.full.get(k) == v, r.alone.get(k) == v) for r in rows for k, v in r.truth.items()]
+    return {
+        'edge_alone': round(float(np.mean([_right(r.alone, r.truth) for r in rows])), 4),
+        'full': round(float(np.mean([_right(r.full, r.truth) for r in rows])), 4),
+        'cloud_held': round(float(np.mean([_right(r.held, r.truth) for r in rows])), 4),
+        'cloud_about_its_own_frame': round(float(np.mean(cloud_own)), 4) if cloud_own else None,
+        'helped': round(float(np.mean([full and not alone for full, alone in pairs])), 4),
+        'harmed': round(float(np.mean([alone and not full for full, alone in pairs])), 4),
+        'per_fact': {key: {
+            'edge_alone': round(float(np.mean([r.alone.get(key) == r.truth[key] for r in rows])),
+                                4),
+            'full': round(float(np.mean([r.full.get(key) == r.truth[key] for r in rows])), 4),
+        } for key in SCENE.keys},
+        'unit': 'facts right, of all facts of all answered frames',
+    }
+
+
+# -- draw ---------------------------------------------------------------------------------------
+
+def draw_timeline(rows: Sequence[Row], path: Path) -> None:
+    """Draw what each system said over time, a strip per fact and system, truth on top."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    begin = rows[0].stamp_ns
+    figure, axes = pyplot.subplots(len(SCENE.keys), 1, figsize=(12, 8), sharex=True,
+                                   constrained_layout=True)
+    systems = ('truth', 'full', 'alone', 'held')
+    names = ('truth', 'full', 'edge alone', 'last cloud answer')
+    times = [(r.stamp_ns - begin) / NS for r in rows]
+    widths = np.diff([*times, times[-1] + 1 / FPS])
+    for axis, key in zip(np.atleast_1d(axes), SCENE.keys):
+        for y, system in enumerate(systems):
+            said = [getattr(r, system).get(key, '') for r in rows]
+            axis.barh([-y] * len(rows), widths, left=times, height=0.8,
+                      color=[COLORS.get(v, '#ffffff') for v in said])
+            wrong = [t for t, v, r in zip(times, said, rows) if v != r.truth[key]]
+            axis.plot(wrong, [-y - 0.47] * len(wrong), 'k|', markersize=3)
+        axis.set_yticks([-y for y in range(len(systems))], names)
+        axis.set_title(key, loc='left', fontsize=10)
+        axis.legend(handles=[Patch(color=COLORS[v], label=v) for v in SCENE.choices[key]],
+                    ncols=5, loc='lower right', bbox_to_anchor=(1, 1.0), fontsize=8,
+                    frameon=False)
+    np.atleast_1d(axes)[-1].set_xlabel('time [s]; ticks below a strip: wrong there')
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_frames(rows: Sequence[Row], path: Path, count: int = 6) -> None:
+    """Draw some answered frames with focus regions and answers, those first where it mattered."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    from ..method.focus import focus_boxes, FocusConfig
+    from ..method.history import fresh
+    figure, axes = pyplot.subplots(2, count // 2, figsize=(15, 9.2), constrained_layout=True)
+    for axis, row in zip(axes.flat, _telling(rows, count)):
+        frame = _frame(row)
+        axis.imshow(frame)
+        axis.set_axis_off()
+        context = fresh(row.context, SCENE, row.stamp_ns) if row.context is not None else None
+        boxes = focus_boxes(SCENE, context, row.stamp_ns, frame.shape[1], frame.shape[0],
+                            FocusConfig())
+        for key, (x0, y0, x1, y1) in boxes.items():
+            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color='cyan'))
+            axis.text(x0, y0 - 4, key, color='cyan', fontsize=8)
+        axis.set_title(_caption(SCENE, row, context.facts if context is not None else ()),
+                       fontsize=8, loc='left', family='monospace')
+    for axis in axes.flat[len(rows):]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def _telling(rows: Sequence[Row], count: int) -> list[Row]:
+    """Return rows spread over time, preferring those where full and edge alone differ."""
+    chosen = []
+    for part in np.array_split(np.arange(len(rows)), count):
+        if len(part):
+            chosen.append(max((rows[i] for i in part), key=lambda r: (
+                sum(r.full.get(k) != r.alone.get(k) for k in r.truth), r.context is not None)))
+    return chosen
+
+
+def _caption(query: Query, row: Row, facts: Sequence[Fact]) -> str:
+    told = {f.key: f'{f.value} {(row.stamp_ns - f.stamp_ns) / NS:.1f}s' for f in facts}
+    lines = [f'{"":<11}{"context":<15}{"full":<11}{"alone":<11}truth']
+    for key in query.keys:
+        full, alone = row.full.get(key, '-'), row.alone.get(key, '-')
+        marks = [' ' if v == row.truth[key] else '!' for v in (full, alone)]
+        lines.append(f'{key:<11}{told.get(key, "-"):<15}{full + marks[0]:<11}'
+                     f'{alone + marks[1]:<11}{row.truth[key]}')
+    return '\n'.join(lines)

@@ -1,0 +1,203 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""A robot under test: the four nodes in this process, and what they said and when."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+import gc
+import json
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from types import TracebackType
+from typing import Any
+import urllib.request
+
+import psutil
+from rclpy.node import Node
+from spotvlm_msgs.msg import Answer
+
+from ...frames.frame import FrameHub
+from ...nodes.camera import CameraNode
+from ...nodes.cloud import CloudNode
+from ...nodes.context import ContextNode
+from ...nodes.edge import EdgeNode
+from ...nodes.executor import Graph
+from ...nodes.runner import find_profile
+from ...system.machine import machine
+
+KEEP = 20_000
+START_S = 60.0  # longest wait for the models to load
+
+
+def started(make: Callable[[], Sequence[Any]], params: Mapping[str, Mapping[str, Any]],
+            *profiles: Path) -> Graph:
+    """Return nodes that run on parameters, by node, which are laid over those of profiles."""
+    with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
+        file = Path(folder) / 'nodes.yaml'
+        file.write_text(json.dumps({k: {'ros__parameters': v} for k, v in params.items()}))
+        files = [part for path in (*profiles, file) for part in ('--params-file', str(path))]
+        graph = Graph(make, ['--ros-args', '--log-level', 'fatal', *files])
+        if not graph.started.wait(START_S) or graph.failed:
+            graph.close()
+            raise RuntimeError(f'nodes did not start: {graph.failed}; run spotvlm doctor')
+        return graph
+
+
+class Listener(Node):
+    """Notes when answers of both kinds arrive (steady clock)."""
+
+    def __init__(self) -> None:
+        """Listen."""
+        super().__init__('listener')
+        self.edge: deque[tuple[float, bool]] = deque(maxlen=KEEP)   # with context?
+        self.cloud: deque[tuple[float, bool]] = deque(maxlen=KEEP)  # with facts?
+        self.create_subscription(Answer, 'answers', self._on_edge, 50)
+        self.create_subscription(Answer, 'cloud/answers', self._on_cloud, 50)
+
+    def _on_edge(self, message: Answer) -> None:
+        self.edge.append((time.monotonic(), message.used_context))
+
+    def _on_cloud(self, message: Answer) -> None:
+        self.cloud.append((time.monotonic(), bool(message.facts)))
+
+
+class Robot:
+    """The driving profile on the miniature world, with the cloud at ``base_url``."""
+
+    def __init__(self, base_url: str, cloud: Mapping[str, Any] | None = None,
+                 load_edge: Callable[..., Any] | None = None,
+                 camera: Mapping[str, Any] | None = None) -> None:
+        """Prepare; ``load_edge`` takes the place of the real model's."""
+        self.cloud_node: Any = None
+        self.listener: Any = None
+        self._nodes = {'cloud': {'base_url': base_url, **(cloud or {})},
+                       **({'camera': dict(camera)} if camera else {})}
+        self._load = {'load': load_edge} if load_edge is not None else {}
+        self._graph: Any = None
+
+    def __enter__(self) -> Robot:
+        """Start, and wait for the first answer."""
+        self._graph = started(self._make, {f'/**/{k}': v for k, v in self._nodes.items()},
+                              find_profile('driving'))
+        self.wait(lambda: self.listener.edge, START_S)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End."""
+        self._graph.close()
+
+    @property
+    def bridge(self) -> Any:
+        """Return the bridge of the cloud node."""
+        return self.cloud_node._bridge
+
+    def rate_hz(self, began: float, ended: float) -> float:
+        """Return the edge's answers per second between two moments."""
+        return sum(began <= t < ended for t, _ in tuple(self.listener.edge)) / (ended - began)
+
+    def watch(self, seconds: float) -> float:
+        """Wait, and return the edge's rate meanwhile."""
+        began = time.monotonic()
+        time.sleep(seconds)
+        return self.rate_hz(began, began + seconds)
+
+    def since(self, kind: str, moment: float) -> float | None:
+        """Return when the first good answer of a kind came after a moment, None if none has."""
+        return next((t for t, good in tuple(getattr(self.listener, kind))
+                     if good and t >= moment), None)
+
+    def wait(self, condition: Callable[[], Any], timeout_s: float) -> Any:
+        """Return the first true value of a condition; raise when there is none in time."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            value = condition()
+            if value:
+                return value
+            time.sleep(0.01)
+        raise RuntimeError(f'not within {timeout_s:g} s; is the machine overloaded?')
+
+    def _make(self) -> list[Any]:
+        hub = FrameHub()
+        self.cloud_node, self.listener = CloudNode(hub), Listener()
+        return [self.listener, ContextNode(hub), self.cloud_node, EdgeNode(hub, **self._load),
+                CameraNode(hub)]
+
+
+class ChaosProcess:
+    """The chaos server in a process of its own, so that its memory and its GIL are, too."""
+
+    def __init__(self, fault: str = 'none', *, port: int = 0, pause_s: float = 0.0,
+                 host: str = '127.0.0.1', prefix: Sequence[str] = ()) -> None:
+        """Start; ``prefix`` goes before the command, as in ``nsenter``."""
+        self.host = host
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, '-P', '-m', 'spotvlm_ros.bench.faults.chaos', '--host', host,
+             '--port', str(port), '--fault', fault, '--pause', str(pause_s)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'the chaos server did not start on {host}:{port}')
+        self.port = int(line)
+        self.url = f'http://{host}:{self.port}/v1'
+
+    def set(self, fault: str) -> None:  # noqa: A003
+        """Change what it does."""
+        self._call('PUT', f'/fault/{fault}')
+
+    def stats(self) -> dict[str, Any]:
+        """Return what it has done."""
+        return self._call('GET', '/stats')
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> ChaosProcess:
+        """Return itself, started."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """End it."""
+        self.close()
+
+    def _call(self, method: str, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(f'http://{self.host}:{self.port}{path}', method=method)
+        with urllib.request.urlopen(request, timeout=10.0) as reply:
+            return dict(json.load(reply))
+
+
+def row(name: str, value: float, unit: str, baseline: float | None) -> dict[str, Any]:
+    """Return a row of results.json; ratio is value over baseline."""
+    ratio = round(value / baseline, 4) if baseline else None
+    return {'name': name, 'value': round(value, 4), 'unit': unit,
+            'baseline': None if baseline is None else round(baseline, 4), 'ratio': ratio,
+            'machine': machine()}
+
+
+def resources() -> dict[str, int]:
+    """Return what a leak would show in: memory [bytes], threads, TCP connections (not DDS's)."""
+    gc.collect()
+    process = psutil.Process()
+    return {'rss': process.memory_info().rss, 'threads': threading.active_count(),
+            'sockets': len(process.net_connections('tcp'))}

@@ -1,0 +1,165 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+How many robots one server carries: bridges of simulated robots against it, more and more.
+
+Each robot offers camera frames of its own miniature drive and asks the queries of a profile, as
+node cloud does. A server carries as many as get context that is young enough and few errors.
+Without ``--url`` the embedded server is measured, on the same machine as the robots.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+import json
+from pathlib import Path
+import sys
+import threading
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ...cloud.bridge import CloudAnswer, CloudBridge, percentile
+from ...cloud.client import CloudConfig, read_api_key
+from ...cloud.photo import Photo
+from ...cloud.server import EmbeddedServer
+from ...config.parameters import check_file, lookup, read_queries
+from ...method.facts import Query
+from ...mini.models import resolve
+from ...mini.worlds import make_world, TUNE_SEEDS
+from ...nodes.runner import find_profile
+from ...system.machine import machine
+
+CAMERA_HZ = 10.0
+SAMPLE_S = 0.1
+DISTINCT = 24  # frames per robot, then again from the first
+MOST_ERRORS = 0.01
+
+
+class Robot:
+    """A camera and a bridge."""
+
+    def __init__(self, number: int, config: CloudConfig, queries: Sequence[Query],
+                 in_flight: int, world_name: str) -> None:
+        """Begin to ask."""
+        world = make_world(world_name, TUNE_SEEDS.start + number)
+        self._photos = [_photo(world.frame(5 * i)) for i in range(DISTINCT)]
+        self._main = queries[0].id
+        self.answers: list[CloudAnswer] = []
+        self.ages_s: list[float] = []
+        self._began = time.monotonic_ns()
+        self.bridge = CloudBridge(config, queries, self.answers.append, max_in_flight=in_flight)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._drive, name=f'robot-{number}', daemon=True)
+        self._thread.start()
+
+    def measure(self) -> None:
+        """Forget what was measured so far."""
+        self.answers.clear()
+        self.ages_s.clear()
+        self.bridge.stats.errors = self.bridge.stats.requests = 0
+        self._began = time.monotonic_ns()
+
+    def stop(self) -> None:
+        """End."""
+        self._ended.set()
+        self._thread.join()
+        self.bridge.stop()
+
+    def _drive(self) -> None:
+        """Offer frames, and note how old the newest answer to the first query is."""
+        sent, newest = 0, self._began
+        while not self._ended.wait(1.0 / CAMERA_HZ):
+            now, photo = time.monotonic_ns(), self._photos[sent % DISTINCT]
+            self.bridge.offer(now, lambda photo=photo: photo)  # type: ignore[misc]
+            sent += 1
+            newest = max([newest, *(a.stamp_ns for a in self.answers[-4:]
+                                    if a.query_id == self._main)])
+            self.ages_s.append((now - newest) / 1e9)
+
+
+def _photo(pixels: Any) -> Photo:
+    height, width = pixels.shape[:2]
+    data = cv2.imencode('.jpg', cv2.cvtColor(np.asarray(pixels), cv2.COLOR_RGB2BGR),
+                        [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return Photo(data.tobytes(), width, height)
+
+
+def carry(count: int, config: CloudConfig, queries: Sequence[Query], seconds: float,
+          in_flight: int = 2, warm_up_s: float = 3.0, world: str = 'driving') -> dict[str, Any]:
+    """Return what ``count`` robots get of a server."""
+    robots = [Robot(number, config, queries, in_flight, world) for number in range(count)]
+    try:
+        time.sleep(warm_up_s)
+        for robot in robots:
+            robot.measure()
+        time.sleep(seconds)
+        trips = [a.round_trip_s for r in robots for a in list(r.answers)]
+        ages = [age for r in robots for age in list(r.ages_s)]
+        requests = sum(r.bridge.stats.requests for r in robots)
+        errors = sum(r.bridge.stats.errors for r in robots)
+    finally:
+        for robot in robots:
+            robot.stop()
+    return {'robots': count, 'answers_per_s': round(len(trips) / seconds, 2),
+            'answers_per_s_per_robot': round(len(trips) / seconds / count, 2),
+            'round_trip_p50_s': round(percentile(trips, 0.5), 3),
+            'round_trip_p95_s': round(percentile(trips, 0.95), 3),
+            'context_age_p50_s': round(percentile(ages, 0.5), 2),
+            'context_age_p95_s': round(percentile(ages, 0.95), 2),
+            'errors': round(errors / max(1, requests), 3)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table; return 0."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--robots', type=int, nargs='+', default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument('--profile', default='driving',
+                        help='whose queries are asked about whose world')
+    parser.add_argument('--seconds', type=float, default=20.0, help='per number of robots')
+    parser.add_argument('--age', type=float, default=3.0,
+                        help='95 %% of the time the newest answer must be younger than this [s]')
+    parser.add_argument('--in-flight', type=int, default=2, help='requests under way per robot')
+    parser.add_argument('--url', default='', help='server to measure; key in SPOTVLM_API_KEY')
+    parser.add_argument('--model', default='', help='name of the model there')
+    parser.add_argument('--threads', type=int, default=1, help='of the embedded server')
+    parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
+    arguments = parser.parse_args(argv)
+    profile = check_file(find_profile(arguments.profile))
+    flat, world = profile['cloud'], profile['camera'].get('world', 'driving')
+    queries = read_queries(lambda param, name: lookup(flat, param, name))
+    with ExitStack() as stack:
+        url, model = arguments.url, arguments.model
+        if not url:
+            model = str(resolve('spot-mini-cloud'))
+            url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
+        config = CloudConfig(url, model, api_key=read_api_key())
+        rows = []
+        print('robots  answers/s  each   round trip p50, p95   context age p50, p95   errors')
+        for count in arguments.robots:
+            rows.append(carry(count, config, queries, arguments.seconds, arguments.in_flight,
+                              world=world))
+            row = rows[-1]
+            print(f'{count:6}  {row["answers_per_s"]:9.2f}  {row["answers_per_s_per_robot"]:4.2f}'
+                  f'   {row["round_trip_p50_s"]:6.2f} s {row["round_trip_p95_s"]:6.2f} s'
+                  f'   {row["context_age_p50_s"]:9.2f} s {row["context_age_p95_s"]:6.2f} s'
+                  f'   {row["errors"]:6.1%}', flush=True)
+    carried = [r['robots'] for r in rows if r['context_age_p95_s'] <= arguments.age
+               and r['errors'] <= MOST_ERRORS]
+    print(f'carried: {max(carried, default=0)} (newest answer younger than {arguments.age:g} s '
+          f'95 % of the time, errors at most {MOST_ERRORS:.0%})')
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text(json.dumps(
+            {'machine': machine(), 'url': arguments.url or 'embedded', 'rows': rows}, indent=2)
+            + '\n', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,120 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Several cameras on one edge node: what each costs, and which rates are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rclpy.node import Node
+from spotvlm_msgs.msg import Answer
+
+from .edge_cpu import Row, row
+from ..faults.rig import started
+from ...frames.frame import Frame, FrameHub
+from ...method.facts import NS
+from ...mini.driving.world import SCENE
+from ...mini.worlds import make_world, TUNE_SEEDS
+from ...nodes.convert import duration_s, stamp_ns
+from ...nodes.edge import EdgeNode
+from ...system.machine import machine
+
+CAMERAS = (1, 2, 4)
+RATES = (2.0, 5.0, 10.0)   # of each camera and of its question [Hz]
+SECONDS = 6.0              # of each case
+SETTLE_S = 1.0             # not counted
+FRAMES = 24                # pictures per camera, shown again and again
+
+
+@dataclass
+class Case:
+    """What a case has shown. Times are seconds."""
+
+    answered: float        # share of the answers wanted
+    p95_s: float           # from stamp to answer
+    model_s: float         # mean preprocessing and inference of an answer
+
+
+class Watch(Node):
+    """Notes when answers come, how late, and what they took."""
+
+    def __init__(self) -> None:
+        """Listen."""
+        super().__init__('watch')
+        self.seen: list[tuple[float, float, float]] = []  # when, since the stamp, in the model [s]
+        self.create_subscription(Answer, 'answers', self._on_answer, 50)
+
+    def _on_answer(self, message: Answer) -> None:
+        late = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
+        spent = duration_s(message.preprocess) + duration_s(message.inference)
+        self.seen.append((time.monotonic(), late, spent))
+
+
+def rows() -> list[Row]:
+    """Measure each number of cameras at each rate, without context and without a cloud."""
+    drives = [make_world('driving', TUNE_SEEDS[k]) for k in range(max(CAMERAS))]
+    pictures = [[w.frame(300 + 4 * i) for i in range(FRAMES)] for w in drives]
+    on, slow = machine(1), min(RATES)
+    # In turns, and each camera alone: neither the machine's moods nor the scenes may decide.
+    pairs = [(_case([one], slow).model_s, _case(pictures, slow).model_s) for one in pictures]
+    one, four = (float(np.mean(values)) for values in zip(*pairs))
+    made = [row('cameras_4_over_1', 4 * four / one, 'times',
+                f'one camera alone, mean of four, all at {slow:g} Hz', 4 * four / one, on)]
+    found = {(n, hz): _case(pictures[:n], hz) for n in CAMERAS for hz in RATES}
+    for (n, hz), case in found.items():
+        name, wanted = f'cameras_{n}_at_{hz:g}_hz', f'{n} x {hz:g} answers per second'
+        made += [row(f'{name}_answered', case.answered, 'share of the answers wanted', wanted,
+                     case.answered, on),
+                 row(f'{name}_p95_ms', 1e3 * case.p95_s, 'ms from stamp to answer', '', None, on)]
+    return made
+
+
+def _case(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Case:
+    """Run an edge node on some cameras."""
+    names = [f'camera_{k}' for k in range(len(pictures))]
+    hub, stop = FrameHub(), threading.Event()
+    made: list[Any] = []
+
+    def nodes() -> list[Any]:
+        made[:] = [Watch(), EdgeNode(hub)]
+        return made
+
+    def show() -> None:
+        """Let the cameras take turns, evenly spaced."""
+        gap, begin, n = 1.0 / (rate_hz * len(names)), time.monotonic(), 0
+        while not stop.wait(max(0.0, begin + n * gap - time.monotonic())):
+            k = n % len(names)
+            pixels = pictures[k][(n // len(names)) % FRAMES]
+            hub.publish(Frame(time.time_ns(), names[k], pixels=pixels, camera=names[k]))
+            n += 1
+    graph = started(nodes, {'/**': _params(names, rate_hz)})
+    thread = threading.Thread(target=show, daemon=True)
+    try:
+        began = time.monotonic() + SETTLE_S
+        thread.start()
+        time.sleep(SETTLE_S + SECONDS)
+        seen = [s for s in tuple(made[0].seen) if began <= s[0] < began + SECONDS]
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+        graph.close()
+    if not seen:
+        raise RuntimeError(f'no answer about {len(names)} cameras; run spotvlm doctor')
+    late, spent = (np.array([s[i] for s in seen]) for i in (1, 2))
+    return Case(len(seen) / (SECONDS * rate_hz * len(names)), float(np.percentile(late, 95)),
+                float(spent.mean()))
+
+
+def _params(names: list[str], rate_hz: float) -> dict[str, Any]:
+    """Return the driving question, once per camera."""
+    one = {'prompt': SCENE.prompt, 'format': 'facts', 'keys': list(SCENE.keys),
+           'choices': {k: list(v) for k, v in SCENE.choices.items()}, 'rate_hz': rate_hz,
+           'deadline_s': 2.0}
+    return {'queries': [f'scene_{name}' for name in names],
+            **{f'scene_{name}': {**one, 'camera': name} for name in names}}

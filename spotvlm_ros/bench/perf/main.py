@@ -1,0 +1,195 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Overhead, latency and speed against named baselines in the same run (`spotvlm perf`).
+
+Each row of out/perf/results.json is `{name, value, unit, baseline, ratio, machine}`. What cannot
+be measured on this machine is left out with the reason in `meta.failed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+import datetime
+import json
+from pathlib import Path
+import threading
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+import psutil
+
+from .edge_cpu import cpu_rows, row
+from ...system.machine import machine, Stolen
+from ...system.markdown import put, table
+from ...system.signals import StopSignal
+
+Row = dict[str, Any]
+OVERHEAD_S = 15.0   # length of a run that overhead is measured in
+CAMERA_HZ = 12.0    # of that run
+SEED = 1_000_004    # a tuning drive
+MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->',
+         '<!-- end of figures -->')
+
+
+def overhead(stop: StopSignal) -> list[Row]:
+    """Measure what the graph adds to the model's own time, in one process and in four."""
+    from ...nodes.runner import run, RunConfig
+
+    rows = []
+    for name, several in (('composed', False), ('multiprocess', True)):
+        with Memory() as memory:
+            code, summary = run(RunConfig(
+                'driving', duration_s=OVERHEAD_S, quiet=True, log_level='warn',
+                multi_process=several, overrides={
+                    'camera': {'source': 'mini', 'seed': SEED, 'rate_hz': CAMERA_HZ},
+                    'cloud': {'emulated_delay_median_s': 1.5}}), stop)
+        if code or stop():
+            raise RuntimeError(f'the {name} graph ended early; the lines above say why')
+        spent, total = summary['overhead_ms'], summary['stamp_to_answer_ms']
+        rows.append(row(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
+                        f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
+                        machine()))
+        waited = summary['frame_age_at_start_ms']['p95']
+        rows.append(row(f'frame_age_at_start_{name}_p95_ms', waited, 'ms',
+                        f'camera period, {1e3 / CAMERA_HZ:.1f} ms', 1e-3 * waited * CAMERA_HZ,
+                        machine()))
+        rows.append(row(f'memory_{name}_mb', memory.most / 1e6, 'MB resident, all node processes',
+                        '', None, machine()))
+    return rows
+
+
+class Memory:
+    """Watches what the node processes that this one starts hold at most [bytes]."""
+
+    def __enter__(self) -> Memory:
+        """Begin."""
+        self.most, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            total = 0
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    total += child.memory_info().rss if 'node' in child.cmdline() else 0
+            self.most = max(self.most, total)
+
+
+def focus() -> list[Row]:
+    """Measure what carrying six regions costs a frame, and how well they fit after 2 s."""
+    import cv2
+
+    from ...method.facts import NS, Region
+    from ...method.flow import Carrier
+    from ...mini.worlds import make_world, TUNE_SEEDS
+
+    cv2.setNumThreads(1)
+    spent, carried, stayed = [], [], []
+    for number in range(12):
+        world = make_world('driving', TUNE_SEEDS[number], 'day')
+        first = 400 + 100 * number
+        before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
+        more = {k: Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
+        carrier = Carrier()
+        for n in range(21):
+            frame, begin = world.frame(first + 2 * n), time.thread_time()
+            carrier.add((n + 1) * NS // 10, frame)
+            if n:
+                spent.append(1e3 * (time.thread_time() - begin))
+            else:
+                carrier.start({**before, **more}, NS // 10)
+        regions, truth = carrier.regions(), world.follow(first, first + 40)
+        for key in set(truth) & set(before):
+            carried.append(regions[key].iou(truth[key]) if key in regions else 0.0)
+            stayed.append(before[key].iou(truth[key]))
+    here = machine(1)
+    iou, still = float(np.mean(carried)), float(np.mean(stayed))
+    return [row('focus_step_ms', float(np.median(spent)), 'ms of CPU time', '', None, here),
+            row('focus_iou_2s', iou, 'IoU, lost regions count as 0', 'regions that stay',
+                iou / still, here),
+            row('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
+
+
+def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
+    """Return what there is to measure, by name."""
+    from . import bridge as bridge_perf, cameras as cameras_perf
+
+    return {'overhead': lambda: overhead(stop), 'focus': focus, 'edge': lambda: cpu_rows(1),
+            'cameras': cameras_perf.rows, 'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
+            'soak': lambda: bridge_perf.soak(1.0, 20.0)}
+
+
+def _page(rows: Sequence[Row], stolen: Mapping[str, float]) -> str:
+    """Return the rows as they stand in docs/performance.md; ``stolen``: see `Stolen`."""
+    lines = [[f'`{r["name"]}`', f'{r["value"]:.4g}', str(r['unit']),
+              '' if r['ratio'] is None else f'{r["ratio"]:.3g}', str(r['baseline'])]
+             for r in rows]
+    places = '; '.join(sorted({r['machine'] for r in rows}))
+    today = datetime.date.today().isoformat()
+    most = max(stolen.values(), default=0.0)
+    return (f'{today}, {places}; the host took at most {most:.0%} of the CPU time.\n\n'
+            + table(('name', 'value', 'unit', 'ratio', 'baseline'), lines))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write results.json."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    stop = StopSignal()
+    named = measures(stop)
+    parser = argparse.ArgumentParser(prog='spotvlm perf', description=__doc__)
+    parser.add_argument('--only', nargs='+', choices=tuple(named), default=list(named))
+    parser.add_argument('--out', type=Path, default=Path('out/perf'), help='folder to write')
+    parser.add_argument('--update', type=Path, metavar='FILE',
+                        help='put the table into this Markdown file, between its marks')
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    stolen: dict[str, float] = {}
+    console = Console()
+    for name in args.only:
+        with console.status(f'measuring {name} ...'):
+            meanwhile = Stolen()
+            try:
+                rows += named[name]()
+            except Exception as error:
+                traceback.print_exc()
+                failed[name] = f'{type(error).__name__}: {error}'
+        stolen[name] = meanwhile.share
+        meanwhile.tell(name)
+        if stop():
+            break
+    shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
+    for found in rows:
+        ratio = found.get('ratio')
+        shown.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),
+                      '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
+    console.print(shown)
+    if args.update is not None:
+        put(args.update, _page(rows, stolen), MARKS)
+    for name, why in failed.items():
+        console.print(f'[red]{name} was not measured:[/] {why}')
+    args.out.mkdir(parents=True, exist_ok=True)
+    meta = {'machine': machine(), 'failed': failed, 'measured': args.only,
+            'cpu_stolen': stolen}
+    (args.out / 'results.json').write_text(
+        json.dumps({'results': rows, 'meta': meta}, indent=2) + '\n')
+    print(f'wrote {args.out}/results.json')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,83 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of models kept on disk, by everything that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ...method.facts import Fact, Region
+
+PACKAGE = Path(__file__).resolve().parents[2]
+# What shapes an answer besides the checkpoint: frames, prompts, views, the engine.
+CODE = ('mini/**/*.py', 'method/prompt.py', 'method/focus.py', 'method/facts.py', 'edge/**/*.py',
+        'cloud/parse.py', 'bench/spotbench/models.py')
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Return a short hash of files and of their names."""
+    found = hashlib.sha256()
+    for path in sorted(files):
+        found.update(path.name.encode() + b'\0' + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def model_hash(checkpoint: Path) -> str:
+    """Return a short hash of a checkpoint folder: weights, configuration, tokenizer."""
+    return fingerprint(p for p in checkpoint.iterdir() if p.suffix in ('.safetensors', '.json')
+                       and p.name != 'training_log.json')
+
+
+def code_hash() -> str:
+    """Return a short hash of the code that answers depend on."""
+    return fingerprint(p for pattern in CODE for p in PACKAGE.glob(pattern))
+
+
+class Cache:
+    """One JSON file of answers; without a folder it lasts as long as the object."""
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        """Read what there is."""
+        self._path = folder / f'{name}.json' if folder is not None else None
+        self._known: dict[str, Any] = {}
+        self._new = False
+        if self._path is not None and self._path.is_file():
+            try:
+                self._known = json.loads(self._path.read_text())
+            except ValueError:
+                pass  # cut off by a crash of the machine: made anew
+
+    def get(self, key: str) -> Any:
+        """Return what is kept, None when nothing is."""
+        return self._known.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep something that JSON can hold."""
+        self._known[key] = value
+        self._new = True
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self._path is not None and self._new:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_suffix(f'.{os.getpid()}.part')
+            part.write_text(json.dumps(self._known))
+            part.replace(self._path)
+            self._new = False
+
+
+def pack(facts: Iterable[Fact]) -> list[list[Any]]:
+    """Return facts as JSON; their stamps are the reader's to know."""
+    return [[f.key, f.value, f.confidence, [f.region.x, f.region.y, f.region.w, f.region.h]
+             if f.region is not None else None] for f in facts]
+
+
+def unpack(rows: Iterable[list[Any]], stamp_ns: int) -> tuple[Fact, ...]:
+    """Return facts of the frame of ``stamp_ns``."""
+    return tuple(Fact(key, value, stamp_ns, confidence, Region(*box) if box else None)
+                 for key, value, confidence, box in rows)

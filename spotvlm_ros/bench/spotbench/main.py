@@ -1,0 +1,257 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+SpotBench: whether late cloud answers make the small model better, and never worse.
+
+Synthetic worlds with exact labels, synthetic delays, real models. docs/benchmark.md explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+import datetime
+import os
+from pathlib import Path
+import resource
+import subprocess
+import time
+from typing import Any
+
+from . import cells
+from .delays import HEADLINE, QUICK, TRACES
+from .latencies import FILE, Latencies
+from .replay import Extent
+from .seeds import BASE, Episode, episodes, SETS
+from .streams import Plan
+from .tally import Tally
+from ... import __version__
+from ...method.guard import ODDS
+from ...mini.hri.hands import DATA_SET
+from ...mini.models import resolve
+from ...system.machine import machine, Stolen
+
+HANDS_ENV = 'SPOTVLM_HANDS'
+REAL = 'hri real hands'
+QUICK_EPISODES, QUICK_ABLATED = 7, 3   # of each set; with ablations and the short delay
+FULL_EPISODES = 24
+FULL_SECONDS = 30.0
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog='spotvlm bench', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--full', action='store_true', help='all delays, more and longer '
+                        'episodes; hours rather than minutes')
+    parser.add_argument('--split', choices=tuple(BASE), default='test',
+                        help='seeds; test is for published runs only (default test)')
+    parser.add_argument('--sets', nargs='+', default=list(SETS), choices=list(SETS),
+                        metavar='SET', help=f'default: all of {", ".join(SETS)}')
+    parser.add_argument('--episodes', type=int, default=0, help='of each set; 0: as usual')
+    parser.add_argument('--hands', type=Path, default=None, metavar='DIR',
+                        help=f'photographs of hands (also {HANDS_ENV}): {DATA_SET}')
+    parser.add_argument('--edge', default='spot-mini-edge', help='checkpoint folder')
+    parser.add_argument('--cloud', default='spot-mini-cloud', help='checkpoint folder')
+    parser.add_argument('--guard-odds', type=float, default=ODDS, help='as the parameter of the '
+                        f'edge node; 0: one pass, no guard (default {ODDS:g})')
+    parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1),
+                        help='processes, of one thread each')
+    parser.add_argument('--out', type=Path, default=Path('out/bench'), help='folder to write')
+    parser.add_argument('--no-cache', action='store_true',
+                        help='ask every model again, even what it has answered in an earlier run')
+    parser.add_argument('--wall-clock', action='store_true',
+                        help='also run three episodes of each set in real time and compare')
+    parser.add_argument('--measure', action='store_true', help='measure the latencies of this '
+                        'machine, write them into the package, and end')
+    parser.add_argument('--report', action='store_true',
+                        help='only draw the report again, from results.json')
+    parser.add_argument('--update', type=Path, metavar='FILE',
+                        help='put the tables into this Markdown file, between its marks')
+    own = parser.add_argument_group('your own data (docs/benchmark.md)')
+    one = own.add_mutually_exclusive_group()
+    one.add_argument('--bag', metavar='DIR', help='rosbag2, mcap or sqlite3')
+    one.add_argument('--video', metavar='FILE')
+    own.add_argument('--topic', default='', help='image topic of the bag')
+    own.add_argument('--labels', type=Path, metavar='FILE.jsonl')
+    own.add_argument('--profile', default='driving', help='driving, hri, or a params file: the '
+                     'first facts query in it is asked')
+    own.add_argument('--cloud-url', default='', help='OpenAI-compatible server')
+    own.add_argument('--cloud-model', default='', help='name the server knows it by')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit code."""
+    args = arguments(argv or [])
+    try:
+        return _main(args)
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', flush=True)
+        return 1
+
+
+def _main(args: argparse.Namespace) -> int:
+    if args.report:
+        return _report(args.out, args.update)
+    if args.measure:
+        return _measure(args)
+    if args.bag or args.video:
+        from .own import run_own
+        return run_own(args)
+    started, stolen = time.monotonic(), Stolen()
+    hands = hands_folder(args.hands)
+    sets = [s for s in args.sets if s != REAL or hands is not None]
+    if REAL in args.sets and hands is None:
+        print(f'{REAL}: left out, there are no photographs; get {DATA_SET} and name its folder '
+              f'with --hands or {HANDS_ENV}', flush=True)
+    if not sets:
+        return 1
+    plan = Plan(seconds=FULL_SECONDS) if args.full else Plan()
+    worlds = _replayed(args, plan, sets, hands)
+    found = cells.cells(worlds)
+    meta = _meta(args, plan, sets)
+    if args.wall_clock:
+        from .wallclock import compare
+        meanwhile = Stolen()
+        more, meta['wall_clock'] = compare(_setup(args, plan, hands), args.split, sets)
+        meanwhile.tell()
+        found += more
+    meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+                   'took_s': round(time.monotonic() - started), 'machine': machine(),
+                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.share,
+                   'load': [round(v, 1) for v in os.getloadavg()]}
+    cells.write(args.out / 'results.json', found, meta)
+    return _report(args.out, args.update)
+
+
+def _report(out: Path, document: Path | None) -> int:
+    from .report import MARKS, report
+    from ...system.markdown import put
+    found, meta = cells.read(out / 'results.json')
+    report(found, meta, out)
+    if document is not None:
+        put(document, (out / 'report.md').read_text(), MARKS)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from .latencies import measure
+    stolen = Stolen()
+    found = measure(resolve(args.edge), resolve(args.cloud))
+    found.save()
+    stolen.tell()
+    for name, value in asdict(found).items():
+        print(f'{name:20} {value}')
+    print(f'wrote {FILE}')
+    return 0
+
+
+def hands_folder(named: Path | None) -> Path | None:
+    """Return the folder of photographs, None when there is none; a named one must exist."""
+    if named is not None:
+        return named
+    if os.environ.get(HANDS_ENV):
+        return Path(os.environ[HANDS_ENV])
+    beside = Path(__file__).resolve().parents[3].parent / 'shared' / 'data' / 'hands'
+    return beside if beside.is_dir() else None
+
+
+def _setup(args: argparse.Namespace, plan: Plan, hands: Path | None) -> Any:
+    from .work import Setup
+    cache = None if args.no_cache else args.out / 'cache'
+    return Setup(resolve(args.edge), resolve(args.cloud), hands, cache, plan, Latencies.load(),
+                 args.guard_odds)
+
+
+def _replayed(args: argparse.Namespace, plan: Plan, sets: Sequence[str], hands: Path | None,
+              ) -> dict[str, list[Tally]]:
+    """Return the counts of every episode, by set."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from .work import majority_values, other_context, Pool, replay
+    count = args.episodes or (FULL_EPISODES if args.full else QUICK_EPISODES)
+    all_episodes = [e for s in sets for e in episodes(args.split, s, count)]
+    pool = Pool(_setup(args, plan, hands), args.jobs)
+    try:
+        with Progress('{task.description}', BarColumn(), MofNCompleteColumn(),
+                      TimeElapsedColumn()) as bar:
+            task = bar.add_task('majority classes of training seeds', total=len(sets))
+            majority: dict[str, dict[str, str]] = {}
+            for i, values in pool.all([(majority_values, (s,)) for s in sets]):
+                majority[sets[i]] = values
+                bar.advance(task)
+            task = bar.add_task('episodes: all systems', total=len(all_episodes))
+            results: dict[int, Any] = {}
+            calls = [(replay, (e, extent_of(args.full, e), majority[e.set]))
+                     for e in all_episodes]
+            for i, result in pool.all(calls):
+                results[i] = result
+                bar.advance(task)
+            task = bar.add_task('episodes: context of another', total=len(all_episodes))
+            pairs = [(other_context, (e, results[_partner(i, all_episodes)].contexts))
+                     for i, e in enumerate(all_episodes)]
+            for i, result in pool.all(pairs):
+                _merge(results[i].tally, result.tally)
+                bar.advance(task)
+    finally:
+        pool.close()
+    return {s: [results[i].tally for i, e in enumerate(all_episodes) if e.set == s]
+            for s in sets}
+
+
+def extent_of(full: bool, episode: Episode) -> Extent:
+    """Return what is run on an episode."""
+    if full:
+        return Extent(tuple(TRACES), ablation_delays=(HEADLINE, 'fixed 4 s', 'fixed 9 s'))
+    ablated = episode.number < QUICK_ABLATED
+    return Extent(tuple(d for d in QUICK if ablated or d != 'fixed 0.5 s'), ablations=ablated)
+
+
+def _partner(place: int, all_episodes: Sequence[Episode]) -> int:
+    """Return the place of the next episode of the same set."""
+    own = [i for i, e in enumerate(all_episodes) if e.set == all_episodes[place].set]
+    return own[(own.index(place) + 1) % len(own)]
+
+
+def _merge(into: Tally, more: Tally) -> None:
+    for block in more.hits:
+        for name, tries in more.tries[block].items():
+            into.add(block, name, more.hits[block][name], tries)
+
+
+def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str, Any]:
+    from .cache import code_hash, model_hash
+    edge, cloud = resolve(args.edge), resolve(args.cloud)
+    return {
+        'version': __version__, 'commit': commit(), 'clock': 'replay',
+        'extent': 'full' if args.full else 'quick', 'split': args.split, 'sets': list(sets),
+        'seeds': {'base': BASE[args.split], 'file': 'spotvlm_ros/bench/spotbench/seeds.py'},
+        'models': {'edge': {'name': edge.name, 'hash': model_hash(edge)},
+                   'cloud': {'name': cloud.name, 'hash': model_hash(cloud)}},
+        'code': code_hash(), 'guard_odds': args.guard_odds, 'plan': asdict(plan),
+        'latencies_charged': asdict(Latencies.load()),
+        'delays': {t.name: t.text for t in TRACES.values()},
+        'synthetic': 'worlds and delays are synthetic; hands in hri real hands are photographs'}
+
+
+def _cpu_s() -> int:
+    """Return the time that this process and its ended children have computed for [s]."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(sum(u.ru_utime + u.ru_stime for u in used))
+
+
+def commit() -> str:
+    """Return the commit of a checkout, with + when something is not committed."""
+    where = Path(__file__).resolve().parent
+    try:
+        found = [subprocess.run(['git', '-C', str(where), *command], capture_output=True,
+                                text=True, timeout=10) for command in (
+            ('rev-parse', '--short', 'HEAD'), ('status', '--porcelain', '-uno'))]
+    except (OSError, subprocess.TimeoutExpired):
+        return 'unknown'
+    if found[0].returncode:
+        return 'unknown'
+    return found[0].stdout.strip() + '+' * bool(found[1].stdout.strip())

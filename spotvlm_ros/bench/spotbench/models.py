@@ -1,0 +1,206 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""The two models as the benchmark asks them: every question once, answers kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+import hashlib
+from pathlib import Path
+import time
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from .cache import Cache, pack, unpack
+from .streams import Image, JPEG_QUALITY, Stream
+from ...cloud.client import CloudClient, CloudConfig
+from ...cloud.errors import CloudError
+from ...cloud.parse import BoxScale, parse_reply
+from ...edge.model import EdgeModel
+from ...method import guard, prompt
+from ...method.facts import Context, Fact, Query, Source, Turn
+
+BATCH = 8               # keyframes that the cloud model is asked about at once
+GREY = 127              # of a blank picture
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the edge said."""
+
+    facts: tuple[Fact, ...]
+    used_context: bool
+    used_focus: bool
+    passes: int = 1
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Key and value."""
+        return {f.key: f.value for f in self.facts}
+
+
+class Edge:
+    """The edge model over one stream. The same input is answered once, which never shows."""
+
+    def __init__(self, model: EdgeModel, stream: Stream, cache: Cache,
+                 odds: float = guard.ODDS) -> None:
+        """Share the cache with whoever asks about the same stream; ``odds``: of the guard."""
+        self._model, self._stream, self._cache, self._odds = model, stream, cache, odds
+        self._blank: Image | None = None
+
+    def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
+                 guarded: bool = True) -> Answer:
+        """
+        Answer about a frame, or about a blank picture in its place.
+
+        The guard is that of `EdgeModel.answer`; without it there is one pass.
+        """
+        if context is not None and context.empty and not context.focus:
+            context = None
+        if not guarded or not self._odds or context is None:
+            return self._pass(stamp_ns, context, blank)
+        query, own = self._stream.query, self._pass(stamp_ns, None, blank)
+        if guard.settled(query, own.facts):
+            return own
+        told = self._pass(stamp_ns, context, blank)
+        facts = guard.surer(query, own.facts, told.facts, context, self._odds)
+        return replace(told, facts=facts, passes=2)
+
+    def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
+        key = _key(stamp_ns, context, blank)
+        known = self._cache.get(key)
+        if known is None:
+            image = self._grey() if blank else self._stream.image(stamp_ns)
+            said = self._model.answer(image, self._stream.query, context, stamp_ns)
+            known = [pack(said.facts), said.used_context, said.used_focus]
+            self._cache.put(key, known)
+        return Answer(unpack(known[0], stamp_ns), known[1], known[2])
+
+    def _grey(self) -> Image:
+        if self._blank is None:
+            width, height = self._stream.size
+            self._blank = np.full((height, width, 3), GREY, np.uint8)
+        return self._blank
+
+
+def _key(stamp_ns: int, context: Context | None, blank: bool) -> str:
+    """Name everything that an answer depends on."""
+    told: Any = None
+    if context is not None:
+        told = ([(f.key, f.value, f.stamp_ns) for f in context.facts], context.text,
+                context.text_stamp_ns, sorted((k, r.x, r.y, r.w, r.h)
+                                              for k, r in context.focus.items()))
+    return hashlib.blake2b(repr((stamp_ns, told, blank)).encode(), digest_size=12).hexdigest()
+
+
+class Cloud(Protocol):
+    """Answers about keyframes."""
+
+    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
+        """Return the raw text about each image, None where there was no reply."""
+
+
+class LocalCloud:
+    """A checkpoint in this process, on what is left of a frame after JPEG."""
+
+    def __init__(self, path: Path) -> None:
+        """Load."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            path, local_files_only=True).eval()
+        self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+
+    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
+        """Return the raw text about each image."""
+        import torch
+        chat = [{'role': 'user', 'content': [
+            {'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(query)}]}]
+        text = self._processor.apply_chat_template(chat, add_generation_prompt=True)
+        found: list[str | None] = []
+        for i in range(0, len(images), BATCH):
+            part = [[decode(encode(image))] for image in images[i:i + BATCH]]
+            inputs = self._processor(images=part, text=[text] * len(part), padding=True,
+                                     return_tensors='pt')
+            with torch.inference_mode():
+                out = self._model.generate(**inputs, max_new_tokens=256, do_sample=False)
+            found += self._processor.tokenizer.batch_decode(
+                out[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+        return found
+
+
+class RemoteCloud:
+    """An OpenAI-compatible server; round trips are measured, failures counted."""
+
+    def __init__(self, url: str, model: str, api_key: str = '') -> None:
+        """Prepare; nothing is sent yet."""
+        self._config = CloudConfig(url, model, api_key=api_key)
+        self.round_trips_s: list[float] = []
+        self.errors: list[str] = []
+
+    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
+        """Ask one after the other."""
+        async def ask() -> list[str | None]:
+            client = CloudClient(self._config)
+            found: list[str | None] = []
+            try:
+                for image in images:
+                    try:
+                        reply = await client.ask(encode(image), prompt.cloud_question(query))
+                        self.round_trips_s.append(reply.round_trip_s)
+                        found.append(reply.text)
+                    except CloudError as error:
+                        self.errors.append(str(error))
+                        found.append(None)
+            finally:
+                await client.close()
+            return found
+        return asyncio.run(ask())
+
+
+def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache,
+                box_scale: BoxScale = 'relative') -> dict[int, Turn]:
+    """Return the cloud's answer about each keyframe, whenever it may arrive."""
+    texts = {s: cache.get(str(s)) for s in stream.keys}
+    missing = [s for s, known in texts.items() if known is None]
+    if missing and cloud is not None:
+        replies = cloud.replies(stream.query, [stream.image(s) for s in missing])
+        for stamp, text in zip(missing, replies):
+            texts[stamp] = text
+            if text is not None:
+                cache.put(str(stamp), text)
+    turns = {}
+    for stamp, text in texts.items():
+        if text is not None:
+            reply = parse_reply(stream.query, text, stamp, stream.size, box_scale=box_scale)
+            turns[stamp] = Turn(stream.query.id, stamp, Source.CLOUD, reply.facts, reply.text)
+    return turns
+
+
+def encode(image: Image) -> bytes:
+    """Return a picture as JPEG."""
+    ok, data = cv2.imencode('.jpg', image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not ok:
+        raise ValueError(f'OpenCV cannot encode a frame of shape {image.shape} as JPEG')
+    return bytes(data.tobytes())
+
+
+def decode(data: bytes) -> Image:
+    """Return a JPEG as a picture."""
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError('a frame is no picture that OpenCV can decode; is the recording whole?')
+    return np.ascontiguousarray(bgr[:, :, ::-1])
+
+
+def timed(run: Any, repeats: int) -> list[float]:
+    """Return what each of some calls took [s]."""
+    found = []
+    for i in range(repeats):
+        begin = time.perf_counter()
+        run(i)
+        found.append(time.perf_counter() - begin)
+    return found

@@ -1,0 +1,209 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark found: a table in the terminal, plots, and one page that needs no other."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from .cells import Cell, Table
+from .controls import CONTROLS, OTHER
+from .delays import HEADLINE, NEVER
+from .plots import draw_all, whole
+from .systems import ALONE, FULL, SYSTEMS
+from ...system.markdown import table as markdown_table
+
+Rows = list[list[str]]
+ORACLE = 'cloud, zero latency (oracle)'
+MARKS = ('<!-- results: made by `spotvlm bench --report --update docs/benchmark.md` -->',
+         '<!-- end of results -->')
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+ color: #222 } h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 } th, td { text-align: right;
+ padding: .25rem .4rem; border-bottom: 1px solid #ddd; white-space: nowrap } th:first-child,
+td:first-child { text-align: left } th { border-bottom: 2px solid #999; font-weight: 600 }
+tr.full td { background: #e8f1fa; font-weight: 600 } img { max-width: 100% } .ci { color: #777;
+ font-size: 11px } .box { overflow-x: auto } .note { color: #555; font-size: 13px }
+pre { background: #f5f5f5; padding: .6rem; font-size: 12px; overflow-x: auto }
+"""
+
+
+def report(cells: Sequence[Cell], meta: Mapping[str, Any], out: Path) -> None:
+    """Print the table, draw the plots, write the page."""
+    table = Table(cells)
+    _print(table, meta)
+    drawn = draw_all(table, out)
+    (out / 'report.html').write_text(page(table, meta, drawn))
+    (out / 'report.md').write_text(markdown(table, meta))
+    print(f'wrote results.json, report.html, report.md and {len(drawn)} plots to {out}/')
+
+
+def text(cell: Cell | None, signed: bool = False) -> str:
+    """Return a figure in percent or points with its interval."""
+    if cell is None:
+        return ''
+    number = f'{100 * cell.value:+.1f}' if signed else f'{100 * cell.value:.1f}'
+    if cell.ci95 is None:
+        return number
+    low, high = (f'{100 * v:+.1f}' if signed else f'{100 * v:.1f}' for v in cell.ci95)
+    return f'{number} [{low}, {high}]'
+
+
+def headline(table: Table) -> tuple[list[str], Rows]:
+    """Return streaming accuracy per system and set."""
+    names = [s for s in SYSTEMS if s not in (FULL,) and any(
+        table.get(w, s) for w in table.worlds) and not SYSTEMS[s].ablation]
+    rows = [[name, *(text(table.get(w, name)) for w in table.worlds)] for name in (*names, FULL)]
+    rows.append([ORACLE, *(text(table.get(w, ORACLE, '-', metric='offline'))
+                           for w in table.worlds)])
+    return ['system', *table.worlds], rows
+
+
+def verdicts(table: Table) -> tuple[list[str], Rows]:
+    """Return the method's gains, per set, in points of a hundred."""
+    rows = [
+        ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
+        ['full minus best baseline',
+         *(text(table.over_best(w), True) for w in table.worlds)]]
+    for label, part in (('full minus edge alone', 'all'),
+                        ('the same, changed facts', 'changed'),
+                        ('the same, unchanged facts', 'unchanged')):
+        rows.append([label, *(text(table.get(w, FULL, HEADLINE, part, 'gain'), True)
+                              for w in table.worlds)])
+    for label, metric in (('help: wrong to right', 'help'), ('harm: right to wrong', 'harm')):
+        rows.append([label, *(text(table.get(w, FULL, metric=metric)) for w in table.worlds)])
+    for delay in ('fixed 9 s', NEVER):
+        rows.append([f'full minus edge alone, {delay}', *(
+            text(table.get(w, FULL, delay, 'all', 'gain'), True) for w in table.worlds)])
+    return [FULL, *table.worlds], rows
+
+
+def ablations(table: Table) -> tuple[list[str], Rows]:
+    """Return what the full method has over each of its parts, on the same episodes."""
+    rows = [[f'full minus {s.name}', *(
+        text(table.get(w, FULL, HEADLINE, 'all', f'gain over {s.name}'), True)
+        for w in table.worlds)] for s in SYSTEMS.values() if s.ablation]
+    return ['points, same episodes', *table.worlds], [r for r in rows if any(r[1:])]
+
+
+def control_rows(table: Table) -> tuple[list[str], Rows]:
+    """Return facts right, and told facts repeated, under each control."""
+    names = ('full, same frames', 'edge alone, same frames', *CONTROLS, OTHER,
+             'blank image, no context')
+    cell = {(n, m): table.get(whole(table), n, HEADLINE, 'control frames', m) for n in names
+            for m in ('offline', 'repeats_context')}
+    rows = [[n, text(cell[n, 'offline']), text(cell[n, 'repeats_context'])] for n in names]
+    return ['control', 'facts right', 'told facts repeated'], [r for r in rows if any(r[1:])]
+
+
+def check_rows(table: Table) -> tuple[list[str], Rows]:
+    """Return the check of the check: labels of another time."""
+    part = next((s for s in table.slices if s.startswith('labels shifted')), '')
+    rows = []
+    for name, delay in ((FULL, HEADLINE), (ALONE, '-'), ('truth', '-'), ('majority', '-')):
+        label = {'truth': 'the truth itself, as an answer', 'majority': 'majority (chance)'}
+        rows.append([label.get(name, name), *(text(table.get(w, name, delay, part))
+                                              for w in table.worlds)])
+    return [part or 'labels shifted', *table.worlds], [r for r in rows if any(r[1:])]
+
+
+def slice_rows(table: Table, prefix: str) -> tuple[list[str], Rows]:
+    """Return accuracy by task or key, the edge alone beside the full method."""
+    parts = sorted(s for s in table.slices if s.startswith(prefix))
+    rows = [[part.removeprefix(prefix), *(
+        text(table.get(whole(table), name, HEADLINE, part)) for name in (ALONE, FULL))]
+        for part in parts]
+    return [prefix.strip(), ALONE, FULL], rows
+
+
+def sections(table: Table) -> list[tuple[str, str, tuple[list[str], Rows]]]:
+    """Return every table with its title and what it means."""
+    return [
+        ('Headline', f'Facts right at label times, percent, {HEADLINE} (synthetic): at each time '
+         'the latest answer published counts. In brackets the 95 % interval over episodes '
+         '(cluster bootstrap). The oracle is the cloud about its own frame, as if it took no '
+         'time.', headline(table)),
+        ('The full method', 'Differences in points, paired on the same episodes. Changed: the '
+         "label is another than at the newest cloud answer's frame. Help and harm: percent of "
+         'all facts, against the edge alone.', verdicts(table)),
+        ('Parts', 'What the full method has over itself without a part. Positive: the part '
+         'helps.', ablations(table)),
+        ('Controls', 'The edge is told something else than the full method tells it, frame by '
+         'frame. A model that looks at its frame is not led astray by permuted values, and does '
+         'not repeat what it is told.', control_rows(table)),
+        ('Tasks', 'Percent of facts right, all sets.', slice_rows(table, 'task ')),
+        ('Keys', 'Percent of facts right, all sets.', slice_rows(table, 'key ')),
+        ('Check of the check', 'Scored against labels of another time every system must fall to '
+         'chance. Beside: the truth of the right time scored so, and the majority class.',
+         check_rows(table))]
+
+
+def _print(table: Table, meta: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table as Rich
+    console = Console(width=max(150, Console().width))
+    for title, _, (head, rows) in sections(table)[:5]:
+        shown = Rich(*head, title=title)
+        for row in rows:
+            shown.add_row(*row, style='bold' if row[0] == FULL else '')
+        console.print(shown)
+    agreement = meta.get('wall_clock')
+    if agreement:
+        console.print(f'wall clock minus replay, points: {agreement}')
+
+
+def markdown(table: Table, meta: Mapping[str, Any]) -> str:
+    """Return the tables for docs/benchmark.md."""
+    parts = [_about(meta)]
+    for title, note, (head, rows) in sections(table):
+        if rows:
+            parts += [f'### {title}', note, markdown_table(head, rows)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _about(meta: Mapping[str, Any]) -> str:
+    models, run = meta['models'], meta.get('run', {})
+    return (f'{meta["extent"]} set, {meta["split"]} seeds, commit {meta["commit"]}, edge '
+            f'{models["edge"]["name"]} ({models["edge"]["hash"]}), cloud '
+            f'{models["cloud"]["name"]} ({models["cloud"]["hash"]}), replay with latencies of '
+            f'{meta["latencies_charged"]["machine"]}; took {run.get("took_s")} s, '
+            f'{run.get("cpu_s", "?")} s of CPU time, on {run.get("machine")}. '
+            f'{meta["synthetic"]}.')
+
+
+def page(table: Table, meta: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
+    """Return the whole page."""
+    body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(_about(meta))}</p>']
+    plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}
+    after = {'Headline': ('Accuracy by set', 'Accuracy over delay', 'Latency and accuracy'),
+             'The full method': ('Help and harm',
+                                 'Accuracy by age of the newest cloud answer'),
+             'Controls': ('Controls',), 'Tasks': ('Accuracy by size of the object',)}
+    for title, note, (head, rows) in sections(table):
+        if not rows:
+            continue
+        body += [f'<h2>{title}</h2>', f'<p class="note">{html.escape(note)}</p>',
+                 _html_table(head, rows)]
+        body += [f'<h2>{plot}</h2><img alt="{plot}" src="data:image/png;base64,{plots[plot]}">'
+                 for plot in after.get(title, ()) if plot in plots]
+    body.append(f'<h2>Run</h2><pre>{html.escape(json.dumps(dict(meta), indent=1))}</pre>')
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>SpotBench</title>'
+            f'<style>{STYLE}</style></head><body>' + '\n'.join(body) + '</body></html>\n')
+
+
+def _html_table(head: Sequence[str], rows: Rows) -> str:
+    def cell(value: str) -> str:
+        number, _, interval = value.partition(' [')
+        return html.escape(number) + (f' <span class="ci">[{interval}</span>' if interval else '')
+    lines = ['<div class="box"><table><tr>' + ''.join(f'<th>{html.escape(h)}</th>' for h in head)
+             + '</tr>']
+    for row in rows:
+        mark = ' class="full"' if row[0] == FULL else ''
+        lines.append(f'<tr{mark}>' + ''.join(f'<td>{cell(v)}</td>' for v in row) + '</tr>')
+    return ''.join(lines) + '</table></div>'

@@ -1,0 +1,181 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes spread over processes of one thread each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed, Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from .cache import Cache, code_hash, model_hash
+from .delays import HEADLINE
+from .latencies import Latencies
+from .models import cloud_turns, Edge, LocalCloud
+from .replay import Extent, Replay
+from .seeds import Episode, SETS
+from .streams import Plan, WorldStream
+from .tally import Tally
+from ...edge.model import EdgeModel
+from ...method.facts import Context
+from ...method.guard import ODDS
+from ...mini.hri.hands import HandBank
+from ...mini.worlds import make_world, TRAIN_SEEDS
+from ...system.processes import end_with_parent
+
+MAJORITY_EPISODES, MAJORITY_FRAMES = 60, 8
+_given: dict[str, 'Setup'] = {}   # to this process
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process needs to know."""
+
+    edge: Path
+    cloud: Path
+    hands: Path | None
+    cache: Path | None
+    plan: Plan
+    took: Latencies
+    odds: float = ODDS      # of the guard
+
+
+@dataclass
+class Result:
+    """What came of one episode."""
+
+    episode: Episode
+    tally: Tally
+    contexts: Mapping[int, Context] = field(default_factory=dict)   # of the full method
+
+
+def begin(setup: Setup) -> None:
+    """Prepare a worker process."""
+    import cv2
+    import torch
+    import transformers
+    end_with_parent()
+    _given['setup'] = setup
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    transformers.utils.logging.disable_progress_bar()
+    for load in (edge_model, cloud_model, hand_bank, hashes):
+        load.cache_clear()
+
+
+def _setup() -> Setup:
+    return _given['setup']
+
+
+@lru_cache(maxsize=None)
+def edge_model() -> EdgeModel:
+    """Return the edge model, loaded when first needed."""
+    return EdgeModel.load(_setup().edge, threads=1)
+
+
+@lru_cache(maxsize=None)
+def cloud_model() -> LocalCloud:
+    """Return the cloud model, loaded when first needed."""
+    return LocalCloud(_setup().cloud)
+
+
+@lru_cache(maxsize=None)
+def hand_bank() -> HandBank | None:
+    """Return the photographs of hands, None without."""
+    folder = _setup().hands
+    return HandBank(folder) if folder is not None else None
+
+
+@lru_cache(maxsize=None)
+def hashes() -> tuple[str, str]:
+    """Return what answers of the edge and of the cloud depend on."""
+    code = code_hash()
+    return f'{model_hash(_setup().edge)}-{code}', f'{model_hash(_setup().cloud)}-{code}'
+
+
+class _LazyCloud:
+    """Loads the cloud model only if something is asked that is not known yet."""
+
+    def replies(self, query: Any, images: Any) -> list[str | None]:
+        return cloud_model().replies(query, images)
+
+
+def opened(episode: Episode) -> tuple[WorldStream, Cache, Cache]:
+    """Return an episode with its kept answers of the edge and of the cloud."""
+    stream = WorldStream(episode, _setup().plan, hand_bank())
+    name = f'{episode.world}-{episode.condition}-{episode.seed}-{episode.first}'
+    edge, cloud = hashes()
+    return (stream, Cache(_setup().cache, f'edge-{edge}/{name}'),
+            Cache(_setup().cache, f'cloud-{cloud}/{name}'))
+
+
+def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Result:
+    """Run one episode through everything but what needs another episode."""
+    stream, kept, kept_cloud = opened(episode)
+    turns = cloud_turns(_LazyCloud(), stream, kept_cloud)
+    kept_cloud.save()
+    setup = _setup()
+    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), turns,
+                 setup.took, majority)
+    run.run(extent)
+    kept.save()
+    found = run.full[HEADLINE].contexts if HEADLINE in run.full else {}
+    return Result(episode, run.tally, found)
+
+
+def other_context(episode: Episode, contexts: Mapping[int, Context]) -> Result:
+    """Run the control with the contexts of another episode."""
+    stream, kept, _ = opened(episode)
+    setup = _setup()
+    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), {}, setup.took)
+    run.other(contexts)
+    kept.save()
+    return Result(episode, run.tally)
+
+
+def majority_values(name: str) -> dict[str, str]:
+    """Return the commonest value per key in training episodes of a set's conditions."""
+    world_name, conditions = SETS[name]
+    counts: dict[str, Counter[str]] = {}
+    for n in range(MAJORITY_EPISODES):
+        world = make_world(world_name, TRAIN_SEEDS[50_000 + n], conditions[n % len(conditions)],
+                           hand_bank())
+        for k in range(MAJORITY_FRAMES):
+            for fact in world.facts(300 + 200 * k, 0):
+                counts.setdefault(fact.key, Counter())[fact.value] += 1
+    return {key: max(sorted(c), key=lambda v: c[v]) for key, c in counts.items()}
+
+
+class Pool:
+    """Worker processes; with one job everything runs in this process, which is easier to debug."""
+
+    def __init__(self, setup: Setup, jobs: int) -> None:
+        """Start."""
+        self._pool = None
+        if jobs > 1:
+            self._pool = ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'),
+                                             initializer=begin, initargs=(setup,))
+        else:
+            begin(setup)
+
+    def all(self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],  # noqa: A003
+            ) -> Iterator[tuple[int, Any]]:
+        """Yield the place and the result of each call, in the order in which they finish."""
+        if self._pool is None:
+            for i, (function, arguments) in enumerate(calls):
+                yield i, function(*arguments)
+            return
+        futures: dict[Future[Any], int] = {self._pool.submit(f, *a): i
+                                           for i, (f, a) in enumerate(calls)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def close(self) -> None:
+        """End the processes, whatever they are at."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,142 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""Starting and ending nodes in a process, cleanly at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import cv2
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from .base import SpotNode
+from ..system.signals import StopSignal
+
+DRAIN_S = 5.0  # longest wait for the last answer after the last frame
+JOIN_S = 5.0  # longest wait for a callback, such as a model that loads, at the end
+
+
+class Graph:
+    """
+    Nodes, each spun by a thread of its own.
+
+    A SingleThreadedExecutor for each node, for callbacks only enqueue: whatever happens, an
+    executor looks through all that its nodes wait for, in Python, and with one executor that was
+    some 90 things of four nodes. Not rclpy.experimental.EventsExecutor: in rclpy 9.1 it deadlocks
+    when another thread of its process (a model's, the cloud's) publishes to a subscription of this
+    process: the publisher holds the GIL and waits for the executor's queue, the executor holds the
+    queue and waits for the GIL.
+    """
+
+    def __init__(self, make: Callable[[], Sequence[Any]], argv: Sequence[str] = ()) -> None:
+        """Create the nodes and start them, those with autostart one after another."""
+        # A thread that waits for the GIL gets it after this long, not after 5 ms: an answer
+        # passes several threads.
+        sys.setswitchinterval(0.001)
+        # OpenCV's own threads would take the cores from the model for work of a millisecond.
+        cv2.setNumThreads(1)
+        # Signals are ours: rclpy's handlers would shut the context down under our feet.
+        rclpy.init(args=['spotvlm', *argv], signal_handler_options=SignalHandlerOptions.NO)
+        self.started = threading.Event()  # every autostart has been tried
+        self.failed: list[str] = []       # names of nodes whose autostart failed
+        self._stopping = False
+        self.nodes: list[Any] = []
+        try:
+            self.nodes = list(make())
+        except BaseException:
+            rclpy.shutdown()
+            raise
+        self._executors = [SingleThreadedExecutor() for _ in self.nodes]
+        for node, executor in zip(self.nodes, self._executors):
+            executor.add_node(node)
+        # One after another, each on its own thread: the camera must come last.
+        self._executors[0].create_task(self._autostart, 0)
+        self._threads = [threading.Thread(target=self._spin, args=(executor,), daemon=True,
+                                          name=f'executor of {node.get_name()}')
+                         for node, executor in zip(self.nodes, self._executors)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> bool:
+        """End all nodes, last first; return False when a callback would not end in time."""
+        self._stopping = True
+        for executor in self._executors:
+            executor.shutdown(timeout_sec=0.0)
+            executor.wake()
+        until = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            return False
+        for node in reversed(self.nodes):
+            if isinstance(node, SpotNode):
+                node.close()
+            node.destroy_node()
+        rclpy.shutdown()
+        return True
+
+    def _autostart(self, number: int) -> None:
+        node = self.nodes[number]
+        if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
+            self.failed.append(node.get_name())
+        if number + 1 < len(self.nodes):
+            self._executors[number + 1].create_task(self._autostart, number + 1)
+        else:
+            self.started.set()
+
+    def _spin(self, executor: SingleThreadedExecutor) -> None:
+        while not self._stopping and rclpy.ok():
+            try:
+                executor.spin_once(timeout_sec=0.2)
+            except ExternalShutdownException:
+                return
+            except Exception:
+                if not self._stopping:
+                    traceback.print_exc()
+                    time.sleep(0.1)
+
+
+def end_process(code: int) -> None:
+    """Leave at once: a thread hangs in a library, and no cleanup can be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_nodes(make: Callable[[], Sequence[SpotNode]], argv: Sequence[str] | None = None,
+              stop: StopSignal | None = None, exit_on_failure: bool = False) -> int:
+    """Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0."""
+    stop = stop or StopSignal()
+    try:
+        graph = Graph(make, sys.argv[1:] if argv is None else argv)
+    except Exception as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    leaving = [n for n in graph.nodes
+               if n.get_name() == 'camera' and n.param('exit_when_finished')]
+    code = 0
+    while not stop.wait(0.1):  # a signal during the imports ends this at once
+        if exit_on_failure and graph.failed:
+            code = 1
+        if code or any(n.finished.is_set() for n in leaving):
+            break
+    until = time.monotonic() + DRAIN_S
+    edges = [n for n in graph.nodes if n.get_name() == 'edge']
+    while leaving and not code and not all(n.idle for n in edges) and \
+            time.monotonic() < until and not stop.wait(0.05):
+        pass  # the last frame is answered, too
+    if any(n.failure for n in leaving):
+        code = 1
+    ended = graph.close()
+    stop.ignore()
+    if not ended:
+        end_process(code)
+    return code

@@ -10,7 +10,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402, I100
-from spotvlm_ros.config.parameters import check_file, ParamError  # noqa: E402
+from spotvlm_ros.config.parameters import check_file, ParameterError  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
@@ -76,7 +76,7 @@ def test_params_files_know_fallbacks(tmp_path):
     good = {'fallbacks': ['b'], 'fallback.b.base_url': 'http://y/v1'}
     base = check_file(CONFIG / 'driving.yaml')
     assert check_file(overlay(tmp_path, cloud=good), base)['cloud'].items() >= good.items()
-    with pytest.raises(ParamError, match='did you mean fallback.b.base_url'):
+    with pytest.raises(ParameterError, match='did you mean fallback.b.base_url'):
         check_file(overlay(tmp_path, cloud={**good, 'fallback.b.base_ur': 'x'}), base)
-    with pytest.raises(ParamError, match='unknown parameter'):
+    with pytest.raises(ParameterError, match='unknown parameter'):
         check_file(overlay(tmp_path, cloud={'fallback.c.base_url': 'http://y/v1'}), base)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PilImage
 import pytest
 
-from spotvlm_ros.cloud.photo import Photographer, PhotoRules, read_masks, smaller
+from spotvlm_ros.cloud.photo import KeyframeEncoder, PhotoRules, read_masks, smaller
 
 
 def scene(noise=40, size=(480, 640), seed=0):
@@ -36,7 +36,7 @@ def never():
 
 def test_jpeg_passes_through_without_decoding():
     data = jpeg_of(scene())
-    photo = Photographer().photo(data, never)
+    photo = KeyframeEncoder().photo(data, never)
     assert photo.jpeg is data and (photo.width, photo.height, photo.scale) == (640, 480, 1.0)
 
 
@@ -45,7 +45,7 @@ def test_jpeg_passes_through_without_decoding():
     PhotoRules(masks=read_masks(['0 0 1 0.5']))])
 def test_jpeg_is_made_anew_where_a_rule_asks_for_it(rules):
     pixels = scene()
-    photo = Photographer(rules).photo(jpeg_of(pixels), lambda: pixels)
+    photo = KeyframeEncoder(rules).photo(jpeg_of(pixels), lambda: pixels)
     assert photo.jpeg[:2] == b'\xff\xd8' and (photo.width, photo.height) == (640, 480)
     assert not rules.max_bytes or len(photo.jpeg) <= rules.max_bytes
     assert decoded(photo).shape[1] == round(640 * photo.scale)
@@ -57,7 +57,7 @@ def test_what_is_no_whole_jpeg_is_decoded_first(data):
     def broken():
         raise ValueError('truncated JPEG')
     with pytest.raises(ValueError, match='truncated'):
-        Photographer().photo(data, broken)
+        KeyframeEncoder().photo(data, broken)
 
 
 def test_camera_on_its_side_is_sent_upright():
@@ -66,13 +66,13 @@ def test_camera_on_its_side_is_sent_upright():
     pixels = scene()
     data = jpeg_of(pixels, exif=exif)
     turned = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
-    photo = Photographer().photo(data, lambda: turned)
+    photo = KeyframeEncoder().photo(data, lambda: turned)
     assert (photo.width, photo.height) == (480, 640) and decoded(photo).shape == (640, 480, 3)
 
 
 @pytest.mark.parametrize('limit', [60_000, 30_000, 12_000, 5_000])
 def test_byte_budget_costs_as_little_as_possible(limit):
-    maker = Photographer(PhotoRules(max_bytes=limit))
+    maker = KeyframeEncoder(PhotoRules(max_bytes=limit))
     photos = [maker.photo(None, lambda i=i: scene(seed=i)) for i in range(4)]
     assert all(0.2 * limit < len(p.jpeg) <= limit for p in photos)
     easy = maker.photo(None, lambda: np.full((480, 640, 3), 90, np.uint8))
@@ -83,11 +83,11 @@ def test_byte_budget_costs_as_little_as_possible(limit):
 
 def test_impossible_byte_budget_is_told():
     with pytest.raises(ValueError, match='raise max_image_bytes'):
-        Photographer(PhotoRules(max_bytes=200)).photo(None, scene)
+        KeyframeEncoder(PhotoRules(max_bytes=200)).photo(None, scene)
 
 
 def test_smaller():
-    photo = Photographer(PhotoRules(max_side=320)).photo(None, scene)
+    photo = KeyframeEncoder(PhotoRules(max_side=320)).photo(None, scene)
     again = smaller(photo, len(photo.jpeg) // 3)
     assert len(again.jpeg) <= len(photo.jpeg) // 3 and again.width == 640
     assert decoded(again).shape[1] == round(640 * again.scale)
@@ -104,7 +104,7 @@ def test_masked_parts_hold_nothing_of_the_frame():
     sent = {}
     for text in ('B-XY 4711', 'H-KL 8023'):
         pixels = frame(text)
-        sent[text] = decoded(Photographer(PhotoRules(masks=masks)).photo(
+        sent[text] = decoded(KeyframeEncoder(PhotoRules(masks=masks)).photo(
             jpeg_of(pixels), lambda p=pixels: p)).astype(int)
         assert np.array_equal(pixels, frame(text)), 'the frame is shared: it must not change'
         assert np.abs(sent[text][360:410, 390:560] - pixels[360:410, 390:560]).mean() < 4
@@ -117,7 +117,7 @@ def test_masked_parts_hold_nothing_of_the_frame():
 
 def test_polygon_is_blurred_inside_only():
     pixels = np.repeat(scene(noise=90)[..., :1], 3, axis=2)  # JPEG halves only colour
-    out = decoded(Photographer(PhotoRules(quality=100, masks=read_masks(['0 0 0.5 0 0 0.5'])))
+    out = decoded(KeyframeEncoder(PhotoRules(quality=100, masks=read_masks(['0 0 0.5 0 0 0.5'])))
                   .photo(None, lambda: pixels)).astype(int)
     assert pixels[10:60, 10:60].std() > 2 * out[10:60, 10:60].std()
     assert np.abs(out[200:, 300:] - pixels[200:, 300:]).mean() < 6

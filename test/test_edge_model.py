@@ -10,7 +10,7 @@ import pytest
 
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
-from spotvlm_ros.method.guard import ODDS, settled, surer
+from spotvlm_ros.method.guard import is_confident, ODDS, select_by_odds
 from spotvlm_ros.method.prompt import answer_text
 from spotvlm_ros.mini import models
 from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
@@ -105,10 +105,10 @@ def test_the_guard_takes_from_context_only_what_is_surer(model, guarded, sample)
         context = Context('scene', stamp, told, focus={f.key: f.region for f in told if f.region})
         own, other = (model.answer(frame, SCENE, c, stamp) for c in (None, context))
         both = guarded.answer(frame, SCENE, context, stamp)
-        wanted = surer(SCENE, own.facts, other.facts, context, ODDS)
-        if settled(SCENE, own.facts):
+        wanted = select_by_odds(SCENE, own.facts, other.facts, context, ODDS)
+        if is_confident(SCENE, own.facts):
             wanted = own.facts
-        assert both.used_context == (not settled(SCENE, own.facts))
+        assert both.used_context == (not is_confident(SCENE, own.facts))
         assert [(f.key, f.value) for f in both.facts] == [(f.key, f.value) for f in wanted]
         assert both.text == answer_text(SCENE, both.facts)
         alone = guarded.answer(frame, SCENE, None, stamp)

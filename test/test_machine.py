@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import psutil
 import pytest
-from spotvlm_ros.system.machine import machine, Stolen
+from spotvlm_ros.system.machine import machine, StealTime
 
 LINUX = namedtuple('LINUX', 'user system idle steal guest')
 ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
@@ -19,7 +19,7 @@ ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
     (ELSEWHERE(100, 50, 800), ELSEWHERE(150, 50, 800), 0.0, False)])
 def test_the_share_that_the_host_took(monkeypatch, then, now, share, warns):
     monkeypatch.setattr(psutil, 'cpu_times', lambda: then)
-    stolen = Stolen()
+    stolen = StealTime()
     monkeypatch.setattr(psutil, 'cpu_times', lambda: now)
     assert stolen.share == pytest.approx(share)
     assert ('10% of the CPU time' in stolen.warning) is warns

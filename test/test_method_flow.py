@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method.facts import NS, Region
-from spotvlm_ros.method.flow import Carrier, FlowConfig, shrink
+from spotvlm_ros.method.flow import RegionTracker, FlowConfig, shrink
 from spotvlm_ros.mini.driving.world import SCENE
 from spotvlm_ros.mini.worlds import make_world
 
@@ -52,7 +52,7 @@ PATCHES = [(Region(100, 100, 60, 60), (40, 10), 0.0), (Region(420, 300, 50, 80),
 
 
 def test_six_regions_after_two_seconds():
-    carrier = Carrier()
+    carrier = RegionTracker()
     for n in range(21):
         carrier.add((n + 1) * TENTH, scene(n / 10, PATCHES, camera=(12, -6)))
         if n == 0:
@@ -71,7 +71,7 @@ def test_driving_world_beats_regions_that_stay():
     for seed in range(13):
         world = make_world('driving', 1_000_100 + seed, 'day')
         first = 400 + 100 * seed
-        carrier = Carrier()
+        carrier = RegionTracker()
         before = _things(world, first)
         for n in range(21):
             carrier.add((n + 1) * TENTH, world.frame(first + 2 * n))
@@ -100,7 +100,7 @@ def _things(world, index):
 
 def test_late_reply_catches_up_over_buffered_frames():
     """Started late from an old frame, a region ends where one started in time ends."""
-    early, late = Carrier(), Carrier()
+    early, late = RegionTracker(), RegionTracker()
     regions = {k: p[0] for k, p in enumerate(PATCHES)}
     for n in range(16):
         frame = scene(n / 10, PATCHES)
@@ -116,7 +116,7 @@ def test_late_reply_catches_up_over_buffered_frames():
 def test_camera_motion_carries_what_has_no_corners():
     """A featureless box moves with the camera for a while, then is lost."""
     config = FlowConfig(max_coasting_s=0.55)
-    carrier = Carrier(config)
+    carrier = RegionTracker(config)
     box = Region(300, 200, 60, 60)
     seen = []
     for n in range(8):
@@ -134,7 +134,7 @@ def test_camera_motion_carries_what_has_no_corners():
 
 
 def test_what_leaves_the_frame_is_lost():
-    carrier = Carrier()
+    carrier = RegionTracker()
     box = Region(560, 200, 60, 60)
     for n in range(20):
         carrier.add((n + 1) * TENTH, scene(n / 10, [(box, (80, 0), 0.0)]))
@@ -144,7 +144,7 @@ def test_what_leaves_the_frame_is_lost():
 
 
 def test_no_frame_no_guess():
-    carrier = Carrier()
+    carrier = RegionTracker()
     carrier.start({'a': Region(0, 0, 9, 9)}, TENTH)
     assert carrier.regions() == {} and carrier.lost == 1
     carrier.add(100 * TENTH, scene(0, []))
@@ -153,7 +153,7 @@ def test_no_frame_no_guess():
 
 
 def test_buffer_is_bounded_and_in_order():
-    carrier = Carrier(FlowConfig(history_s=1.0))
+    carrier = RegionTracker(FlowConfig(history_s=1.0))
     frame = scene(0, [])
     for n in range(1, 40):
         carrier.add(n * TENTH, frame)
@@ -174,7 +174,7 @@ def test_shrink():
 
 
 def test_other_regions_go_on():
-    carrier = Carrier()
+    carrier = RegionTracker()
     for n in range(3):
         carrier.add((n + 1) * TENTH, scene(n / 10, PATCHES))
         if n == 0:

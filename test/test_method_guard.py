@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 import pytest
 
 from spotvlm_ros.method.facts import Context, Fact, Query
-from spotvlm_ros.method.guard import settled, SURE, surer
+from spotvlm_ros.method.guard import is_confident, select_by_odds, SURE
 
 SCENE = Query('scene', 'q', 'facts', {'light': ('red', 'green'), 'lead': ('none', 'braking')})
 CONFIDENCE = st.floats(0.0, 1.0)
@@ -28,7 +28,7 @@ def odds_of(fact):
 @given(answers(), answers(), answers(), st.floats(1.0, 100.0))
 def test_a_value_is_replaced_only_by_a_much_surer_one(own, other, told, odds):
     before, given_, said = ({f.key: f for f in facts} for facts in (own, other, told))
-    after = {f.key: f for f in surer(SCENE, own, other, Context('scene', 6, told), odds)}
+    after = {f.key: f for f in select_by_odds(SCENE, own, other, Context('scene', 6, told), odds)}
     assert list(after) == [k for k in SCENE.keys if k in before or k in given_]
     for key, fact in after.items():
         if key in before and fact.value != before[key].value:
@@ -42,7 +42,7 @@ def test_a_value_is_replaced_only_by_a_much_surer_one(own, other, told, odds):
 @given(answers())
 def test_a_doubt_is_a_fact_that_is_missing_or_unsure(own):
     sure = {f.key for f in own if f.confidence >= SURE}
-    assert settled(SCENE, own) == (sure == set(SCENE.keys))
+    assert is_confident(SCENE, own) == (sure == set(SCENE.keys))
 
 
 @pytest.mark.parametrize('own, told, value', [
@@ -51,11 +51,11 @@ def test_a_doubt_is_a_fact_that_is_missing_or_unsure(own):
 def test_by_hand(own, told, value):
     before, after = (Fact('light', v, 0, c) for v, c in (('red', own), ('green', told)))
     context = Context('scene', 1, (Fact('light', 'green', 0), Fact('lead', 'none', 0)))
-    assert surer(SCENE, [before], [after], context, 4.0)[0].value == value
+    assert select_by_odds(SCENE, [before], [after], context, 4.0)[0].value == value
 
 
 @pytest.mark.parametrize('confidence, value', [(0.59, 'red'), (0.61, 'green')])
 def test_what_was_not_told_must_only_be_surer(confidence, value):
     own, seen = Fact('light', 'red', 0, 0.6), Fact('light', 'green', 0, confidence)
     context = Context('scene', 1, (Fact('light', 'red', 0),))
-    assert surer(SCENE, [own], [seen], context, 100.0)[0].value == value
+    assert select_by_odds(SCENE, [own], [seen], context, 100.0)[0].value == value

@@ -11,7 +11,7 @@ import pytest
 
 from spotvlm_ros.method.audit import Audit
 from spotvlm_ros.method.facts import Fact, NS, Query, Region, Source, Turn
-from spotvlm_ros.method.flow import Carrier, FlowConfig
+from spotvlm_ros.method.flow import RegionTracker, FlowConfig
 from spotvlm_ros.method.gate import Drop, GateConfig, look, similarity_of, why_dropped
 from spotvlm_ros.method.keyframes import HASTE, in_flight_wanted, next_keyframe
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
@@ -121,7 +121,7 @@ def test_what_has_no_corners_of_its_own_is_sought_as_a_whole():
         image = np.full((240, 320), 20, np.uint8)
         cv2.circle(image, (100 + 4 * n, 80 + 2 * n), 6, 220, -1)
         return cv2.GaussianBlur(image, (0, 0), 4.0)
-    carrier = Carrier(FlowConfig())
+    carrier = RegionTracker(FlowConfig())
     for n in range(15):
         carrier.add(n * TENTH + TENTH, frame(n))
         if not n:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.config.parameters import check_file, markdown, ParamError, TABLES
+from spotvlm_ros.config.parameters import check_file, markdown, ParameterError, TABLES
 from spotvlm_ros.frames import sources
 from spotvlm_ros.frames.frame import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
                                       Mailbox, StampOrder)
@@ -186,7 +186,7 @@ def test_wrong_params_name_the_remedy(tmp_path, change, words):
     assert change[0] in text
     path = tmp_path / 'driving.yaml'
     path.write_text(text.replace(change[0], change[1], 1))
-    with pytest.raises(ParamError) as caught:
+    with pytest.raises(ParameterError) as caught:
         check_file(path)
     for word in ('driving.yaml', *words):
         assert word in str(caught.value)

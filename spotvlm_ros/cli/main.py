@@ -120,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = StopSignal()  # before the slow imports
     import yaml
 
-    from ..config.parameters import ParamError, TABLES
+    from ..config.parameters import ParameterError, TABLES
     from ..nodes.runner import run, RunConfig
     overrides: dict[str, dict[str, Any]] = {node: {} for node in TABLES}
     camera = overrides['camera']
@@ -142,18 +142,18 @@ def _run(arguments: argparse.Namespace) -> int:
             name, sign, value = text.partition(':=')
             node, dot, rest = name.partition('.')
             if not sign:
-                raise ParamError(f'-p {text}: write NODE.NAME:=VALUE')
+                raise ParameterError(f'-p {text}: write NODE.NAME:=VALUE')
             targets = {node: rest} if dot and node in TABLES else dict.fromkeys(TABLES, name)
             for target, param in targets.items():
                 if len(targets) == 1 or '.' in param or param in {
                         p.name for p in TABLES[target]}:
                     overrides[target][param] = yaml.safe_load(value)
         if not any(overrides.values()) and arguments.param:
-            raise ParamError(f'-p {arguments.param[0]}: no node has that parameter')
+            raise ParameterError(f'-p {arguments.param[0]}: no node has that parameter')
         if arguments.record:
             for node in ('edge', 'context'):
                 overrides[node]['record_dir'] = os.path.abspath(arguments.record)
-    except (ParamError, yaml.YAMLError) as error:
+    except (ParameterError, yaml.YAMLError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     config = RunConfig(
@@ -201,7 +201,7 @@ def _params(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..system.markdown import put
-    from ..config.parameters import check_file, markdown, MARKS, ParamError
+    from ..config.parameters import check_file, markdown, MARKS, ParameterError
     if arguments.update:
         try:
             put(Path(arguments.update), markdown(), MARKS)
@@ -213,7 +213,7 @@ def _params(arguments: argparse.Namespace) -> int:
     for name in arguments.files:
         try:
             check_file(Path(name))
-        except ParamError as error:
+        except ParameterError as error:
             print(f'error: {error}', file=sys.stderr)
             return 1
         print(f'{name}: fine')

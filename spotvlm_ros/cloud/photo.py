@@ -42,7 +42,7 @@ class PhotoRules:
     masks: tuple[Polygon, ...] = ()
 
 
-class Photographer:
+class KeyframeEncoder:
     """Makes photos by one set of rules; remembers what fitted, so that most are encoded once."""
 
     def __init__(self, rules: PhotoRules = PhotoRules()) -> None:
@@ -104,7 +104,7 @@ def smaller(photo: Photo, max_bytes: int) -> Photo:
     if bgr is None:
         raise ValueError('the keyframe cannot be decoded; check the camera driver')
     pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    maker = Photographer(PhotoRules(max_bytes=max_bytes))
+    maker = KeyframeEncoder(PhotoRules(max_bytes=max_bytes))
     again = maker.photo(None, lambda: pixels)
     return Photo(again.jpeg, photo.width, photo.height, photo.scale * again.scale)
 

@@ -157,12 +157,12 @@ class EdgeModel:
         own = self._pass(_alone(query), frame, query, None, stamp_ns, on_text, should_stop)
         if context is None or context.empty and not context.focus:
             return own
-        if own.partial or guard.settled(query, own.facts):
+        if own.partial or guard.is_confident(query, own.facts):
             return own
         other = self._pass(query.id, frame, query, context, stamp_ns, None, should_stop)
         if other.partial:
             return own
-        facts = guard.surer(query, own.facts, other.facts, context, self.odds)
+        facts = guard.select_by_odds(query, own.facts, other.facts, context, self.odds)
         return replace(
             other, facts=facts, text=prompt.answer_text(query, facts) if facts else other.text,
             preprocess_s=own.preprocess_s + other.preprocess_s,

@@ -238,7 +238,7 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
 
 
 @dataclass
-class Carrier:
+class RegionTracker:
     """
     Grey frames of the last seconds, and the regions carried to the newest of them.
 

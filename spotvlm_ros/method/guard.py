@@ -22,12 +22,12 @@ OFF = 0.0    # the answer given with context stands as it is, in one pass
 SURE = 0.95  # probability from which on a fact leaves no doubt
 
 
-def settled(query: Query, own: Sequence[Fact]) -> bool:
+def is_confident(query: Query, own: Sequence[Fact]) -> bool:
     """Return whether an answer without context leaves no doubt."""
     return {f.key for f in own if f.confidence >= SURE} >= set(query.keys)
 
 
-def surer(query: Query, own: Sequence[Fact], other: Sequence[Fact], context: Context,
+def select_by_odds(query: Query, own: Sequence[Fact], other: Sequence[Fact], context: Context,
           odds: float) -> tuple[Fact, ...]:
     """
     Return, for each key, the edge's ``own`` value, or the ``other``, given with context.

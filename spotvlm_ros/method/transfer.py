@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .facts import cameras, Context, Fact, NS, Query, Region, Source, Turn
-from .flow import Carrier, FlowConfig
+from .flow import RegionTracker, FlowConfig
 from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
 
@@ -48,7 +48,7 @@ class Transfer:
         self.queries = {q.id: q for q in queries}
         self.config = config or TransferConfig()
         self.dropped: Counter[Drop] = Counter()  # facts that were not told, each once per reason
-        self._carrier = Carrier(self.config.flow, cut_below=self.config.gate.cut_below)
+        self._carrier = RegionTracker(self.config.flow, cut_below=self.config.gate.cut_below)
         self._newest_ns = dict.fromkeys(self.queries, 0)  # newest frame that the edge answered
         self._frame_ns = 0                                # newest that regions were carried to
         self._before_ns = 0                               # newest of both before the last clear

@@ -20,7 +20,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from ..config.parameters import Param, ParamError, read_queries, TABLES, TTL
+from ..config.parameters import ParameterError, ParameterSpec, read_queries, TABLES, TTL
 from ..method.facts import Query
 
 JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted
@@ -40,7 +40,7 @@ class SpotNode(LifecycleNode):
     A lifecycle node whose parameters come from a table.
 
     Subclasses give ``setup`` (configure), ``start`` (activate), ``stop`` (deactivate) and
-    ``release`` (cleanup). Each may raise: ParamError fails the transition, anything else is an
+    ``release`` (cleanup). Each may raise: ParameterError fails the transition, anything else is an
     error; nothing ever reaches the executor. All four, and all callbacks, run on its thread.
     """
 
@@ -234,11 +234,11 @@ class SpotNode(LifecycleNode):
 
     # Parameters
 
-    def _declare(self, param: Param, name: str) -> Any:
-        """Declare one parameter; return its checked value, or raise ParamError."""
+    def _declare(self, param: ParameterSpec, name: str) -> Any:
+        """Declare one parameter; return its checked value, or raise ParameterError."""
         descriptor = ParameterDescriptor(
             description=param.description + (f'; {param.allowed}' if param.choices else ''),
-            read_only=param.when == 'start', dynamic_typing=True)
+            read_only=param.changeable == 'at_start', dynamic_typing=True)
         if type(param.default) is int and param.high is not None:
             descriptor.integer_range = [IntegerRange(from_value=int(param.low or 0),
                                                      to_value=int(param.high), step=0)]
@@ -251,7 +251,7 @@ class SpotNode(LifecycleNode):
         given = None if given is None else given.value
         try:
             value = param.default if given is None else param.check(given, name)
-        except ParamError as error:
+        except ParameterError as error:
             self._param_error = self._param_error or str(error)
             self._values[name] = param.default
             raise_later = name not in self._table
@@ -276,9 +276,10 @@ class SpotNode(LifecycleNode):
                 continue
             try:
                 checked[parameter.name] = param.check(parameter.value, parameter.name)
-            except ParamError as error:
+            except ParameterError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-            if param.when == 'configure' and self._state_machine.current_state[1] not in (
+            state = self._state_machine.current_state[1]
+            if param.changeable == 'before_configure' and state not in (
                     'unconfigured', 'configuring'):
                 return SetParametersResult(successful=False, reason=f'{parameter.name} is read '
                                            'at configure; deactivate and clean up the node first')

@@ -15,7 +15,7 @@ from spotvlm_msgs.msg import Answer
 from .base import RELIABLE, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
-from ..config.parameters import ParamError
+from ..config.parameters import ParameterError
 from ..frames.frame import encode_jpeg, Frame, FrameHub, HEAD_START_S
 from ..frames.sources import bag, images, mini, Pace, Shot, SourceError, usb, video
 
@@ -47,9 +47,9 @@ class CameraNode(SpotNode):
         if self.param('source') == 'topic':
             return
         if len(names) > 1:
-            raise ParamError(f'cameras names {", ".join(names)}, but source '
-                             f'{self.param("source")} is one camera; name one, and start a '
-                             'camera node for each of the others')
+            raise ParameterError(
+                f'cameras names {", ".join(names)}, but source {self.param("source")} is one '
+                'camera; name one, and start a camera node for each of the others')
         self._name = names[0]
         self._shots = self._open()
         topic = image_topic(self._name)

@@ -20,8 +20,8 @@ from ..cloud.bridge import CloudAnswer, CloudBridge
 from ..cloud.budget import Budget, Cost
 from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.errors import KEY_ENV
-from ..cloud.photo import Photographer, PhotoRules, read_masks
-from ..config.parameters import ENDPOINT, fallback_name, Param, ParamError
+from ..cloud.photo import KeyframeEncoder, PhotoRules, read_masks
+from ..config.parameters import ENDPOINT, fallback_name, ParameterError, ParameterSpec
 from ..frames.frame import Frame, FrameHub
 from ..method.facts import cameras, NS
 from ..method.gate import similarity_of, thumbnail
@@ -40,7 +40,7 @@ class CloudNode(SpotNode):
         self._hub = hub
         self._bridge: CloudBridge | None = None
         self._configs: list[CloudConfig] = []
-        self._photographer = Photographer()
+        self._photographer = KeyframeEncoder()
         self._inputs: list[FrameInput] = []
         self._cameras: dict[str, str] = {}       # query -> its camera
         self._answers: Any = None
@@ -54,10 +54,10 @@ class CloudNode(SpotNode):
         self._queries = self.queries()
         self._cameras = {q.id: q.camera for q in self._queries}
         if not self.param('base_url'):
-            raise ParamError('base_url is empty; give the address of an OpenAI-compatible '
-                             'server, or use spotvlm run, which starts one')
+            raise ParameterError('base_url is empty; give the address of an OpenAI-compatible '
+                                 'server, or use spotvlm run, which starts one')
         self._configs = [self._server(''), *map(self._server, self.param('fallbacks'))]
-        self._photographer = Photographer(PhotoRules(
+        self._photographer = KeyframeEncoder(PhotoRules(
             self.param('max_side'), self.param('max_image_bytes'), self.param('jpeg_quality'),
             read_masks(self.param('privacy_masks'))))
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
@@ -114,7 +114,7 @@ class CloudNode(SpotNode):
 
     def _server(self, name: str) -> CloudConfig:
         """Read the parameters of a server; '' is the preferred one."""
-        def declared(param: Param) -> Any:
+        def declared(param: ParameterSpec) -> Any:
             full = fallback_name(name, param.name) if name else param.name
             return self._values[full] if full in self._values else self._declare(param, full)
         given = {p.name: declared(p) for p in ENDPOINT}
@@ -124,8 +124,8 @@ class CloudNode(SpotNode):
         except ValueError:
             extra = None
         if not isinstance(extra, dict):
-            raise ParamError(f'{prefix}extra_body is no JSON object; write one such as '
-                             """'{"seed": 1}'""")
+            raise ParameterError(f'{prefix}extra_body is no JSON object; write one such as '
+                                 """'{"seed": 1}'""")
         variable = KEY_ENV + (f'_{name.upper()}' if name else '')
         return CloudConfig(
             name=name or 'primary', api_key=read_api_key(given.pop('api_key_file'), variable),

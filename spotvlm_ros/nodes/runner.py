@@ -15,9 +15,9 @@ import time
 from typing import Any
 
 from ..cloud.server import EmbeddedServer
-from ..config.parameters import check_file, lookup, ParamError, read_queries, TABLES
+from ..config.parameters import check_file, lookup, ParameterError, read_queries, TABLES
 from ..mini.shipped import is_miniature, MEANINGLESS, model_path
-from ..system.machine import Stolen
+from ..system.machine import StealTime
 from ..system.processes import Child
 from ..system.signals import StopSignal
 
@@ -54,8 +54,8 @@ def find_profile(name: str) -> Path:
     found = next((c for c in candidates if c.is_file()), None)
     if found is None:
         names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - {'embedded_cloud'})
-        raise ParamError(f'no profile {name!r}; give the path of a YAML or one of '
-                         f'{", ".join(names)}')
+        raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
+                             f'{", ".join(names)}')
     return found
 
 
@@ -77,7 +77,7 @@ def run(config: RunConfig, stop: StopSignal,
                 if not server.wait(stop):
                     return 0, {}
             return _run_graph(config, _write(stack, values), values, stop, watch, stack)
-        except (ParamError, RuntimeError) as error:
+        except (ParameterError, RuntimeError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1, {}
         except ImportError as error:
@@ -105,11 +105,11 @@ def _parameters(config: RunConfig, stack: ExitStack) -> dict[str, dict[str, Any]
 
 
 def _check_cameras(merged: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ParamError where a question is about a camera that there is not."""
+    """Raise ParameterError where a question is about a camera that there is not."""
     known = merged['camera'].get('cameras') or ['']
     for query in read_queries(lambda param, name: lookup(merged['edge'], param, name)):
         if query.camera not in known:
-            raise ParamError(
+            raise ParameterError(
                 f'{query.id}.camera is {query.camera!r}, and cameras of node camera is '
                 f'{known if known != [""] else "empty"}; name each camera in both places, or in '
                 'neither where there is only one')
@@ -133,8 +133,9 @@ def _server(config: RunConfig, values: Mapping[str, Mapping[str, Any]],
         return None
     path = model_path(cloud['model'])
     if not Path(path).is_dir():
-        raise ParamError(f'cloud model {cloud["model"]!r} is neither a shipped checkpoint nor a '
-                         'folder; for a server of your own set base_url of node cloud')
+        raise ParameterError(
+            f'cloud model {cloud["model"]!r} is neither a shipped checkpoint nor a folder; for a '
+            'server of your own set base_url of node cloud')
     server = EmbeddedServer(path, threads=config.server_threads)
     stack.callback(server.stop)
     server.start()
@@ -168,7 +169,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
                                 *argv, *own])
         stack.callback(children[name].stop)
-    graph, stolen = Graph(make, argv), Stolen()
+    graph, stolen = Graph(make, argv), StealTime()
     watch(monitor)
     code, why = _wait(config, monitor, children, stop)
     if monitor is not None and monitor.table is not None:

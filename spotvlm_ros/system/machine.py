@@ -26,7 +26,7 @@ def cpu_time() -> tuple[float, float, float]:
     return total, times.idle + getattr(times, 'iowait', 0.0), getattr(times, 'steal', 0.0)
 
 
-class Stolen:
+class StealTime:
     """
     The share of the time in which the host of a virtual machine kept a core to itself.
 

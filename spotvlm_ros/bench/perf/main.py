@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 
 from .edge_cpu import cpu_rows, row
-from ...system.machine import machine, Stolen
+from ...system.machine import machine, StealTime
 from ...system.markdown import put, table
 from ...system.signals import StopSignal
 
@@ -92,7 +92,7 @@ def focus() -> list[Row]:
     import cv2
 
     from ...method.facts import NS, Region
-    from ...method.flow import Carrier
+    from ...method.flow import RegionTracker
     from ...mini.worlds import make_world, TUNE_SEEDS
 
     cv2.setNumThreads(1)
@@ -102,7 +102,7 @@ def focus() -> list[Row]:
         first = 400 + 100 * number
         before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
         more = {k: Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
-        carrier = Carrier()
+        carrier = RegionTracker()
         for n in range(21):
             frame, begin = world.frame(first + 2 * n), time.thread_time()
             carrier.add((n + 1) * NS // 10, frame)
@@ -132,7 +132,7 @@ def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _page(rows: Sequence[Row], stolen: Mapping[str, float]) -> str:
-    """Return the rows as they stand in docs/performance.md; ``stolen``: see `Stolen`."""
+    """Return the rows as they stand in docs/performance.md; ``stolen``: see `StealTime`."""
     lines = [[f'`{r["name"]}`', f'{r["value"]:.4g}', str(r['unit']),
               '' if r['ratio'] is None else f'{r["ratio"]:.3g}', str(r['baseline'])]
              for r in rows]
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     for name in args.only:
         with console.status(f'measuring {name} ...'):
-            meanwhile = Stolen()
+            meanwhile = StealTime()
             try:
                 rows += named[name]()
             except Exception as error:

@@ -30,7 +30,7 @@ from ... import __version__
 from ...method.guard import ODDS
 from ...mini.hri.hands import DATA_SET
 from ...mini.models import resolve
-from ...system.machine import machine, Stolen
+from ...system.machine import machine, StealTime
 
 HANDS_ENV = 'SPOTVLM_HANDS'
 REAL = 'hri real hands'
@@ -101,7 +101,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.bag or args.video:
         from .own import run_own
         return run_own(args)
-    started, stolen = time.monotonic(), Stolen()
+    started, stolen = time.monotonic(), StealTime()
     hands = hands_folder(args.hands)
     sets = [s for s in args.sets if s != REAL or hands is not None]
     if REAL in args.sets and hands is None:
@@ -115,7 +115,7 @@ def _main(args: argparse.Namespace) -> int:
     meta = _meta(args, plan, sets)
     if args.wall_clock:
         from .wallclock import compare
-        meanwhile = Stolen()
+        meanwhile = StealTime()
         more, meta['wall_clock'] = compare(_setup(args, plan, hands), args.split, sets)
         meanwhile.tell()
         found += more
@@ -139,7 +139,7 @@ def _report(out: Path, document: Path | None) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     from .latencies import measure
-    stolen = Stolen()
+    stolen = StealTime()
     found = measure(resolve(args.edge), resolve(args.cloud))
     found.save()
     stolen.tell()

@@ -64,10 +64,10 @@ class Edge:
         if not guarded or not self._odds or context is None:
             return self._pass(stamp_ns, context, blank)
         query, own = self._stream.query, self._pass(stamp_ns, None, blank)
-        if guard.settled(query, own.facts):
+        if guard.is_confident(query, own.facts):
             return own
         told = self._pass(stamp_ns, context, blank)
-        facts = guard.surer(query, own.facts, told.facts, context, self._odds)
+        facts = guard.select_by_odds(query, own.facts, told.facts, context, self._odds)
         return replace(told, facts=facts, passes=2)
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:

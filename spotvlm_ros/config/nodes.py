@@ -1,0 +1,258 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every parameter of every node: one dataclass per node, whose fields are its parameters.
+
+Durations are seconds unless the name says otherwise. Strings in tuples are lists of strings in ROS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from .spec import parameter
+from ..method.guard import ODDS
+
+FocusBackend = Literal['crop', 'tokens', 'attention']
+Decoding = Literal['constrained', 'free']
+EngineKind = Literal['fast', 'generate']
+BoxScale = Literal['relative', 'pixels']
+MAX_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Parameters of all nodes."""
+
+    autostart: bool = parameter(True, 'configure and activate by itself at start',
+                                changeable='at_start')
+    diagnostics_hz: float = parameter(1.0, 'messages on /diagnostics per second', 0.1, 10.0,
+                                      changeable='at_start')
+
+
+@dataclass(frozen=True)
+class ImageInputConfig:
+    """Parameters of nodes that take frames."""
+
+    image_transport: Literal['raw', 'compressed'] = parameter(
+        'raw', 'subscribe to image or to image/compressed; unused where frames are shared in '
+        'memory')
+
+
+@dataclass(frozen=True)
+class RecordingConfig:
+    """Parameters of nodes that can record what they do."""
+
+    record_dir: str = parameter(
+        '', 'folder to record to, for spotvlm replay; empty: nothing is recorded')
+
+
+@dataclass(frozen=True)
+class QueriesConfig:
+    """Parameters of nodes that know the standing questions; see also `QueryConfig`."""
+
+    queries: tuple[str, ...] = parameter(
+        (), 'ids of the standing questions; each is a group of parameters <id>.*')
+
+
+@dataclass(frozen=True)
+class CameraConfig(ImageInputConfig, NodeConfig):
+    """Parameters of node camera."""
+
+    source: Literal['mini', 'video', 'images', 'usb', 'bag', 'topic'] = parameter(
+        'mini', 'where frames come from; topic: subscribe to image')
+    path: str = parameter('', 'video file, folder of images or of a bag')
+    device: int = parameter(0, 'number of the USB camera', 0, 63)
+    topic: str = parameter('', 'image topic in the bag; empty: the only one there is')
+    rate_hz: float = parameter(0.0, 'frames per second; 0: as recorded (20 in the miniature, 10 '
+                               'for images)', 0.0, 240.0)
+    loop: bool = parameter(False, 'start over at the end')
+    keep_stamps: bool = parameter(
+        False, 'bag only: keep the stamps in the bag instead of restamping to now; needs '
+        'use_sim_time with a /clock of the same bag to have meaningful ages')
+    cameras: tuple[str, ...] = parameter(
+        (), 'names of the cameras: frames are on <name>/image; empty: one camera, on image; '
+        'several only where source is topic')
+    frame_id: str = parameter('camera_optical_frame', 'optical frame of the images (REP-105)')
+    publish_image: Literal['auto', 'always', 'never'] = parameter(
+        'auto', 'publish image: auto does while somebody subscribes', changeable='while_running')
+    world: Literal['driving', 'hri'] = parameter('driving', 'miniature world to render')
+    seed: int = parameter(1, 'episode of the miniature world', 0, MAX_INT32)
+    condition: str = parameter('', 'weather and light of the miniature world; empty: by seed')
+    wait_for_listener_s: float = parameter(
+        30.0, 'hold the first frame until node edge listens, at most [s]', 0.0, 600.0)
+    exit_when_finished: bool = parameter(
+        False, 'end the process when the source has no more frames', changeable='at_start')
+
+
+@dataclass(frozen=True)
+class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, NodeConfig):
+    """Parameters of node edge; those of the model are what `EdgeModel.load` takes."""
+
+    model: str = parameter('spot-mini-edge',
+                           'name of a shipped checkpoint or folder of another')
+    device: str = parameter('cpu', 'torch device to run on, such as cpu or cuda')
+    threads: int = parameter(1, 'CPU threads of the model', 1, 64)
+    focus_backend: FocusBackend = parameter(
+        'crop', 'how focus regions are shown: crop suits every model; tokens leaves out image '
+        'tokens; attention favours some')
+    decoding: Decoding = parameter(
+        'constrained', 'constrained: answers keep to keys and choices; free: the model may say '
+        'anything')
+    engine: EngineKind = parameter(
+        'fast', 'fast: keeps and drafts from frame to frame; generate: transformers as it is, to '
+        'compare with')
+    use_context: bool = parameter(
+        True, 'give the model what the cloud said; false: edge alone', changeable='while_running')
+    guard_odds: float = parameter(
+        ODDS, 'a value that repeats the context counts when its odds are this many times those of '
+        "the edge's own, which takes a second pass where the edge is unsure; 0: one pass, and "
+        'context always counts', 0.0, 1000.0)
+    audit_share: float = parameter(
+        0.02, 'share of the answers with context that are given once more without it, to measure '
+        'on the robot how often context changes them', 0.0, 1.0)
+    audit_truth: bool = parameter(
+        False, 'listen to truth, too, and count how often context helps and harms')
+    max_start_age_s: float = parameter(
+        0.005, 'start only on frames younger than this, measured from arrival [s]', 0.001, 10.0,
+        changeable='while_running')
+    patience_s: float = parameter(
+        0.1, 'take an older frame when no newer one came for this long [s]', 0.0, 10.0,
+        changeable='while_running')
+    ask_timeout_s: float = parameter(
+        5.0, 'time limit of action ask when the goal names none [s]', 0.1, 600.0,
+        changeable='while_running')
+    ask_max_tokens: int = parameter(
+        64, 'longest answer of action ask when the goal names no length [tokens]', 1, 4096,
+        changeable='while_running')
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """
+    Parameters of a cloud server.
+
+    In node cloud as they are for the preferred one, as ``fallback.<name>.*`` for others.
+    """
+
+    base_url: str = parameter(
+        '', 'OpenAI-compatible server, such as http://127.0.0.1:8000/v1; empty, for the preferred '
+        'one: spotvlm run starts an embedded one')
+    model: str = parameter('spot-mini-cloud', 'model name sent with requests; a shipped '
+                           'checkpoint goes as its path')
+    api_key_file: str = parameter(
+        '', 'file with the API key, mode 600; empty: variable SPOTVLM_API_KEY, of a fallback '
+        'SPOTVLM_API_KEY_<NAME>')
+    allow_plain_key: bool = parameter(
+        False, 'let the API key go over http to another host; only on a network you trust')
+    deadline_s: float = parameter(
+        20.0, 'give up on a request after [s], or when the longest time to live of its facts is '
+        'over', 0.1, 600.0)
+    max_tokens: int = parameter(256, 'longest reply [tokens]', 1, 16384)
+    max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = parameter(
+        'max_tokens', 'how the server calls that limit')
+    temperature: float = parameter(0.0, 'sampling temperature; below 0: not sent', -1.0, 2.0)
+    stream: bool = parameter(
+        True, 'read replies while they are written, so that one that runs wild ends early; false '
+        'costs this process less')
+    structured_output: bool = parameter(
+        True, 'ask for replies that follow a JSON schema; what a server refuses is left out')
+    box_scale: BoxScale = parameter(
+        'relative', 'boxes in replies: relative (0 to 1000 of the frame, as Qwen3-VL) or pixels '
+        'of the image sent (as Qwen2.5-VL)')
+    concurrency: int = parameter(
+        0, 'requests under way at once at this server; 0: no limit but max_in_flight', 0, 16)
+    price_input: float = parameter(0.0, 'price of a million tokens sent, images included', 0.0,
+                                   1e6)
+    price_output: float = parameter(0.0, 'price of a million tokens of replies', 0.0, 1e6)
+    price_request: float = parameter(0.0, 'price of a request', 0.0, 1e6)
+    extra_body: str = parameter('', 'JSON object, added to the body of each request')
+
+
+@dataclass(frozen=True)
+class CloudNodeConfig(QueriesConfig, ImageInputConfig, ServerConfig, NodeConfig):
+    """Parameters of node cloud; those of its preferred server are among them."""
+
+    fallbacks: tuple[str, ...] = parameter(
+        (), 'names of servers to ask, in this order, while the preferred one fails; each is a '
+        'group of parameters fallback.<name>.*')
+    max_in_flight: int = parameter(
+        2, 'requests under way at once, at most: fewer where the round trips allow', 1, 16,
+        changeable='while_running')
+    cut_below: float = parameter(
+        0.4, 'a frame that correlates less than this with one shortly before brings the next '
+        'keyframe forward (scene cut); -1: never', -1.0, 1.0, changeable='while_running')
+    unsure_below: float = parameter(
+        0.5, 'a fact of the edge with less confidence brings the next keyframe of its query '
+        'forward; 0: never', 0.0, 1.0, changeable='while_running')
+    retries: int = parameter(2, 'tries after a failed one, each about the newest frame', 0, 10)
+    max_side: int = parameter(
+        0, 'shrink keyframes to this many pixels on the long side; 0: never', 0, 8192)
+    jpeg_quality: int = parameter(85, 'JPEG quality of keyframes', 10, 100)
+    max_image_bytes: int = parameter(
+        0, 'lower quality, then size, of keyframes until they have at most this many bytes; 0: '
+        'never', 0, MAX_INT32)
+    privacy_masks: tuple[str, ...] = parameter(
+        (), "parts that never leave the robot, each '<left> <top> <right> <bottom>' or the corners "
+        'of a polygon, 0 to 1 of width and height')
+    budget_mb_per_hour: float = parameter(
+        0.0, 'megabytes sent and received per hour; 0: no limit', 0.0, 1e6)
+    budget_tokens_per_hour: int = parameter(
+        0, 'tokens per hour, prompts and replies; 0: no limit', 0, MAX_INT32)
+    budget_money_per_hour: float = parameter(
+        0.0, 'money per hour, in the currency of the prices; 0: no limit', 0.0, 1e6)
+    emulated_delay_median_s: float = parameter(
+        0.0, 'delay added to each reply on purpose, lognormal [s]; 0: none', 0.0, 600.0)
+    emulated_delay_sigma: float = parameter(0.4, 'spread of the added delay', 0.0, 3.0)
+    emulated_delay_seed: int = parameter(0, 'makes the added delays repeatable', 0, MAX_INT32)
+
+
+@dataclass(frozen=True)
+class ContextNodeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, NodeConfig):
+    """Parameters of node context."""
+
+    rate_hz: float = parameter(
+        2.0, 'context is published again this often, with every frame that focus regions were '
+        'carried to, and at once when the cloud answered', 0.1, 50.0)
+    flow_hz: float = parameter(
+        5.0, 'focus regions are carried to the present frame this often; 0: they stay where the '
+        'cloud saw them', 0.0, 60.0)
+    age_limit_s: float = parameter(
+        12.0, 'no fact older than this is told, whatever its time to live [s]', 0.1, 86400.0)
+    changed_below: float = parameter(
+        0.0, 'a fact is not told when its region correlates less than this with how the cloud saw '
+        'it; -1: never', -1.0, 1.0)
+    cut_below: float = parameter(
+        0.4, 'all facts are dropped when a frame correlates less than this with the last one '
+        '(scene cut); -1: never', -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """Parameters of one standing question, as ``<id>.*``; `method.facts.Query` is made of it."""
+
+    prompt: str = parameter('', 'the question in plain words')
+    format: Literal['facts', 'choice', 'text'] = parameter(  # noqa: A003
+        'facts', 'facts: one value per key; choice: one of choices; text: free')
+    keys: tuple[str, ...] = parameter((), 'facts only: names of the facts')
+    choices: tuple[str, ...] = parameter((), 'choice only: the allowed answers')
+    rate_hz: float = parameter(5.0, 'wanted answers per second', 0.01, 100.0)
+    deadline_s: float = parameter(
+        0.5, 'an answer is cut short this long after its frame [s]', 0.01, 600.0)
+    cloud_period_s: float = parameter(
+        1.0, 'least time between keyframes for this query [s]; 0: never ask the cloud', 0.0,
+        3600.0)
+    max_new_tokens: int = parameter(64, 'longest edge answer [tokens]', 1, 4096)
+    context_tokens: int = parameter(
+        256, 'longest history in the prompt, oldest facts dropped first [tokens]', 0, 16384)
+    camera: str = parameter(
+        '', 'camera that the question is about: its frames come on <camera>/image; empty: on '
+        'image')
+
+
+NODE_CONFIGS: Mapping[str, type[NodeConfig]] = MappingProxyType({
+    'camera': CameraConfig, 'edge': EdgeConfig, 'cloud': CloudNodeConfig,
+    'context': ContextNodeConfig})

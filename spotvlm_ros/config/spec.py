@@ -1,0 +1,91 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a parameter is: a field of a dataclass, with its help, range and time of change as metadata.
+
+The field gives name, type and default; a ``Literal`` type gives the choices. So the dataclasses
+in `nodes` are the only place that names a parameter: nodes declare from them, params files are
+checked against them, and the tables of docs/parameters.md are made of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints, Literal, TypeVar
+
+Changeable = Literal['at_start', 'before_configure', 'while_running']
+T = TypeVar('T')
+
+_KINDS = {str: 'a string', bool: 'true or false', int: 'a whole number', float: 'a number'}
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter; the default's type is its type. A list holds strings."""
+
+    name: str
+    default: Any
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    changeable: Changeable = 'before_configure'
+
+    def check(self, value: Any, name: str = '') -> Any:
+        """
+        Return the value, whole numbers widened to floats where one is wanted.
+
+        ``name`` is the full name for messages where it is not the field's, as `fallback.b.model`.
+        Raise ParameterError that names the parameter, the value and what would do.
+        """
+        name = name or self.name
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is list:
+            value = list(value) if isinstance(value, (list, tuple)) else value
+            odd = [v for v in value if not isinstance(v, str)] if type(value) is list else [value]
+            if odd:
+                raise ParameterError(
+                    f'{name} must be a list of strings, got {value!r}; put quotes around numbers, '
+                    f"yes and no, as in ['{odd[0]}']")
+            return value
+        if type(value) is not kind:
+            raise ParameterError(f'{name} must be {_KINDS[kind]}, got {value!r}')
+        if self.choices and value not in self.choices:
+            raise ParameterError(f'{name} is {value!r}; use one of {", ".join(self.choices)}')
+        if not (self.low is None or value >= self.low) or \
+                not (self.high is None or value <= self.high):
+            raise ParameterError(f'{name} is {value}; use {self.allowed}')
+        return value
+
+    @property
+    def allowed(self) -> str:
+        """Return the range in words, '' without one."""
+        if self.choices:
+            return ', '.join(self.choices)
+        if self.high is not None:
+            return f'{self.low:g} to {self.high:.10g}'
+        return '' if self.low is None else f'at least {self.low:g}'
+
+
+def parameter(default: T, description: str, low: float | None = None, high: float | None = None,
+              changeable: Changeable = 'before_configure') -> T:
+    """Return a dataclass field that `specs` reads back as a ParameterSpec."""
+    return field(default=default, metadata={
+        'description': description, 'low': low, 'high': high, 'changeable': changeable})
+
+
+@cache
+def specs(config: type) -> tuple[ParameterSpec, ...]:
+    """Return the parameters of a dataclass made of `parameter` fields, in their order."""
+    hints = get_type_hints(config)
+    return tuple(ParameterSpec(
+        f.name, list(f.default) if isinstance(f.default, tuple) else f.default,
+        choices=get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else (),
+        **f.metadata) for f in fields(config))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method.facts import NS, Region
-from spotvlm_ros.method.flow import RegionTracker, FlowConfig, shrink
+from spotvlm_ros.method.flow import FlowConfig, RegionTracker, shrink
 from spotvlm_ros.mini.driving.world import SCENE
 from spotvlm_ros.mini.worlds import make_world
 

@@ -11,7 +11,7 @@ import pytest
 
 from spotvlm_ros.method.audit import Audit
 from spotvlm_ros.method.facts import Fact, NS, Query, Region, Source, Turn
-from spotvlm_ros.method.flow import RegionTracker, FlowConfig
+from spotvlm_ros.method.flow import FlowConfig, RegionTracker
 from spotvlm_ros.method.gate import Drop, GateConfig, look, similarity_of, why_dropped
 from spotvlm_ros.method.keyframes import HASTE, in_flight_wanted, next_keyframe
 from spotvlm_ros.method.transfer import Transfer, TransferConfig

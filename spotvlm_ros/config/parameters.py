@@ -114,7 +114,7 @@ def check_file(path: Path, earlier: Mapping[str, Mapping[str, Any]] | None = Non
     return nodes
 
 
-def lookup(flat: Mapping[str, Any], param: ParameterSpeceterSpec, name: str) -> Any:
+def lookup(flat: Mapping[str, Any], param: ParameterSpec, name: str) -> Any:
     """Return a checked value from flat parameters; None for an absent time to live."""
     if name not in flat:
         return None if param is TTL else param.default
@@ -173,8 +173,8 @@ def markdown() -> str:
     for title, params in groups.items():
         lines += [f'### {title}', '', table(
             ('parameter', 'default', 'range', 'change', 'meaning'),
-            [(f'`{p.name}`', f'`{_yaml(p.default)}`', p.allowed, _WHEN[p.changeable], p.description)
-             for p in params]), '']
+            [(f'`{p.name}`', f'`{_yaml(p.default)}`', p.allowed, _WHEN[p.changeable],
+              p.description) for p in params]), '']
     return '\n'.join(lines)
 
 

@@ -28,7 +28,7 @@ def is_confident(query: Query, own: Sequence[Fact]) -> bool:
 
 
 def select_by_odds(query: Query, own: Sequence[Fact], other: Sequence[Fact], context: Context,
-          odds: float) -> tuple[Fact, ...]:
+                   odds: float) -> tuple[Fact, ...]:
     """
     Return, for each key, the edge's ``own`` value, or the ``other``, given with context.
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .facts import cameras, Context, Fact, NS, Query, Region, Source, Turn
-from .flow import RegionTracker, FlowConfig
+from .flow import FlowConfig, RegionTracker
 from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
 

@@ -3,7 +3,7 @@
 """
 Every parameter of every node: one dataclass per node, whose fields are its parameters.
 
-Durations are seconds unless the name says otherwise. Strings in tuples are lists of strings in ROS.
+Durations are in seconds unless the name says otherwise. A tuple is a list of strings in ROS.
 """
 
 from __future__ import annotations

@@ -126,6 +126,29 @@ def test_changed_pixels_are_noticed_where_the_thing_is_now():
     assert context.dropped == {'lead': Drop.CHANGED} and 'lead' in context.focus
 
 
+def test_a_context_made_while_regions_are_tracked_does_not_judge_a_new_fact_by_an_old_region():
+    """Between `carry` and `apply`, in another thread: the region of before has just changed."""
+    transfer = Transfer([SCENE], TransferConfig(gate=CONFIG))
+    other = texture(4)
+
+    def frame(n):
+        image = texture(3).copy()
+        if n >= 3:                           # another thing stands where the first fact was seen
+            image[50:90, 60:100] = other[50:90, 60:100]
+        return image
+    for n in range(5):
+        transfer.frame(s(n / 10), frame(n))
+        if n == 1:
+            transfer.add(turn(0.1, light='red'))
+    assert transfer.context('scene').dropped == {'light': Drop.CHANGED}
+    transfer.add(turn(0.4, light='green'))   # about a frame in which the new thing stands there
+    update = transfer.carry(s(0.5), frame(5), transfer.facts_to_track(s(0.5)))
+    meanwhile = transfer.context('scene', s(0.5))
+    transfer.apply(update)
+    assert not meanwhile.dropped and [f.value for f in meanwhile.facts] == ['green']
+    assert transfer.context('scene', s(0.5)).facts == meanwhile.facts
+
+
 # -- flow beyond corners -------------------------------------------------------------------------
 
 def test_what_has_no_corners_of_its_own_is_sought_as_a_whole():

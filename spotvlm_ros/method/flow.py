@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -38,6 +39,7 @@ from .gate import FLAT, Look, look, similarity_of, thumbnail
 
 Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
+Key = TypeVar('Key', bound=Hashable)  # by which a region is known
 REACH_PX = 32                     # corners are looked for within this of where they were
 
 
@@ -82,8 +84,8 @@ def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
     return np.asarray(grey, dtype=np.uint8)
 
 
-def step(before: Grey, after: Grey, tracks: Mapping[Hashable, Track], scale: float,
-         elapsed_ns: int, config: FlowConfig) -> dict[Hashable, Track]:
+def step(before: Grey, after: Grey, tracks: Mapping[Key, Track], scale: float,
+         elapsed_ns: int, config: FlowConfig) -> dict[Key, Track]:
     """
     Return the tracks one frame later, without those that are lost.
 
@@ -94,7 +96,7 @@ def step(before: Grey, after: Grey, tracks: Mapping[Hashable, Track], scale: flo
     corners = [_renewed(before, track, scale, config) for track in tracks.values()]
     there, trusted = _flow(before, after, np.concatenate(corners), config)
     camera: _Move | None = None
-    result: dict[Hashable, Track] = {}
+    result: dict[Key, Track] = {}
     at = 0
     for (key, track), own in zip(tracks.items(), corners):
         part = slice(at, at + len(own))
@@ -251,7 +253,7 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
 
 
 @dataclass
-class RegionTracker:
+class RegionTracker(Generic[Key]):
     """
     Grey frames of the last seconds, and the regions carried to the newest of them.
 
@@ -260,7 +262,7 @@ class RegionTracker:
 
     config: FlowConfig = field(default_factory=FlowConfig)
     cut_below: float = -1.0       # a frame that correlates less with the last is another scene
-    tracks: dict[Hashable, Track] = field(default_factory=dict)
+    tracks: dict[Key, Track] = field(default_factory=dict)
     lost: int = 0                 # regions dropped since start
     cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
     cuts: int = 0                 # since start
@@ -296,7 +298,7 @@ class RegionTracker:
                or stamp_ns - self._frames[0][0] > self.config.history_s * NS):
             self._frames.popleft()
 
-    def start(self, regions: Mapping[Hashable, Region], stamp_ns: int) -> None:
+    def start(self, regions: Mapping[Key, Region], stamp_ns: int) -> None:
         """
         Carry regions seen in the frame of `stamp_ns` to the newest frame, and on from there.
 
@@ -310,22 +312,22 @@ class RegionTracker:
             self.lost += len(regions)
             return
         _, grey, scale = self._frames[first]
-        tracks: dict[Hashable, Track] = {
+        tracks: dict[Key, Track] = {
             key: Track(region, first=look(grey, _scaled(region, scale)))
             for key, region in regions.items()}
         for i in range(first, len(self._frames) - 1):
             tracks = self._step(tracks, i, self._frames[i + 1][1], self._frames[i + 1][0])
         self.tracks |= tracks
 
-    def keep(self, keys: Collection[Hashable]) -> None:
+    def keep(self, keys: Collection[Key]) -> None:
         """Stop carrying all regions but these."""
         self.tracks = {key: track for key, track in self.tracks.items() if key in keys}
 
-    def regions(self) -> dict[Hashable, Region]:
+    def regions(self) -> dict[Key, Region]:
         """Return the regions in the newest frame [pixels of the camera frame]."""
         return {key: track.region for key, track in self.tracks.items()}
 
-    def similarities(self) -> dict[Hashable, float]:
+    def similarities(self) -> dict[Key, float]:
         """Return how much each region looks as it did in the cloud's frame, -1 to 1."""
         found = {}
         for key, track in self.tracks.items():
@@ -340,8 +342,8 @@ class RegionTracker:
         self._frames.clear()
         self.tracks, self.cut_ns = {}, 0
 
-    def _step(self, tracks: Mapping[Hashable, Track], at: int, grey: Grey,
-              stamp_ns: int) -> dict[Hashable, Track]:
+    def _step(self, tracks: Mapping[Key, Track], at: int, grey: Grey,
+              stamp_ns: int) -> dict[Key, Track]:
         before_ns, before, scale = self._frames[at]
         after = step(before, grey, tracks, scale, stamp_ns - before_ns, self.config)
         self.lost += len(tracks) - len(after)

@@ -23,7 +23,7 @@ same order give the same contexts, which is what makes a recorded run replayable
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,8 +34,8 @@ from .flow import FlowConfig, RegionTracker
 from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
 
-Name = tuple[str, str]  # query and key
-AHEAD_S = 1.0           # an answer may be this far ahead of the newest frame known here
+FactId = tuple[str, str]  # query and key
+AHEAD_S = 1.0             # an answer may be this far ahead of the newest frame known here
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,25 @@ class TransferConfig:
     carry: bool = True   # regions are carried to the present frame; False: they stay
 
 
+@dataclass(frozen=True)
+class TrackingUpdate:
+    """Where the regions of facts are in one frame [pixels], and whether they look as they did."""
+
+    stamp_ns: int = 0    # of the frame
+    cut_ns: int = 0      # first frame of the present scene; 0: there was no cut
+    regions: Mapping[FactId, Region] = field(default_factory=dict)
+    similarities: Mapping[FactId, float] = field(default_factory=dict)
+    fact_stamps: Mapping[FactId, int] = field(default_factory=dict)  # of the facts tracked
+
+
 class Transfer:
     """
     One history per query, and the regions of their facts.
 
-    `add` and `context` may be called from one thread while another is in `carry`, if `wanted` and
-    `carried` are called under the lock that guards `add` and `context`. `frame` does all three.
+    `carry` touches the tracker only, and `apply` is all that changes what `context` reads of it.
+    So `carry` may run in a thread of its own while others call `add` and `context`, if
+    `facts_to_track`, `add`, `apply` and `context` are called under one lock, and `carry` and
+    `clear` never at once. `frame` does all three steps of a frame.
     """
 
     def __init__(self, queries: Sequence[Query], config: TransferConfig | None = None) -> None:
@@ -61,9 +74,10 @@ class Transfer:
         self.queries = {q.id: q for q in queries}
         self.config = config or TransferConfig()
         self.dropped: Counter[Drop] = Counter()  # facts that were not told, each once per reason
-        self._carrier = RegionTracker(self.config.flow, cut_below=self.config.gate.cut_below)
+        self._tracker: RegionTracker[FactId] = RegionTracker(
+            self.config.flow, cut_below=self.config.gate.cut_below)
         self._newest_ns = dict.fromkeys(self.queries, 0)  # newest frame that the edge answered
-        self._frame_ns = 0                                # newest that regions were carried to
+        self._tracking = TrackingUpdate()                 # the last that was applied
         self._before_ns = 0                               # newest of both before the last clear
         self.clear()
 
@@ -71,14 +85,13 @@ class Transfer:
         """Forget everything (clock jump, stream restart)."""
         self._histories = {q.id: History(q, self.config.evidence, self.config.gate)
                            for q in self.queries.values()}
-        self._before_ns = max(self._before_ns, self._frame_ns, *self._newest_ns.values())
+        self._before_ns = max(self._before_ns, self._tracking.stamp_ns,
+                              *self._newest_ns.values())
         self._newest_ns = dict.fromkeys(self.queries, 0)
-        self._regions: Mapping[Name, Region] = {}          # in the frame of _frame_ns
-        self._alike: Mapping[Name, float] = {}
-        self._frame_ns = self._cut_ns = 0
-        self._taken: dict[Name, int] = {}                  # what is carried -> stamp of the fact
-        self._noted: dict[Name, tuple[int, int]] = {}      # newest fact noted as dropped, and why
-        self._carrier.clear()
+        self._tracking = TrackingUpdate()
+        self._noted: dict[FactId, tuple[int, int]] = {}    # newest fact noted as dropped, and why
+        self._tracked_stamps: dict[FactId, int] = {}       # as `carry` left them, with the tracker
+        self._tracker.clear()
 
     def add(self, turn: Turn) -> bool:
         """
@@ -87,7 +100,7 @@ class Transfer:
         An answer about a frame from before a restart is not taken, however late it comes: in the
         stream as it runs now, that frame is yet to come.
         """
-        now_ns = max(self._frame_ns, *self._newest_ns.values())
+        now_ns = max(self._tracking.stamp_ns, *self._newest_ns.values())
         from_before = now_ns + AHEAD_S * NS < turn.stamp_ns <= self._before_ns
         if turn.source is Source.EDGE:
             if from_before and now_ns:
@@ -109,62 +122,61 @@ class Transfer:
 
     def frame(self, stamp_ns: int, image: npt.NDArray[np.uint8]) -> None:
         """Carry all regions to a frame, height x width x 3, RGB, or grey."""
-        self.carry(stamp_ns, image, self.wanted(stamp_ns))
-        self.carried(stamp_ns)
+        self.apply(self.carry(stamp_ns, image, self.facts_to_track(stamp_ns)))
 
-    def wanted(self, stamp_ns: int) -> dict[Name, Fact]:
+    def facts_to_track(self, stamp_ns: int) -> dict[FactId, Fact]:
         """Return the facts whose regions are of use for the frame acquired at ``stamp_ns``."""
-        found = {}
+        facts = {}
         for query in self.queries.values():
             for fact in self._histories[query.id].cloud_facts(stamp_ns).values():
                 life = min(query.ttl_ns(fact.key), int(self.config.gate.age_limit_s * NS))
                 if fact.region is not None and stamp_ns - fact.stamp_ns <= life:
-                    found[query.id, fact.key] = fact
-        return found
+                    facts[query.id, fact.key] = fact
+        return facts
 
     def carry(self, stamp_ns: int, image: npt.NDArray[np.uint8],
-              wanted: Mapping[Name, Fact]) -> None:
-        """Carry the regions to a frame newer than the last; touches the carrier only."""
-        self._carrier.add(stamp_ns, image)
-        self._carrier.keep(wanted.keys())
-        new: dict[int, dict[Hashable, Region]] = {}
-        for name, fact in wanted.items():
-            if self._taken.get(name) != fact.stamp_ns and fact.region is not None:
+              facts: Mapping[FactId, Fact]) -> TrackingUpdate:
+        """Carry the regions of facts to a frame newer than the last; for `apply`."""
+        self._tracker.add(stamp_ns, image)
+        self._tracker.keep(facts.keys())
+        new: dict[int, dict[FactId, Region]] = {}
+        for name, fact in facts.items():
+            if self._tracked_stamps.get(name) != fact.stamp_ns and fact.region is not None:
                 new.setdefault(fact.stamp_ns, {})[name] = fact.region
-        for seen_ns, regions in new.items():
-            self._carrier.start(regions, seen_ns)
-        self._taken = {name: fact.stamp_ns for name, fact in wanted.items()}
+        for fact_ns, regions in new.items():
+            self._tracker.start(regions, fact_ns)
+        self._tracked_stamps = {name: fact.stamp_ns for name, fact in facts.items()}
+        return TrackingUpdate(stamp_ns, self._tracker.cut_ns, self._tracker.regions(),
+                              self._tracker.similarities(), self._tracked_stamps)
 
-    def carried(self, stamp_ns: int) -> None:
-        """Put what `carry` found to use."""
-        self._regions = {n: r for n, r in self._carrier.regions().items() if isinstance(n, tuple)}
-        self._alike = {n: v for n, v in self._carrier.similarities().items()
-                       if isinstance(n, tuple)}
-        self._frame_ns, self._cut_ns = stamp_ns, self._carrier.cut_ns
+    def apply(self, update: TrackingUpdate) -> None:
+        """Make the contexts from now on those for the frame of an update."""
+        self._tracking = update
 
     def report(self) -> dict[str, int]:
         """Return counts since start."""
-        return {'regions_carried': len(self._regions), 'regions_lost': self._carrier.lost,
-                'scene_cuts': self._carrier.cuts} | {
+        return {'regions_carried': len(self._tracking.regions),
+                'regions_lost': self._tracker.lost, 'scene_cuts': self._tracker.cuts} | {
                     f'dropped_{why.name.lower()}': self.dropped[why] for why in Drop}
 
     # Context
 
     def context(self, query_id: str, now_ns: int = 0) -> Context:
         """Return the context for a frame, by default for the newest one that is known of."""
-        history = self._histories[query_id]
+        history, tracking = self._histories[query_id], self._tracking
         if not now_ns:
             turns = history.turns
             now_ns = max(self._newest_ns[query_id], turns[-1].stamp_ns if turns else 0,
-                         self._frame_ns)
-        own: dict[str, Region] | None = None
+                         tracking.stamp_ns)
+        focus: dict[str, Region] | None = None
         if self.config.carry:
-            own = {key: r for (query, key), r in self._regions.items() if query == query_id}
-        # The look of a region that has been replaced by a newer fact's says nothing about that.
+            focus = {key: r for (query, key), r in tracking.regions.items() if query == query_id}
+        # The appearance of a region says nothing about a newer fact than the one it belongs to.
         facts = history.cloud_facts(now_ns)
-        alike = {key: v for (query, key), v in self._alike.items() if query == query_id
-                 and key in facts and facts[key].stamp_ns == self._taken.get((query, key))}
-        context = history.context(now_ns, own, alike, self._cut_ns)
+        similarities = {
+            key: v for (query, key), v in tracking.similarities.items() if query == query_id
+            and key in facts and facts[key].stamp_ns == tracking.fact_stamps.get((query, key))}
+        context = history.context(now_ns, focus, similarities, tracking.cut_ns)
         for key, why in context.dropped.items():
             note = (facts[key].stamp_ns, why)
             if self._noted.get((query_id, key)) != note:

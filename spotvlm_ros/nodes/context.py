@@ -44,7 +44,8 @@ class ContextNode(SpotNode):
     Late cloud answers replace the edge's own turns; see `method/transfer.py` for what happens.
 
     Callbacks insert turns. One thread carries the regions of the context's facts from frame to
-    frame and publishes. The lock guards all of `Transfers` but `carry`.
+    frame and publishes. The lock guards all of `Transfers` but `carry`, which touches
+    what no other thread does.
     """
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
@@ -236,17 +237,17 @@ class ContextNode(SpotNode):
             self._seen_ns[camera] = stamp_ns
             transfer = self._method.of_camera(camera)
             with self._lock:
-                wanted = transfer.wanted(stamp_ns)
+                facts = transfer.facts_to_track(stamp_ns)
                 if recorder is not None:
                     recorder.write(
                         'frame', stamp_ns=stamp_ns, camera=camera, frame=recorder.frame(
                             stamp_ns, image, frame.jpeg, frame.reference, camera))
-            transfer.carry(stamp_ns, image, wanted)
+            update = transfer.carry(stamp_ns, image, facts)
             with self._lock:
-                transfer.carried(stamp_ns)
+                transfer.apply(update)
                 if recorder is not None:
                     recorder.write('carried', stamp_ns=stamp_ns, camera=camera)
-                for query_id in {query_id for query_id, _ in wanted}:
+                for query_id in {query_id for query_id, _ in facts}:
                     self._publish(self._queries[query_id])
 
 

@@ -181,7 +181,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
     """Run the method over a recording; count contexts equal, different, and frames missing."""
     counts: Counter[str] = Counter()
-    method, wanted, image = Transfers((), TransferConfig()), {}, None
+    method, facts, image = Transfers((), TransferConfig()), {}, None
     for line in lines(folder / 'context.jsonl'):
         match line['event']:
             case 'start':
@@ -196,14 +196,14 @@ def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
                 method.of_query(turn.query_id).add(turn)
                 counts['turns'] += 1
             case 'frame':
-                wanted = method.of_camera(line.get('camera', '')).wanted(line['stamp_ns'])
+                facts = method.of_camera(line.get('camera', '')).facts_to_track(
+                    line['stamp_ns'])
                 image = pictures.get(line['frame'])
                 counts['frames'] += 1
                 counts['frames_missing'] += image is None
             case 'carried' if image is not None:
                 transfer = method.of_camera(line.get('camera', ''))
-                transfer.carry(line['stamp_ns'], image, wanted)
-                transfer.carried(line['stamp_ns'])
+                transfer.apply(transfer.carry(line['stamp_ns'], image, facts))
             case 'context':
                 query_id = line['query_id']
                 same = plain(method.of_query(query_id).context(query_id)) == line['context']

@@ -38,7 +38,7 @@ from spotvlm_ros.bench.spotbench.wallclock import real_time
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.guard import ODDS, OFF
-from spotvlm_ros.mini.models import resolve
+from spotvlm_ros.mini.shipped import checkpoint_path
 
 PLAN = Plan(seconds=2.0, scored_from_s=0.5)
 TOOK = Latencies(0.004, 0.03, 0.035, 0.06, 0.004, 0.6, 'spot-mini-edge', 'a test')
@@ -47,7 +47,8 @@ EPISODE = episodes('tune', 'driving day', 1)[0]
 
 @pytest.fixture(scope='module')
 def setup() -> work.Setup:
-    found = work.Setup(resolve('spot-mini-edge'), resolve('spot-mini-cloud'), None, None, PLAN,
+    found = work.Setup(checkpoint_path('spot-mini-edge'), checkpoint_path('spot-mini-cloud'),
+                       None, None, PLAN,
                        TOOK)
     work.begin(found)
     return found

@@ -51,10 +51,10 @@ from concurrent.futures import ProcessPoolExecutor
 import multiprocessing
 import os
 import time
-from spotvlm_ros.system.processes import end_with_parent
+from spotvlm_ros.system.processes import exit_with_parent
 if __name__ == '__main__':
     context = multiprocessing.get_context('{start}')
-    with ProcessPoolExecutor(2, context, end_with_parent) as pool:
+    with ProcessPoolExecutor(2, context, exit_with_parent) as pool:
         first = pool.submit(os.getpid)
         busy = [pool.submit(time.sleep, 60) for _ in range(2)]
         first.result()

@@ -108,8 +108,8 @@ def ask():
 def tokenizer():
     """Return the shipped edge model's."""
     transformers = pytest.importorskip('transformers')
-    from spotvlm_ros.mini.models import resolve
-    return transformers.AutoTokenizer.from_pretrained(resolve('spot-mini-edge'))
+    from spotvlm_ros.mini.shipped import checkpoint_path
+    return transformers.AutoTokenizer.from_pretrained(checkpoint_path('spot-mini-edge'))
 
 
 def prompt_text(query, reply):

@@ -26,7 +26,7 @@ from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
-from spotvlm_ros.mini import models
+from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
@@ -66,7 +66,7 @@ def fixed(pairs):
 @pytest.fixture(scope='module')
 def mini():
     """Return the shipped model: constrained, free, and by `generate`."""
-    path = models.resolve('spot-mini-edge')
+    path = shipped.checkpoint_path('spot-mini-edge')
     return (EdgeModel.load(path, threads=2), EdgeModel.load(path, threads=2, decoding='free'),
             EdgeModel.load(path, threads=2, engine='generate'))
 

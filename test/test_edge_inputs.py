@@ -22,7 +22,7 @@ import pytest
 from spotvlm_ros.edge.inputs import Inputs
 from spotvlm_ros.method import prompt
 from spotvlm_ros.method.facts import Context, Fact, NS
-from spotvlm_ros.mini import models
+from spotvlm_ros.mini import models, shipped
 from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
 import torch
 from transformers import AutoProcessor
@@ -33,7 +33,7 @@ SIZE = (models.EDGE.image, models.EDGE.image)
 @pytest.fixture(scope='module')
 def inputs():
     """Return the inputs of the shipped edge model."""
-    return Inputs(AutoProcessor.from_pretrained(models.resolve('spot-mini-edge')), SIZE)
+    return Inputs(AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge')), SIZE)
 
 
 @given(st.sampled_from([SCENE, ACTION, DESCRIBE]), st.data())
@@ -58,7 +58,7 @@ def test_equal_to_the_processor(inputs, query, data):
 
 def test_another_processor_is_used_as_it_is():
     """One that changes pixels in a way not foreseen is found out, not trusted."""
-    processor = AutoProcessor.from_pretrained(models.resolve('spot-mini-edge'))
+    processor = AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge'))
     processor.image_processor.max_image_size = {'longest_edge': 40}  # makes it resize the views
     changed = Inputs(processor, SIZE)
     assert not changed.fast
@@ -68,7 +68,7 @@ def test_another_processor_is_used_as_it_is():
 
 
 def test_check_turns_the_short_cut_off_where_it_would_differ(inputs):
-    processor = AutoProcessor.from_pretrained(models.resolve('spot-mini-edge'))
+    processor = AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge'))
     other = Inputs(processor, SIZE)
     other._image_ids = other._image_ids[:-1]
     chat = prompt.messages(ACTION, None, 0, 1)

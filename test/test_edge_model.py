@@ -25,7 +25,7 @@ from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.method.guard import is_confident, ODDS, select_by_odds
 from spotvlm_ros.method.prompt import answer_text
-from spotvlm_ros.mini import models
+from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
@@ -36,13 +36,13 @@ import transformers
 @pytest.fixture(scope='module')
 def model():
     """Return the shipped edge model."""
-    return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2)
+    return EdgeModel.load(shipped.checkpoint_path('spot-mini-edge'), threads=2)
 
 
 @pytest.fixture(scope='module')
 def guarded():
     """Return it with the guard."""
-    return EdgeModel.load(models.resolve('spot-mini-edge'), threads=2, odds=ODDS)
+    return EdgeModel.load(shipped.checkpoint_path('spot-mini-edge'), threads=2, odds=ODDS)
 
 
 @pytest.fixture(scope='module')

@@ -34,7 +34,7 @@ def test_the_share_that_the_host_took(monkeypatch, then, now, share, warns):
     monkeypatch.setattr(psutil, 'cpu_times', lambda: then)
     stolen = StealTime()
     monkeypatch.setattr(psutil, 'cpu_times', lambda: now)
-    assert stolen.share == pytest.approx(share)
+    assert stolen.fraction == pytest.approx(share)
     assert ('10% of the CPU time' in stolen.warning) is warns
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method.facts import Region
-from spotvlm_ros.mini import models, worlds
+from spotvlm_ros.mini import models, shipped, worlds
 from spotvlm_ros.mini.driving import digits
 from spotvlm_ros.mini.driving.world import asked_about, CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
 from spotvlm_ros.mini.training import dataset
@@ -166,7 +166,7 @@ def test_cloud_text_is_qwen_style_json():
 
 def folder(shape) -> Path:
     """Return the shipped checkpoint's folder."""
-    return models.resolve(shape.name)
+    return shipped.checkpoint_path(shape.name)
 
 
 def test_checkpoints_are_small():

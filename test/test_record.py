@@ -25,7 +25,7 @@ import pytest
 
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
-from spotvlm_ros.mini import models
+from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.world import SCENE
 from spotvlm_ros.mini.worlds import make_world
 from spotvlm_ros.recording import recorder as record
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     transfer, world = Transfer([query], config), make_world('driving', 1_000_300, 'day')
     context, edge = record.Recorder(path, 'context'), record.Recorder(path, 'edge')
     context.write('start', queries=[record.plain(query)], config=record.plain(config))
-    checkpoint = str(models.resolve('spot-mini-edge'))
+    checkpoint = str(shipped.checkpoint_path('spot-mini-edge'))
     model = EdgeModel.load(checkpoint)
     model.warm_up((SCENE,))
     edge.write('start', queries=[record.plain(SCENE)],

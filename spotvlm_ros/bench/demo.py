@@ -176,8 +176,8 @@ def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> boo
     from rich.progress import track
 
     from ..edge.model import EdgeModel
-    from ..mini.shipped import model_path
-    model = EdgeModel.load(model_path(model_name))
+    from ..mini.shipped import model_name_or_path
+    model = EdgeModel.load(model_name_or_path(model_name))
     for row in track(rows, 'edge alone'):
         if stop():
             return False

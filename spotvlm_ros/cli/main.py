@@ -186,8 +186,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from ..system.processes import Child
     from ..cloud.server import free_port, serve_command, serve_env
-    from ..mini.shipped import model_path
-    path = model_path(arguments.model)
+    from ..mini.shipped import model_name_or_path
+    path = model_name_or_path(arguments.model)
     if not Path(path).is_dir():
         print(f'error: --model {arguments.model} is neither a shipped checkpoint nor a folder',
               file=sys.stderr)
@@ -213,11 +213,11 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _params(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..system.markdown import put
+    from ..system.markdown import replace_between
     from ..config.parameters import check_file, markdown, MARKS, ParameterError
     if arguments.update:
         try:
-            put(Path(arguments.update), markdown(), MARKS)
+            replace_between(Path(arguments.update), markdown(), MARKS)
         except (OSError, ValueError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1

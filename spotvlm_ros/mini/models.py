@@ -16,21 +16,19 @@
 """
 The two miniature models: shapes, tokenizer and processor.
 
-Both are ordinary Idefics3 checkpoints (the architecture that SmolVLM uses); nothing outside this
-package knows that they are small.
+Both are ordinary Idefics3 checkpoints (the architecture that SmolVLM uses), loaded as any other
+model is. Programs that are given one by name warn that it is small, see ``shipped``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-CHECKPOINTS = Path(__file__).parent / 'checkpoints'
 PAD, END = '<pad>', '<end_of_utterance>'
 SPECIAL = (PAD, '<s>', END, '<fake_token_around_image>', '<image>', '<global-img>')
 
@@ -172,9 +170,3 @@ def build_model(shape: Shape, tokenizer: Any) -> Any:
     model = Idefics3ForConditionalGeneration(config)
     model.generation_config.update(do_sample=False, **ids)
     return model
-
-
-def resolve(name: str) -> Path:
-    """Return the folder of a shipped checkpoint named by its bare name, else the path itself."""
-    shipped = CHECKPOINTS / name
-    return shipped if '/' not in name and shipped.is_dir() else Path(name).expanduser()

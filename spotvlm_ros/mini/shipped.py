@@ -13,22 +13,27 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Names of models."""
+"""The shipped checkpoints: where they are, and what to warn of when they are used."""
 
 from pathlib import Path
 
-from .models import resolve
+CHECKPOINTS = Path(__file__).parent / 'checkpoints'
+MINIATURE_WARNING = ('the miniature models were trained on rendered worlds; what they say about '
+                     'real camera frames is not meaningful')
 
-MEANINGLESS = ('the miniature models were trained on rendered worlds; what they say about real '
-               'camera frames is not meaningful')
+
+def checkpoint_path(name: str) -> Path:
+    """Return the folder of a shipped checkpoint given its bare name, else ``name`` as a path."""
+    shipped = CHECKPOINTS / name
+    return shipped if '/' not in name and shipped.is_dir() else Path(name).expanduser()
 
 
-def model_path(name: str) -> str:
-    """Return the folder of a shipped checkpoint; any other name or path as it is."""
-    path = resolve(name)
+def model_name_or_path(name: str) -> str:
+    """Return the folder that ``checkpoint_path`` finds; where there is none, ``name`` as it is."""
+    path = checkpoint_path(name)
     return str(path) if path.is_dir() else name
 
 
 def is_miniature(name: str) -> bool:
-    """Return whether a model was trained on rendered worlds only."""
+    """Return whether a model, given by name or path, was trained on rendered worlds only."""
     return Path(name).name.startswith('spot-mini')

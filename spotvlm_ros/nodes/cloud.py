@@ -38,7 +38,7 @@ from ..config.parameters import ENDPOINT, fallback_name, ParameterError, Paramet
 from ..frames.frame import Frame, FrameHub
 from ..method.facts import cameras, NS
 from ..method.gate import similarity_of, thumbnail
-from ..mini.shipped import model_path
+from ..mini.shipped import model_name_or_path
 
 STATUS_S = 0.5  # CloudStatus is published this often
 LOOK_S = 0.2    # scene cuts are looked for this often
@@ -142,7 +142,7 @@ class CloudNode(SpotNode):
         variable = KEY_ENV + (f'_{name.upper()}' if name else '')
         return CloudConfig(
             name=name or 'primary', api_key=read_api_key(given.pop('api_key_file'), variable),
-            model=model_path(given.pop('model')), plain_key=given.pop('allow_plain_key'),
+            model=model_name_or_path(given.pop('model')), plain_key=given.pop('allow_plain_key'),
             extra=extra, emulated_delay_median_s=self.param('emulated_delay_median_s'),
             emulated_delay_sigma=self.param('emulated_delay_sigma'),
             seed=self.param('emulated_delay_seed'), **given)

@@ -47,7 +47,7 @@ from ..method.facts import cameras, Context, NS, Query
 from ..method.focus import Backend, FocusConfig
 from ..method.history import fresh
 from ..method.prompt import neutralise
-from ..mini.shipped import model_path
+from ..mini.shipped import model_name_or_path
 from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the inference thread looks up at least this often
@@ -109,7 +109,7 @@ class EdgeNode(SpotNode):
         """Load the model."""
         self._queries = {q.id: q for q in self.queries()}
         self._schedule = Schedule(tuple(self._queries.values()))
-        path = model_path(self.param('model'))
+        path = model_name_or_path(self.param('model'))
         options = {'device': self.param('device'), 'threads': self.param('threads'),
                    'decoding': self.param('decoding'), 'engine': self.param('engine'),
                    'odds': self.param('guard_odds')}

@@ -29,7 +29,7 @@ from typing import Any
 
 from ..cloud.server import EmbeddedServer
 from ..config.parameters import check_file, lookup, ParameterError, read_queries, TABLES
-from ..mini.shipped import is_miniature, MEANINGLESS, model_path
+from ..mini.shipped import is_miniature, MINIATURE_WARNING, model_name_or_path
 from ..system.machine import StealTime
 from ..system.processes import Child
 from ..system.signals import StopSignal
@@ -144,7 +144,7 @@ def _server(config: RunConfig, values: Mapping[str, Mapping[str, Any]],
     cloud = values['cloud']
     if cloud['base_url']:
         return None
-    path = model_path(cloud['model'])
+    path = model_name_or_path(cloud['model'])
     if not Path(path).is_dir():
         raise ParameterError(
             f'cloud model {cloud["model"]!r} is neither a shipped checkpoint nor a folder; for a '
@@ -162,7 +162,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     if config.namespace:
         argv += ['-r', f'__ns:=/{config.namespace.strip("/")}']
     if values['camera']['source'] != 'mini' and is_miniature(values['edge']['model']):
-        print(f'note: {MEANINGLESS}', flush=True)
+        print(f'note: {MINIATURE_WARNING}', flush=True)
     if stop():
         return 0, {}
 
@@ -190,7 +190,7 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
     if why:
         print(why, flush=True)
     for child in children.values():
-        child.ask_to_end()
+        child.terminate()
     for child in children.values():
         child.stop()
     ended = graph.close()
@@ -198,9 +198,9 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         'profile': config.profile, 'source': values['camera']['source'],
         'edge_model': values['edge']['model'], 'cloud_model': values['cloud']['model'],
         'emulated_delay_median_s': values['cloud']['emulated_delay_median_s'],
-        'cpu_stolen': stolen.share}}
+        'cpu_stolen': stolen.fraction}}
     _tell(config, summary)
-    stolen.tell()
+    stolen.print_warning()
     if not ended:
         stack.close()
         end_process(code)

@@ -13,14 +13,14 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""What figures were measured on, and whether it was ours meanwhile."""
+"""The machine that figures were measured on, and how much of its time the host kept back."""
 
 from __future__ import annotations
 
 import os
 import platform
 
-NOTICED = 0.05  # a share of the time that spoils figures
+NOTICEABLE = 0.05  # fraction of steal time from which on figures are spoiled
 
 
 def machine(threads: int = 0) -> str:
@@ -31,7 +31,7 @@ def machine(threads: int = 0) -> str:
 
 
 def cpu_time() -> tuple[float, float, float]:
-    """Return all time of all cores since the start, that of it idle, and that stolen [s]."""
+    """Return the CPU time of all cores since boot: all of it, idle, and steal [s]."""
     import psutil
     times = psutil.cpu_times()
     # The times of guests are part of user and nice already.
@@ -41,10 +41,10 @@ def cpu_time() -> tuple[float, float, float]:
 
 class StealTime:
     """
-    The share of the time in which the host of a virtual machine kept a core to itself.
+    The fraction of CPU time in which the host of a virtual machine kept a core to itself.
 
-    Linux counts this as steal, see proc(5): time in which a thread wanted to run and its core did
-    not. No scheduling inside the machine helps. Where there is no host it stays 0.
+    Linux counts it as steal, see proc(5): a thread was ready to run and its core was not there.
+    Nothing inside the machine helps. Where there is no host it stays 0.
     """
 
     def __init__(self) -> None:
@@ -52,21 +52,22 @@ class StealTime:
         self._began = cpu_time()
 
     @property
-    def share(self) -> float:
-        """Return the share since the beginning, 0 to 1, of all cores together."""
-        total, _, stolen = (b - a for a, b in zip(self._began, cpu_time()))
-        return round(max(0.0, stolen) / total, 3) if total > 0 else 0.0
+    def fraction(self) -> float:
+        """Steal time over all CPU time since the beginning, 0 to 1, of all cores together."""
+        total, _, steal = (b - a for a, b in zip(self._began, cpu_time()))
+        return round(max(0.0, steal) / total, 3) if total > 0 else 0.0
 
     @property
     def warning(self) -> str:
-        """Return what is to be said about figures of this time; empty where nothing is."""
-        share = self.share
-        return '' if share < NOTICED else (
-            f'the host of this virtual machine took {share:.0%} of the CPU time meanwhile: times '
-            'and rates are worse than this machine can; measure again when the host is quiet')
+        """What to know about figures measured meanwhile; empty where there was little steal."""
+        fraction = self.fraction
+        return '' if fraction < NOTICEABLE else (
+            f'the host of this virtual machine took {fraction:.0%} of the CPU time meanwhile: '
+            'times and rates are worse than this machine can; measure again when the host is '
+            'quiet')
 
-    def tell(self, about: str = 'note') -> None:
-        """Print the warning where there is one."""
+    def print_warning(self, about: str = 'note') -> None:
+        """Print the warning, if there is one, after the word it is about."""
         warning = self.warning
         if warning:
             print(f'{about}: {warning}', flush=True)

@@ -13,7 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Made tables in written pages: what stands between two marks is put there by a command."""
+"""Generated tables in written pages: a command replaces what stands between two marks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from pathlib import Path
 Marks = tuple[str, str]
 
 
-def put(page: Path, text: str, marks: Marks) -> None:
+def replace_between(page: Path, text: str, marks: Marks) -> None:
     """Replace what is between two lines of a page; raise ValueError where they are missing."""
-    found = page.read_text(encoding='utf-8')
-    head, begin, rest = found.partition(marks[0])
+    head, begin, rest = page.read_text(encoding='utf-8').partition(marks[0])
     _, end, tail = rest.partition(marks[1])
     if not begin or not end:
         raise ValueError(f'{page} lacks the lines {marks[0]} and {marks[1]}; put them where the '

@@ -64,8 +64,8 @@ class Child:
         """Whether it runs."""
         return self.process.poll() is None
 
-    def ask_to_end(self) -> None:
-        """Tell the group to end, do not wait; ``stop`` does that."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the group and do not wait; ``stop`` does."""
         self._signal(signal.SIGTERM)
 
     def stop(self, patience_s: float = 8.0) -> int:
@@ -88,8 +88,8 @@ class Child:
             return False
 
 
-def end_with_parent() -> None:
-    """Have a worker of multiprocessing end when its parent is killed: a pool's would wait on."""
+def exit_with_parent() -> None:
+    """Make a worker of multiprocessing exit when its parent is killed: a pool's would wait on."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return  # this is no worker

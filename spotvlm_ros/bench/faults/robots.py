@@ -42,7 +42,7 @@ from ...cloud.photo import Photo
 from ...cloud.server import EmbeddedServer
 from ...config.parameters import check_file, lookup, read_queries
 from ...method.facts import Query
-from ...mini.models import resolve
+from ...mini.shipped import checkpoint_path
 from ...mini.worlds import make_world, TUNE_SEEDS
 from ...nodes.runner import find_profile
 from ...system.machine import machine
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         url, model = arguments.url, arguments.model
         if not url:
-            model = str(resolve('spot-mini-cloud'))
+            model = str(checkpoint_path('spot-mini-cloud'))
             url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
         config = CloudConfig(url, model, api_key=read_api_key())
         rows = []

@@ -60,11 +60,11 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     from ...cloud.server import EmbeddedServer
     from ...edge.model import EdgeModel
     from ...mini.training import dataset
-    from ...mini import models
+    from ...mini import shipped
     from ...mini.driving.world import SCENE
     from ...mini.worlds import make_world, TUNE_SEEDS
 
-    path = models.resolve('spot-mini-edge')
+    path = shipped.checkpoint_path('spot-mini-edge')
     engine = EdgeModel.load(path, threads=threads)
     plain = EdgeModel.load(path, threads=threads, engine='generate')
     usual = EdgeModel.load(path, threads=threads, engine='generate')

@@ -38,7 +38,7 @@ import psutil
 
 from .edge_cpu import cpu_rows, row
 from ...system.machine import machine, StealTime
-from ...system.markdown import put, table
+from ...system.markdown import replace_between, table
 from ...system.signals import StopSignal
 
 Row = dict[str, Any]
@@ -181,8 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Exception as error:
                 traceback.print_exc()
                 failed[name] = f'{type(error).__name__}: {error}'
-        stolen[name] = meanwhile.share
-        meanwhile.tell(name)
+        stolen[name] = meanwhile.fraction
+        meanwhile.print_warning(name)
         if stop():
             break
     shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
     console.print(shown)
     if args.update is not None:
-        put(args.update, _page(rows, stolen), MARKS)
+        replace_between(args.update, _page(rows, stolen), MARKS)
     for name, why in failed.items():
         console.print(f'[red]{name} was not measured:[/] {why}')
     args.out.mkdir(parents=True, exist_ok=True)

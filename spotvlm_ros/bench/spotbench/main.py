@@ -42,7 +42,7 @@ from .tally import Tally
 from ... import __version__
 from ...method.guard import ODDS
 from ...mini.hri.hands import DATA_SET
-from ...mini.models import resolve
+from ...mini.shipped import checkpoint_path
 from ...system.machine import machine, StealTime
 
 HANDS_ENV = 'SPOTVLM_HANDS'
@@ -130,11 +130,11 @@ def _main(args: argparse.Namespace) -> int:
         from .wallclock import compare
         meanwhile = StealTime()
         more, meta['wall_clock'] = compare(_setup(args, plan, hands), args.split, sets)
-        meanwhile.tell()
+        meanwhile.print_warning()
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
-                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.share,
+                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.fraction,
                    'load': [round(v, 1) for v in os.getloadavg()]}
     cells.write(args.out / 'results.json', found, meta)
     return _report(args.out, args.update)
@@ -142,20 +142,20 @@ def _main(args: argparse.Namespace) -> int:
 
 def _report(out: Path, document: Path | None) -> int:
     from .report import MARKS, report
-    from ...system.markdown import put
+    from ...system.markdown import replace_between
     found, meta = cells.read(out / 'results.json')
     report(found, meta, out)
     if document is not None:
-        put(document, (out / 'report.md').read_text(), MARKS)
+        replace_between(document, (out / 'report.md').read_text(), MARKS)
     return 0
 
 
 def _measure(args: argparse.Namespace) -> int:
     from .latencies import measure
     stolen = StealTime()
-    found = measure(resolve(args.edge), resolve(args.cloud))
+    found = measure(checkpoint_path(args.edge), checkpoint_path(args.cloud))
     found.save()
-    stolen.tell()
+    stolen.print_warning()
     for name, value in asdict(found).items():
         print(f'{name:20} {value}')
     print(f'wrote {FILE}')
@@ -175,8 +175,8 @@ def hands_folder(named: Path | None) -> Path | None:
 def _setup(args: argparse.Namespace, plan: Plan, hands: Path | None) -> Any:
     from .work import Setup
     cache = None if args.no_cache else args.out / 'cache'
-    return Setup(resolve(args.edge), resolve(args.cloud), hands, cache, plan, Latencies.load(),
-                 args.guard_odds)
+    return Setup(checkpoint_path(args.edge), checkpoint_path(args.cloud), hands, cache, plan,
+                 Latencies.load(), args.guard_odds)
 
 
 def _replayed(args: argparse.Namespace, plan: Plan, sets: Sequence[str], hands: Path | None,
@@ -237,7 +237,7 @@ def _merge(into: Tally, more: Tally) -> None:
 
 def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str, Any]:
     from .cache import code_hash, model_hash
-    edge, cloud = resolve(args.edge), resolve(args.cloud)
+    edge, cloud = checkpoint_path(args.edge), checkpoint_path(args.cloud)
     return {
         'version': __version__, 'commit': commit(), 'clock': 'replay',
         'extent': 'full' if args.full else 'quick', 'split': args.split, 'sets': list(sets),

@@ -39,7 +39,7 @@ from .streams import Image, Plan, START_NS
 from ...edge.model import EdgeModel
 from ...method.facts import Context, Fact, NS, Query, Region
 from ...method.transfer import Transfer
-from ...mini.models import resolve
+from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
 
 BLOCK_S = 15.0     # of a recording are one unit of statistics: near moments are not independent
@@ -155,7 +155,6 @@ def measured(edge: EdgeModel, stream: RecordedStream, repeats: int = 20) -> Late
 
 def run_own(args: argparse.Namespace) -> int:
     """Score a recording."""
-    from ...mini.shipped import is_miniature, MEANINGLESS
     from .report import report
     if args.labels is None:
         raise ValueError('--labels is missing; name a file of labels, docs/benchmark.md tells '
@@ -169,10 +168,10 @@ def run_own(args: argparse.Namespace) -> int:
     plan = Plan()
     jpegs = shots(args)
     stream = RecordedStream(Path(args.bag or args.video).name, query, jpegs, labels, plan)
-    edge = EdgeModel.load(resolve(args.edge), threads=1)
+    edge = EdgeModel.load(checkpoint_path(args.edge), threads=1)
     for name in (args.edge, args.cloud_model or args.cloud):
         if is_miniature(name):
-            print(f'{name}: {MEANINGLESS}')
+            print(f'{name}: {MINIATURE_WARNING}')
     took = measured(edge, stream)
     cloud: Cloud
     if args.cloud_url:
@@ -185,7 +184,7 @@ def run_own(args: argparse.Namespace) -> int:
         if not turns:
             raise ValueError('the server answered nothing; see above')
     else:
-        cloud = LocalCloud(resolve(args.cloud))
+        cloud = LocalCloud(checkpoint_path(args.cloud))
         turns = cloud_turns(cloud, stream, Cache(None, ''))
     print(f'{len(stream.edge)} frames for the edge, {len(turns)} cloud answers, '
           f'{len(labels)} labels', flush=True)

@@ -39,7 +39,7 @@ from ...method.facts import Context
 from ...method.guard import ODDS
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world, TRAIN_SEEDS
-from ...system.processes import end_with_parent
+from ...system.processes import exit_with_parent
 
 MAJORITY_EPISODES, MAJORITY_FRAMES = 60, 8
 _given: dict[str, 'Setup'] = {}   # to this process
@@ -72,7 +72,7 @@ def begin(setup: Setup) -> None:
     import cv2
     import torch
     import transformers
-    end_with_parent()
+    exit_with_parent()
     _given['setup'] = setup
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

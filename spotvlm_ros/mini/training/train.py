@@ -42,9 +42,10 @@ from . import dataset
 from .score import evaluate, write_card
 from ..hri.hands import HandBank
 from ..models import add_tile_tags, build_model, build_processor, build_tokenizer
-from ..models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, resolve, Shape
+from ..models import CHAT_TEMPLATE, CLOUD, cut, EDGE, expand_images, Shape
+from ..shipped import checkpoint_path
 from ..worlds import NAMES
-from ...system.processes import end_with_parent
+from ...system.processes import exit_with_parent
 
 LENGTH = {EDGE.name: 224, CLOUD.name: 1024}  # longest sequence, visual tokens included
 ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
@@ -97,7 +98,7 @@ _JOB: dict[str, Any] = {}  # what forked workers inherit; large arrays cannot tr
 
 
 def _start_worker() -> None:
-    end_with_parent()
+    exit_with_parent()
     cv2.setNumThreads(1)   # the processes already fill the cores
 
 
@@ -387,14 +388,14 @@ def train(args: argparse.Namespace) -> None:
         tokenizer = build_tokenizer(dataset.corpus())
         add_tile_tags(tokenizer, CLOUD)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(args.start or resolve(EDGE.name))
+        tokenizer = AutoTokenizer.from_pretrained(args.start or checkpoint_path(EDGE.name))
     frames = args.frames - args.frames % PER_DRIVE
     stores = {shape.name: Store(shape, frames) for shape in wanted}
     _JOB.update(tokenizer=tokenizer, hands=hands, seed=args.seed, worlds=args.worlds, **stores)
     rendering = Rendering(frames, args.workers)  # forks: before CUDA starts
     try:
         rendering.wait(min(args.first, frames))
-        folder = args.start or str(resolve(EDGE.name))
+        folder = args.start or str(checkpoint_path(EDGE.name))
         for shape in wanted:
             torch.manual_seed(args.seed)
             started_from = ''
@@ -438,7 +439,7 @@ def score(shape: Shape, args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     folder = args.out / shape.name
-    folder = folder if folder.is_dir() else resolve(shape.name)
+    folder = folder if folder.is_dir() else checkpoint_path(shape.name)
     hands = HandBank(args.hands) if args.hands else None
     tokenizer = AutoTokenizer.from_pretrained(folder)
     accuracy = evaluate(shape, _load(folder).to(args.device), tokenizer, args.evaluate,

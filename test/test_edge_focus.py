@@ -49,9 +49,10 @@ def made():
 
 def test_how_much_of_each_token_a_region_covers():
     """A region over the right half of the lower row and half of the upper one."""
-    assert focus.covered([(0.5, 0.25, 1.0, 1.0)], 2, 2).tolist() == [0, 0.5, 0, 1.0]
-    assert focus.covered([], 2, 3).tolist() == [0] * 6
-    assert focus.covered([(-0.5, -1.0, 0.25, 2.0)], 1, 2).tolist() == [0.5, 0], 'cut at the edge'
+    assert focus.token_coverage([(0.5, 0.25, 1.0, 1.0)], 2, 2).tolist() == [0, 0.5, 0, 1.0]
+    assert focus.token_coverage([], 2, 3).tolist() == [0] * 6
+    assert focus.token_coverage([(-0.5, -1.0, 0.25, 2.0)], 1, 2).tolist() == [0.5, 0], \
+        'cut at the edge'
 
 
 def test_regions_in_each_view():
@@ -72,7 +73,7 @@ BOX = st.tuples(st.floats(-0.5, 1), st.floats(-0.5, 1), st.floats(0.01, 1), st.f
 @given(st.lists(BOX, max_size=3), st.lists(BOX, max_size=4), st.integers(1, 9),
        st.integers(1, 9), st.floats(0.05, 1))
 def test_no_more_tokens_than_the_share_and_something_of_everything(one, two, rows, columns, keep):
-    chosen = focus.kept([one, two], rows, columns, replace(CONFIG, keep=keep))
+    chosen = focus.tokens_to_keep([one, two], rows, columns, replace(CONFIG, keep=keep))
     budget = max(1, int(keep * 2 * rows * columns))
     assert chosen.sum() == budget
     inside = np.concatenate([focus._nearness(view, rows, columns) for view in (one, two)]) > 0
@@ -81,7 +82,7 @@ def test_no_more_tokens_than_the_share_and_something_of_everything(one, two, row
 
 
 def test_the_middle_of_a_region_is_kept_first():
-    chosen = focus.kept([[(0.0, 0.0, 1.0, 1.0)]], 3, 3, replace(CONFIG, keep=1.01 / 9))
+    chosen = focus.tokens_to_keep([[(0.0, 0.0, 1.0, 1.0)]], 3, 3, replace(CONFIG, keep=1.01 / 9))
     assert np.flatnonzero(chosen).tolist() == [4]
 
 

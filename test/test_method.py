@@ -27,7 +27,7 @@ import pytest
 from spotvlm_ros.method import focus, prompt
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from spotvlm_ros.method.gate import Drop, GateConfig
-from spotvlm_ros.method.history import compress, Evidence, fresh, History, HORIZON_S, MAX_TURNS
+from spotvlm_ros.method.history import compress, Evidence, History, HORIZON_S, MAX_TURNS, unexpired
 from spotvlm_ros.method.keyframes import next_keyframe
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -161,11 +161,11 @@ def test_fresh_takes_out_what_aged_since():
     history = History(SCENE)
     history.add(turn(0, light='red', lead='braking'))
     context = history.context(s(1))
-    assert fresh(context, SCENE, s(1.5)) == context
-    later = fresh(context, SCENE, s(3))
+    assert unexpired(context, SCENE, s(1.5)) == context
+    later = unexpired(context, SCENE, s(3))
     assert [f.key for f in later.facts] == ['lead'] and set(later.focus) == {'lead'}
-    assert fresh(context, SCENE, s(9)).empty
-    assert fresh(context, SCENE, s(-1)).empty, 'a stream that starts over'
+    assert unexpired(context, SCENE, s(9)).empty
+    assert unexpired(context, SCENE, s(-1)).empty, 'a stream that starts over'
 
 
 # -- edge turns as evidence of change ------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_where_pixels_changed_is_looked_at_but_not_told():
     assert context.dropped == {'light': Drop.CHANGED}
     boxes = focus.focus_boxes(SCENE, context, s(1), 640, 480, CONFIG)
     assert set(boxes) == {'light', 'lead'}
-    assert set(fresh(context, SCENE, s(1)).focus) == {'light', 'lead'}
+    assert set(unexpired(context, SCENE, s(1)).focus) == {'light', 'lead'}
 
 
 # -- keyframes -----------------------------------------------------------------------------------

@@ -22,11 +22,13 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
+from spotvlm_ros.method.appearance import appearance_of, similarity_of
 from spotvlm_ros.method.audit import Audit
 from spotvlm_ros.method.facts import Fact, NS, Query, Region, Source, Turn
 from spotvlm_ros.method.flow import FlowConfig, RegionTracker
-from spotvlm_ros.method.gate import Drop, GateConfig, look, similarity_of, why_dropped
-from spotvlm_ros.method.keyframes import HASTE, in_flight_wanted, next_keyframe
+from spotvlm_ros.method.gate import Drop, GateConfig, why_dropped
+from spotvlm_ros.method.keyframes import (
+    is_unsure, next_keyframe, SceneCutDetector, target_in_flight, URGENT_SHARE)
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -73,15 +75,15 @@ def test_why_a_fact_is_dropped(key, age, cut, similarity, why):
     assert why_dropped(fact, SCENE, s(0), CONFIG, cut_ns, similarity) is why
 
 
-def test_similarity_is_of_the_look_not_of_the_light():
+def test_similarity_is_of_the_appearance_not_of_the_light():
     patch = texture(1)
     box = Region(100, 80, 60, 50)
-    one = look(patch, box)
-    assert similarity_of(one, look((patch * 0.5 + 60).astype(np.uint8), box)) > 0.95
-    assert similarity_of(one, look(texture(2), box)) < 0.5
-    flat = look(np.full((240, 320), 90, np.uint8), box)
+    one = appearance_of(patch, box)
+    assert similarity_of(one, appearance_of((patch * 0.5 + 60).astype(np.uint8), box)) > 0.95
+    assert similarity_of(one, appearance_of(texture(2), box)) < 0.5
+    flat = appearance_of(np.full((240, 320), 90, np.uint8), box)
     assert similarity_of(one, flat) == 0.0 and similarity_of(flat, flat) == 1.0
-    assert look(patch, Region(400, 80, 60, 50)) is None
+    assert appearance_of(patch, Region(400, 80, 60, 50)) is None
 
 
 def test_a_scene_cut_drops_all_that_was_seen_before():
@@ -243,18 +245,33 @@ def test_answers_from_before_a_jump_back_do_not_stop_the_stream_after_it(known):
 def test_what_is_urgent_goes_early_but_not_at_once():
     sent = {'scene': s(0)}
     assert next_keyframe([SCENE], sent, s(0.9), 0, 1) is None
-    assert next_keyframe([SCENE], sent, s(HASTE + 0.01), 0, 1, {'scene'}) == 'scene'
-    assert next_keyframe([SCENE], sent, s(HASTE - 0.01), 0, 1, {'scene'}) is None
+    assert next_keyframe([SCENE], sent, s(URGENT_SHARE + 0.01), 0, 1, {'scene'}) == 'scene'
+    assert next_keyframe([SCENE], sent, s(URGENT_SHARE - 0.01), 0, 1, {'scene'}) is None
 
 
 def test_requests_in_flight_follow_the_round_trips():
     slow = replace(SCENE, id='b', cloud_period_s=4.0)
-    assert in_flight_wanted([SCENE], [], 4) == 4           # nothing measured yet
-    assert in_flight_wanted([SCENE], [0.3] * 9, 4) == 1
-    assert in_flight_wanted([SCENE], [2.5] * 9, 4) == 3
-    assert in_flight_wanted([SCENE, slow], [2.5] * 9, 8) == 4
-    assert in_flight_wanted([SCENE], [9.0] * 9, 4) == 4    # never more than allowed
-    assert in_flight_wanted([SCENE], [9.0] * 9 + [0.2] * 8, 4) == 1
+    assert target_in_flight([SCENE], [], 4) == 4           # nothing measured yet
+    assert target_in_flight([SCENE], [0.3] * 9, 4) == 1
+    assert target_in_flight([SCENE], [2.5] * 9, 4) == 3
+    assert target_in_flight([SCENE, slow], [2.5] * 9, 8) == 4
+    assert target_in_flight([SCENE], [9.0] * 9, 4) == 4    # never more than allowed
+    assert target_in_flight([SCENE], [9.0] * 9 + [0.2] * 8, 4) == 1
+
+
+def test_a_scene_cut_is_noticed_once_and_frames_close_to_each_other_are_not_compared():
+    day, night = (np.dstack([texture(n)] * 3) for n in (1, 2))
+    detector, cuts = SceneCutDetector(), []
+    for n, image in enumerate([day, day, day, night, night, night, night]):
+        if detector.is_due(s(n / 10)) and detector.update(s(n / 10), image, 0.4):
+            cuts.append(n)
+    assert cuts == [4], 'frame 3 is too close to frame 2'
+    assert not SceneCutDetector().update(s(0), night, 0.4), 'nothing to compare with'
+
+
+def test_an_edge_answer_is_unsure_as_soon_as_one_fact_is():
+    assert is_unsure([0.9, 0.4], 0.5) and not is_unsure([0.9, 0.5], 0.5)
+    assert not is_unsure([], 0.5), 'an answer without facts tells nothing'
 
 
 # -- audit ---------------------------------------------------------------------------------------

@@ -252,13 +252,13 @@ def draw_frames(rows: Sequence[Row], path: Path, count: int = 6) -> None:
     from matplotlib.patches import Rectangle
 
     from ..method.focus import focus_boxes, FocusConfig
-    from ..method.history import fresh
+    from ..method.history import unexpired
     figure, axes = pyplot.subplots(2, count // 2, figsize=(15, 9.2), constrained_layout=True)
     for axis, row in zip(axes.flat, _telling(rows, count)):
         frame = _frame(row)
         axis.imshow(frame)
         axis.set_axis_off()
-        context = fresh(row.context, SCENE, row.stamp_ns) if row.context is not None else None
+        context = unexpired(row.context, SCENE, row.stamp_ns) if row.context is not None else None
         boxes = focus_boxes(SCENE, context, row.stamp_ns, frame.shape[1], frame.shape[0],
                             FocusConfig())
         for key, (x0, y0, x1, y1) in boxes.items():

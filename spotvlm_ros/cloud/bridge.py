@@ -43,7 +43,7 @@ from .photo import Photo, smaller
 from .pool import Endpoint, Pool
 from .schema import response_format
 from ..method.facts import Fact, NS, Query
-from ..method.keyframes import in_flight_wanted, next_keyframe
+from ..method.keyframes import next_keyframe, target_in_flight
 from ..method.prompt import cloud_question
 
 RECENT = 64           # kept for the percentiles
@@ -167,7 +167,7 @@ class CloudBridge:
                 self._newest[camera] = stamp_ns, load, now
             if due is None or self._stopped:
                 return None
-            self.wanted_in_flight = in_flight_wanted(
+            self.wanted_in_flight = target_in_flight(
                 self._queries.values(), self.stats.round_trips_s, self.max_in_flight)
             picked = 'in_flight' if self.in_flight >= self.wanted_in_flight else \
                 self._pool.pick(self.budget, now)

@@ -243,9 +243,9 @@ class EdgeModel:
         rows, columns = family.grid(inputs, len(images), ids.count(family.image_token))
         regions = focus.regions_of_views(query, boxes, width, height, self.focus)
         if self.focus.backend == 'tokens':
-            keep = focus.kept(regions, rows, columns, self.focus)
+            keep = focus.tokens_to_keep(regions, rows, columns, self.focus)
             return Prompt(ids, inputs, seen, keep=keep)
-        bias = np.concatenate([focus.covered(view, rows, columns) for view in regions])
+        bias = np.concatenate([focus.token_coverage(view, rows, columns) for view in regions])
         bias *= np.float32(self.focus.bias)
         return Prompt(ids, inputs, seen, bias=bias)
 

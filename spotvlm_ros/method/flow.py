@@ -34,10 +34,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .appearance import Appearance, appearance_of, FLAT, Grey, similarity_of, thumbnail
 from .facts import NS, Region
-from .gate import FLAT, Look, look, similarity_of, thumbnail
 
-Grey = npt.NDArray[np.uint8]      # height x width
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
 Key = TypeVar('Key', bound=Hashable)  # by which a region is known
 REACH_PX = 32                     # corners are looked for within this of where they were
@@ -71,7 +70,7 @@ class Track:
     region: Region
     corners: Points = field(default_factory=lambda: np.empty((0, 2), np.float32))
     coasting_ns: int = 0          # for how long it has only moved with the camera
-    first: Look | None = None     # what it looked like in the cloud's frame
+    first: Appearance | None = None  # in the cloud's frame
 
 
 def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
@@ -267,7 +266,7 @@ class RegionTracker(Generic[Key]):
     cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
     cuts: int = 0                 # since start
     _frames: deque[tuple[int, Grey, float]] = field(default_factory=deque)  # stamp, grey, scale
-    _thumbnail: Look | None = None
+    _thumbnail: Appearance | None = None
 
     @property
     def newest_ns(self) -> int:
@@ -313,7 +312,7 @@ class RegionTracker(Generic[Key]):
             return
         _, grey, scale = self._frames[first]
         tracks: dict[Key, Track] = {
-            key: Track(region, first=look(grey, _scaled(region, scale)))
+            key: Track(region, first=appearance_of(grey, _scaled(region, scale)))
             for key, region in regions.items()}
         for i in range(first, len(self._frames) - 1):
             tracks = self._step(tracks, i, self._frames[i + 1][1], self._frames[i + 1][0])
@@ -332,7 +331,7 @@ class RegionTracker(Generic[Key]):
         found = {}
         for key, track in self.tracks.items():
             _, grey, scale = self._frames[-1]
-            now = look(grey, _scaled(track.region, scale))
+            now = appearance_of(grey, _scaled(track.region, scale))
             if track.first is not None and now is not None:
                 found[key] = similarity_of(track.first, now)
         return found

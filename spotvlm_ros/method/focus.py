@@ -138,7 +138,7 @@ def regions_of_views(query: Query, boxes: Mapping[str, Sequence[int]], width: in
                     0.5 * (cell // 2) + 0.5) for cell in cells(query, boxes).values()]
 
 
-def covered(regions: Sequence[Box], rows: int, columns: int) -> Array:
+def token_coverage(regions: Sequence[Box], rows: int, columns: int) -> Array:
     """Return how much of each token of a view, row by row, its best region covers, 0..1."""
     found = np.zeros((rows, columns), np.float32)
     for x0, y0, x1, y1 in regions:
@@ -146,8 +146,8 @@ def covered(regions: Sequence[Box], rows: int, columns: int) -> Array:
     return found.ravel()
 
 
-def kept(regions: Sequence[Sequence[Box]], rows: int, columns: int,
-         config: FocusConfig) -> npt.NDArray[np.bool_]:
+def tokens_to_keep(regions: Sequence[Sequence[Box]], rows: int, columns: int,
+                   config: FocusConfig) -> npt.NDArray[np.bool_]:
     """Return which image tokens stay: those of regions, from their middle out; others evenly."""
     near = np.concatenate([_nearness(view, rows, columns) for view in regions])
     budget = max(1, int(config.keep * len(near)))

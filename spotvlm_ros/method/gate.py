@@ -18,7 +18,7 @@ The gate: what of the history may not be told to the edge model, and why.
 
 A fact is dropped when it has outlived its time, when its frame belongs to another scene, or when
 the pixels where it was seen no longer look as they did: something has changed there, and the value
-may have. The place is then still worth a look, so its focus region stays.
+may have. The place is then still worth looking at, so its focus region stays.
 """
 
 from __future__ import annotations
@@ -26,18 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from .facts import Fact, NS, Query, Region
-
-Grey = npt.NDArray[np.uint8]     # height x width
-Look = npt.NDArray[np.float32]   # SIDE x SIDE, or what `thumbnail` returns
-
-SIDE = 12                        # a region's look is compared at this size [pixels]
-THUMBNAIL = (32, 24)             # a whole frame's, for scene cuts; width, height [pixels]
-FLAT = 3.0                       # below this contrast there is nothing to compare [grey levels]
+from .facts import Fact, NS, Query
 
 
 class Drop(IntEnum):
@@ -54,7 +43,7 @@ class GateConfig:
     """When facts are dropped. Similarities are correlations, -1 to 1."""
 
     age_limit_s: float = 12.0    # for every fact, whatever its time to live
-    changed_below: float = 0.0   # a region whose look correlates less has changed; -1: never
+    changed_below: float = 0.0   # a region that correlates less with itself has changed; -1: never
     cut_below: float = 0.4       # a frame that correlates less with the last is another scene
 
 
@@ -76,32 +65,3 @@ def why_dropped(fact: Fact, query: Query, now_ns: int, config: GateConfig, cut_n
     if similarity is not None and similarity < config.changed_below:
         return Drop.CHANGED
     return None
-
-
-def look(grey: Grey, region: Region) -> Look | None:
-    """Return what a region [pixels of the grey frame] looks like, None outside the frame."""
-    inside = region.clipped(grey.shape[1], grey.shape[0])
-    if inside is None or inside.w * inside.h < 0.5 * region.w * region.h:
-        return None
-    x0, y0 = int(inside.x), int(inside.y)
-    patch = grey[y0:max(y0 + 1, round(inside.y + inside.h)),
-                 x0:max(x0 + 1, round(inside.x + inside.w))]
-    return np.asarray(cv2.resize(patch, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.float32)
-
-
-def thumbnail(grey: Grey) -> Look:
-    """Return a whole frame as a scene cut is looked for."""
-    return np.asarray(cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def similarity_of(before: Look, after: Look) -> float:
-    """
-    Return the correlation of two looks, which brightness and contrast do not affect.
-
-    Two flat ones are alike, a flat one and another are not.
-    """
-    a, b = before - before.mean(), after - after.mean()
-    flat = [float(v.std()) < FLAT for v in (a, b)]
-    if any(flat):
-        return 1.0 if all(flat) else 0.0
-    return float((a * b).sum() / np.sqrt(float((a * a).sum()) * float((b * b).sum())))

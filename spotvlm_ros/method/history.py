@@ -205,7 +205,7 @@ def compress(context: Context, query: Query, now_ns: int, budget: int,
             return replace(small, text='', text_stamp_ns=0)
 
 
-def fresh(context: Context, query: Query, now_ns: int) -> Context:
+def unexpired(context: Context, query: Query, now_ns: int) -> Context:
     """
     Return the part of a context that may be used for the frame acquired at ``now_ns``.
 

@@ -18,19 +18,26 @@ Which frames go to the cloud, and how many may be with it at once.
 
 A query is due when its last keyframe is older than its period. What the robot notices brings that
 forward: a scene that has changed, an edge model that is unsure. Nothing brings it forward beyond
-`HASTE`, so trouble cannot become a flood; budgets in bytes and money are the bridge's.
+`URGENT_SHARE`, so trouble cannot become a flood; budgets in bytes and money are the bridge's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 import math
 import statistics
 
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .appearance import Appearance, similarity_of, thumbnail
 from .facts import NS, Query
 
-HASTE = 0.4    # an urgent query is due after this share of its period
-RECENT = 8     # round trips that the number in flight is fitted to
+SCENE_PERIOD_S = 0.2  # a frame is compared with one at least this much earlier
+URGENT_SHARE = 0.4    # an urgent query is due after this share of its period
+RECENT = 8            # round trips that the number in flight is fitted to
 
 
 def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now_ns: int,
@@ -49,7 +56,7 @@ def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now
     for query in queries:
         if query.cloud_period_s <= 0:  # 0 = never ask the cloud
             continue
-        period = query.cloud_period_s * NS * (HASTE if query.id in urgent else 1.0)
+        period = query.cloud_period_s * NS * (URGENT_SHARE if query.id in urgent else 1.0)
         sent = last_sent_ns.get(query.id)
         overdue = float('inf') if sent is None else (now_ns - sent) / period
         if overdue >= 1.0 and overdue > best_overdue:
@@ -57,7 +64,7 @@ def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now
     return best
 
 
-def in_flight_wanted(queries: Iterable[Query], round_trips_s: Sequence[float],
+def target_in_flight(queries: Iterable[Query], round_trips_s: Sequence[float],
                      most: int) -> int:
     """
     Return how many requests to have out at once, 1 to ``most``.
@@ -70,3 +77,26 @@ def in_flight_wanted(queries: Iterable[Query], round_trips_s: Sequence[float],
     if not recent or not rate:
         return most
     return max(1, min(most, math.ceil(statistics.median(recent) * rate)))
+
+
+def is_unsure(confidences: Iterable[float], below: float) -> bool:
+    """Return whether an answer of the edge has a fact whose confidence, 0 to 1, is that low."""
+    return any(confidence < below for confidence in confidences)
+
+
+@dataclass
+class SceneCutDetector:
+    """Tells when the scene before a camera is another, from frames SCENE_PERIOD_S apart."""
+
+    _stamp_ns: int = 0
+    _last: Appearance | None = None
+
+    def is_due(self, stamp_ns: int) -> bool:
+        """Return whether a frame is one to compare; the others need not be decoded for this."""
+        return stamp_ns - self._stamp_ns >= SCENE_PERIOD_S * NS
+
+    def update(self, stamp_ns: int, image: npt.NDArray[np.uint8], cut_below: float) -> bool:
+        """Return whether a frame, height x width x 3 in RGB, is the first of another scene."""
+        last, self._last = self._last, thumbnail(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+        self._stamp_ns = stamp_ns
+        return last is not None and similarity_of(last, self._last) < cut_below

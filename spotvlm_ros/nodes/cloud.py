@@ -23,7 +23,6 @@ import json
 import time
 from typing import Any
 
-import cv2
 from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, RELIABLE, SpotNode
@@ -36,12 +35,11 @@ from ..cloud.errors import KEY_ENV
 from ..cloud.photo import KeyframeEncoder, PhotoRules, read_masks
 from ..config.parameters import ENDPOINT, fallback_name, ParameterError, ParameterSpec
 from ..frames.frame import Frame, FrameHub
-from ..method.facts import cameras, NS
-from ..method.gate import similarity_of, thumbnail
+from ..method.facts import cameras
+from ..method.keyframes import is_unsure, SceneCutDetector
 from ..mini.shipped import model_name_or_path
 
 STATUS_S = 0.5  # CloudStatus is published this often
-LOOK_S = 0.2    # scene cuts are looked for this often
 
 
 class CloudNode(SpotNode):
@@ -59,7 +57,7 @@ class CloudNode(SpotNode):
         self._answers: Any = None
         self._status: Any = None
         self._frame_ids: dict[str, str] = {}     # by camera
-        self._looks: dict[str, tuple[int, Any]] = {}  # by camera: when, and what it looked like
+        self._scene_cuts: dict[str, SceneCutDetector] = {}  # by camera
 
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
@@ -149,7 +147,7 @@ class CloudNode(SpotNode):
 
     def _reset(self, camera: str) -> None:
         """Forget what is of another time: the stream of a camera starts over."""
-        self._looks.pop(camera, None)
+        self._scene_cuts.pop(camera, None)
         if self._bridge is not None:
             self._bridge.reset(camera)
 
@@ -165,20 +163,18 @@ class CloudNode(SpotNode):
 
     def _watch(self, bridge: CloudBridge, frame: Frame) -> None:
         """Ask early about a scene that has just changed; frames not decoded yet are let pass."""
-        looked_ns, before = self._looks.get(frame.camera, (0, None))
-        if not frame.decoded or frame.stamp_ns - looked_ns < LOOK_S * NS:
+        detector = self._scene_cuts.setdefault(frame.camera, SceneCutDetector())
+        if not frame.decoded or not detector.is_due(frame.stamp_ns):
             return
-        now = thumbnail(cv2.cvtColor(frame.rgb(), cv2.COLOR_RGB2GRAY))
-        if before is not None and similarity_of(before, now) < self.param('cut_below'):
+        if detector.update(frame.stamp_ns, frame.rgb(), self.param('cut_below')):
             for query_id, camera in self._cameras.items():
                 if camera == frame.camera:
                     bridge.urge(query_id)
-        self._looks[frame.camera] = frame.stamp_ns, now
 
     def _on_edge_answer(self, message: Answer) -> None:
         """Ask early when the edge is unsure."""
-        below = self.param('unsure_below')
-        if self._bridge is not None and any(f.confidence < below for f in message.facts):
+        confidences = [fact.confidence for fact in message.facts]
+        if self._bridge is not None and is_unsure(confidences, self.param('unsure_below')):
             self._bridge.urge(message.query_id)
 
     def _on_answer(self, answer: CloudAnswer) -> None:

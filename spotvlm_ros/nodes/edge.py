@@ -45,7 +45,7 @@ from ..frames.schedule import Schedule
 from ..method.audit import Audit
 from ..method.facts import cameras, Context, NS, Query
 from ..method.focus import Backend, FocusConfig
-from ..method.history import fresh
+from ..method.history import unexpired
 from ..method.prompt import neutralise
 from ..mini.shipped import model_name_or_path
 from ..recording.recorder import plain, Recorder
@@ -288,7 +288,7 @@ class EdgeNode(SpotNode):
                          wait=duration_msg(max(0, started_ns - frame.stamp_ns) / NS))
         context = None
         if self.param('use_context') and query.id in self._contexts:
-            context = fresh(context_from_msg(self._contexts[query.id]), query, frame.stamp_ns)
+            context = unexpired(context_from_msg(self._contexts[query.id]), query, frame.stamp_ns)
         try:
             rgb = frame.rgb()
         except FrameError as error:

@@ -23,7 +23,8 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402, I100
-from spotvlm_ros.config.parameters import check_file, ParameterError  # noqa: E402
+from spotvlm_ros.config.profiles import check_file  # noqa: E402
+from spotvlm_ros.config.spec import ParameterError  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.convert import image_msg  # noqa: E402

@@ -23,7 +23,10 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.config.parameters import check_file, markdown, ParameterError, TABLES
+from spotvlm_ros.config.nodes import NODE_CONFIGS
+from spotvlm_ros.config.profiles import check_file
+from spotvlm_ros.config.spec import ParameterError, specs
+from spotvlm_ros.config.tables import markdown
 from spotvlm_ros.frames import sources
 from spotvlm_ros.frames.frame import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
                                       Mailbox, StampOrder)
@@ -207,9 +210,9 @@ def test_wrong_params_name_the_remedy(tmp_path, change, words):
 
 def test_every_parameter_is_described():
     text = markdown()
-    for table in TABLES.values():
-        assert len({p.name for p in table}) == len(table)
-        for param in table:
+    for config in NODE_CONFIGS.values():
+        assert len({s.name for s in specs(config)}) == len(specs(config))
+        for param in specs(config):
             assert param.description and f'`{param.name}`' in text
             assert param.check(param.default) == param.default
 
@@ -251,6 +254,5 @@ def test_pace_skips_what_is_late():
 
 
 def test_the_readmes_tables_are_those_of_the_declarations():
-    from spotvlm_ros.config.parameters import markdown
     readme = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
     assert markdown() in readme, 'run: spotvlm params --update README.md'

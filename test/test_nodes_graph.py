@@ -498,7 +498,7 @@ def test_parameters_change_at_run_time_or_say_why_not():
             future = client.call_async(SetParameters.Request(parameters=[message]))
             return wait_for(future.done) and future.result().results[0]
         assert change('use_context', False).successful
-        assert running.nodes[-1].param('use_context') is False
+        assert running.nodes[-1].config.use_context is False
         assert 'out of range' in change('max_start_age_s', 99.0).reason
         assert 'clean up' in change('threads', 2).reason
         assert not change('autostart', False).successful

@@ -133,9 +133,10 @@ def _run(arguments: argparse.Namespace) -> int:
     stop = StopSignal()  # before the slow imports
     import yaml
 
-    from ..config.parameters import ParameterError, TABLES
+    from ..config.nodes import NODE_CONFIGS
+    from ..config.spec import ParameterError, specs
     from ..nodes.runner import run, RunConfig
-    overrides: dict[str, dict[str, Any]] = {node: {} for node in TABLES}
+    overrides: dict[str, dict[str, Any]] = {node: {} for node in NODE_CONFIGS}
     camera = overrides['camera']
     for source in ('video', 'bag', 'images'):
         if getattr(arguments, source):
@@ -156,10 +157,11 @@ def _run(arguments: argparse.Namespace) -> int:
             node, dot, rest = name.partition('.')
             if not sign:
                 raise ParameterError(f'-p {text}: write NODE.NAME:=VALUE')
-            targets = {node: rest} if dot and node in TABLES else dict.fromkeys(TABLES, name)
+            targets = {node: rest} if dot and node in NODE_CONFIGS else dict.fromkeys(
+                NODE_CONFIGS, name)
             for target, param in targets.items():
                 if len(targets) == 1 or '.' in param or param in {
-                        p.name for p in TABLES[target]}:
+                        s.name for s in specs(NODE_CONFIGS[target])}:
                     overrides[target][param] = yaml.safe_load(value)
         if not any(overrides.values()) and arguments.param:
             raise ParameterError(f'-p {arguments.param[0]}: no node has that parameter')
@@ -214,7 +216,9 @@ def _params(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..system.markdown import replace_between
-    from ..config.parameters import check_file, markdown, MARKS, ParameterError
+    from ..config.profiles import check_file
+    from ..config.spec import ParameterError
+    from ..config.tables import markdown, MARKS
     if arguments.update:
         try:
             replace_between(Path(arguments.update), markdown(), MARKS)

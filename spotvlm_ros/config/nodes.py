@@ -47,7 +47,7 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
-class ImageInputConfig:
+class ImageInputConfig(NodeConfig):
     """Parameters of nodes that take frames."""
 
     image_transport: Literal['raw', 'compressed'] = parameter(
@@ -56,7 +56,7 @@ class ImageInputConfig:
 
 
 @dataclass(frozen=True)
-class RecordingConfig:
+class RecordingConfig(NodeConfig):
     """Parameters of nodes that can record what they do."""
 
     record_dir: str = parameter(
@@ -64,7 +64,7 @@ class RecordingConfig:
 
 
 @dataclass(frozen=True)
-class QueriesConfig:
+class QueriesConfig(NodeConfig):
     """Parameters of nodes that know the standing questions; see also `QueryConfig`."""
 
     queries: tuple[str, ...] = parameter(
@@ -72,7 +72,7 @@ class QueriesConfig:
 
 
 @dataclass(frozen=True)
-class CameraConfig(ImageInputConfig, NodeConfig):
+class CameraConfig(ImageInputConfig):
     """Parameters of node camera."""
 
     source: Literal['mini', 'video', 'images', 'usb', 'bag', 'topic'] = parameter(
@@ -102,7 +102,7 @@ class CameraConfig(ImageInputConfig, NodeConfig):
 
 
 @dataclass(frozen=True)
-class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, NodeConfig):
+class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
     """Parameters of node edge; those of the model are what `EdgeModel.load` takes."""
 
     model: str = parameter('spot-mini-edge',
@@ -209,8 +209,8 @@ class CloudNodeConfig(QueriesConfig, ImageInputConfig, ServerConfig, NodeConfig)
         0, 'lower quality, then size, of keyframes until they have at most this many bytes; 0: '
         'never', 0, MAX_INT32)
     privacy_masks: tuple[str, ...] = parameter(
-        (), "parts that never leave the robot, each '<left> <top> <right> <bottom>' or the corners "
-        'of a polygon, 0 to 1 of width and height')
+        (), "parts that never leave the robot, each '<left> <top> <right> <bottom>' or the "
+        'corners of a polygon, 0 to 1 of width and height')
     budget_mb_per_hour: float = parameter(
         0.0, 'megabytes sent and received per hour; 0: no limit', 0.0, 1e6)
     budget_tokens_per_hour: int = parameter(
@@ -224,7 +224,7 @@ class CloudNodeConfig(QueriesConfig, ImageInputConfig, ServerConfig, NodeConfig)
 
 
 @dataclass(frozen=True)
-class ContextNodeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, NodeConfig):
+class ContextNodeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
     """Parameters of node context."""
 
     rate_hz: float = parameter(

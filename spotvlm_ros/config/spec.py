@@ -23,11 +23,12 @@ checked against them, and the tables of docs/parameters.md are made of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints, Literal, TypeVar
+from typing import get_args, get_origin, get_type_hints, Literal, TypeVar
 
 Changeable = Literal['at_start', 'before_configure', 'while_running']
+Value = bool | int | float | str | list[str]  # what ROS can hold of it
 T = TypeVar('T')
 
 _KINDS = {str: 'a string', bool: 'true or false', int: 'a whole number', float: 'a number'}
@@ -42,14 +43,15 @@ class ParameterSpec:
     """One parameter; the default's type is its type. A list holds strings."""
 
     name: str
-    default: Any
+    default: Value
     description: str
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
     changeable: Changeable = 'before_configure'
+    optional: bool = False  # absent means absent, not the default
 
-    def check(self, value: Any, name: str = '') -> Any:
+    def check(self, value: object, name: str = '') -> Value:
         """
         Return the value, whole numbers widened to floats where one is wanted.
 
@@ -58,22 +60,17 @@ class ParameterSpec:
         """
         name = name or self.name
         kind = type(self.default)
+        if kind is list:
+            return _strings(value, name)
         if kind is float and type(value) is int:
             value = float(value)
-        if kind is list:
-            value = list(value) if isinstance(value, (list, tuple)) else value
-            odd = [v for v in value if not isinstance(v, str)] if type(value) is list else [value]
-            if odd:
-                raise ParameterError(
-                    f'{name} must be a list of strings, got {value!r}; put quotes around numbers, '
-                    f"yes and no, as in ['{odd[0]}']")
-            return value
-        if type(value) is not kind:
+        if type(value) is not kind or not isinstance(value, (bool, int, float, str)):
             raise ParameterError(f'{name} must be {_KINDS[kind]}, got {value!r}')
         if self.choices and value not in self.choices:
             raise ParameterError(f'{name} is {value!r}; use one of {", ".join(self.choices)}')
-        if not (self.low is None or value >= self.low) or \
-                not (self.high is None or value <= self.high):
+        if isinstance(value, (int, float)) and not (
+                (self.low is None or value >= self.low)
+                and (self.high is None or value <= self.high)):
             raise ParameterError(f'{name} is {value}; use {self.allowed}')
         return value
 
@@ -87,6 +84,21 @@ class ParameterSpec:
         return '' if self.low is None else f'at least {self.low:g}'
 
 
+Lookup = Callable[[ParameterSpec, str], Value | None]
+"""Parameter and full name -> its checked value; None only where it is optional and absent."""
+
+
+def _strings(value: object, name: str) -> list[str]:
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    strings = [v for v in items if isinstance(v, str)]
+    if not isinstance(value, (list, tuple)) or len(strings) < len(items):
+        odd = next((v for v in items if not isinstance(v, str)), value)
+        raise ParameterError(
+            f'{name} must be a list of strings, got {value!r}; put quotes around numbers, yes '
+            f"and no, as in ['{odd}']")
+    return strings
+
+
 def parameter(default: T, description: str, low: float | None = None, high: float | None = None,
               changeable: Changeable = 'before_configure') -> T:
     """Return a dataclass field that `specs` reads back as a ParameterSpec."""
@@ -94,11 +106,30 @@ def parameter(default: T, description: str, low: float | None = None, high: floa
         'description': description, 'low': low, 'high': high, 'changeable': changeable})
 
 
-@cache
 def specs(config: type) -> tuple[ParameterSpec, ...]:
     """Return the parameters of a dataclass made of `parameter` fields, in their order."""
     hints = get_type_hints(config)
     return tuple(ParameterSpec(
-        f.name, list(f.default) if isinstance(f.default, tuple) else f.default,
+        f.name, _default(f.default),
         choices=get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else (),
         **f.metadata) for f in fields(config))
+
+
+def _default(value: object) -> Value:
+    if isinstance(value, tuple):
+        return list(value)
+    assert isinstance(value, (bool, int, float, str))
+    return value
+
+
+def read_config(config: type[T], lookup: Lookup, prefix: str = '',
+                without: Collection[str] = ()) -> T:
+    """
+    Return a dataclass of `parameter` fields with the values that ``lookup`` finds.
+
+    ``prefix`` stands before the names, as ``scene.``; fields ``without`` keep their default.
+    ParameterError of the lookup passes.
+    """
+    values = {spec.name: lookup(spec, prefix + spec.name) for spec in specs(config)
+              if spec.name not in without}
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

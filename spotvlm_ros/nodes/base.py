@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import time
 import traceback
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
@@ -33,13 +33,17 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from ..config.parameters import ParameterError, ParameterSpec, read_queries, TABLES, TTL
+from ..config.nodes import NodeConfig, QueriesConfig
+from ..config.queries import read_queries
+from ..config.spec import ParameterError, ParameterSpec, read_config, specs, Value
 from ..method.facts import Query
 
 JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted
 SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
                     durability=qos_profile_sensor_data.durability)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+Config = TypeVar('Config', bound=NodeConfig, covariant=True)
+T = TypeVar('T')
 
 
 def latched(depth: int) -> QoSProfile:
@@ -48,20 +52,22 @@ def latched(depth: int) -> QoSProfile:
                       durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class SpotNode(LifecycleNode):
+class SpotNode(LifecycleNode, Generic[Config]):
     """
-    A lifecycle node whose parameters come from a table.
+    A lifecycle node whose parameters are the fields of a dataclass.
+
+    ``config`` holds their present, checked values; a change puts a new one in its place.
 
     Subclasses give ``setup`` (configure), ``start`` (activate), ``stop`` (deactivate) and
     ``release`` (cleanup). Each may raise: ParameterError fails the transition, anything else is an
     error; nothing ever reaches the executor. All four, and all callbacks, run on its thread.
     """
 
-    def __init__(self, name: str, **kwargs: Any) -> None:
-        """Declare parameters and start diagnostics."""
+    def __init__(self, name: str, config: type[Config], **kwargs: Any) -> None:
+        """Declare the parameters of ``config`` and start diagnostics."""
         super().__init__(name, **kwargs)
-        self._table = {p.name: p for p in TABLES[name]}
-        self._values: dict[str, Any] = {}
+        self._specs = {s.name: s for s in specs(config)}  # by full name, of queries too
+        self._values: dict[str, Value] = {}
         self._param_error = ''
         self.last_failure = ''  # why the last transition failed
         self._active = False
@@ -69,14 +75,14 @@ class SpotNode(LifecycleNode):
         self.counts: dict[str, int] = {}           # what went wrong, for diagnostics
         self.problem = ''                          # newest error, with its remedy
         self._problem_at = 0.0
-        for param in TABLES[name]:
-            self._declare(param, param.name)
+        for spec in specs(config):
+            self._declare(spec, spec.name)
+        self.config = self.read(config)
         self.add_on_set_parameters_callback(self._on_set)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        rate = self._values.get('diagnostics_hz', 1.0)
-        self._diagnostics_timer = self.create_timer(1.0 / rate, self._diagnose,
-                                                    clock=self._steady)
+        self._diagnostics_timer = self.create_timer(1.0 / self.config.diagnostics_hz,
+                                                    self._diagnose, clock=self._steady)
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=Duration(seconds=JUMP_FORWARD_S),
                           min_backward=Duration(nanoseconds=-1), on_clock_change=True),
@@ -105,14 +111,13 @@ class SpotNode(LifecycleNode):
 
     # For subclasses to use
 
-    def param(self, name: str) -> Any:
-        """Return a parameter's present, checked value."""
-        return self._values[name]
+    def read(self, config: type[T], prefix: str = '') -> T:
+        """Return a group of parameters, declared when first read; raise ParameterError."""
+        return read_config(config, self._lookup, prefix)
 
-    def queries(self) -> tuple[Query, ...]:
-        """Declare and read the parameters of the queries."""
-        return read_queries(lambda param, name: self._values[name]
-                            if name in self._values else self._declare(param, name))
+    def queries(self, config: QueriesConfig) -> tuple[Query, ...]:
+        """Declare and read the parameters of the queries; raise ParameterError."""
+        return read_queries(config.queries, self._lookup)
 
     def own(self, undo: Callable[[], Any]) -> None:
         """Call ``undo`` on deactivate."""
@@ -174,7 +179,7 @@ class SpotNode(LifecycleNode):
 
     def autostart(self) -> bool:
         """Configure and activate, if the parameter says so; return whether that worked."""
-        if not self._values.get('autostart', True) and not self._param_error:
+        if not self.config.autostart and not self._param_error:
             return True
         good = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == good and self.trigger_activate() == good
@@ -247,56 +252,50 @@ class SpotNode(LifecycleNode):
 
     # Parameters
 
-    def _declare(self, param: ParameterSpec, name: str) -> Any:
+    def _lookup(self, spec: ParameterSpec, name: str) -> Value | None:
+        return self._values[name] if name in self._values else self._declare(spec, name)
+
+    def _declare(self, spec: ParameterSpec, name: str) -> Value | None:
         """Declare one parameter; return its checked value, or raise ParameterError."""
-        descriptor = ParameterDescriptor(
-            description=param.description + (f'; {param.allowed}' if param.choices else ''),
-            read_only=param.changeable == 'at_start', dynamic_typing=True)
-        if type(param.default) is int and param.high is not None:
-            descriptor.integer_range = [IntegerRange(from_value=int(param.low or 0),
-                                                     to_value=int(param.high), step=0)]
-        elif type(param.default) is float and param.high is not None:
-            descriptor.floating_point_range = [FloatingPointRange(
-                from_value=float(param.low or 0.0), to_value=float(param.high), step=0.0)]
-        # Typed by our own check: rclpy's own errors name neither range nor remedy. An empty list
-        # has no type in ROS, so a parameter that holds one is declared without a value.
+        # Typed by our own check: rclpy's own errors name neither range nor remedy.
         given = self._parameter_overrides.get(name)
         given = None if given is None else given.value
+        if spec.optional and given is None:
+            return None
         try:
-            value = param.default if given is None else param.check(given, name)
+            value = spec.default if given is None else spec.check(given, name)
         except ParameterError as error:
             self._param_error = self._param_error or str(error)
-            self._values[name] = param.default
-            raise_later = name not in self._table
-            if raise_later:
+            self._values[name] = spec.default
+            if name not in self._specs:
                 raise
-            return param.default
-        if param is TTL and given is None:
-            return None
+            return spec.default
+        # An empty list has no type in ROS, so a parameter that holds one has no value there.
         typed = Parameter(name, Parameter.Type.STRING_ARRAY, value) \
-            if type(param.default) is list else Parameter(name, value=value)
+            if isinstance(value, list) else Parameter(name, value=value)
         if not self.has_parameter(name):
-            self.declare_parameter(name, typed.value, descriptor, ignore_override=True)
+            self.declare_parameter(name, typed.value, _descriptor(spec), ignore_override=True)
         self._values[name] = value
-        self._table.setdefault(name, param)
+        self._specs.setdefault(name, spec)
         return value
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         checked = {}
         for parameter in parameters:
-            param = self._table.get(parameter.name)
-            if param is None:
+            spec = self._specs.get(parameter.name)
+            if spec is None:
                 continue
             try:
-                checked[parameter.name] = param.check(parameter.value, parameter.name)
+                checked[parameter.name] = spec.check(parameter.value, parameter.name)
             except ParameterError as error:
                 return SetParametersResult(successful=False, reason=str(error))
             state = self._state_machine.current_state[1]
-            if param.changeable == 'before_configure' and state not in (
+            if spec.changeable == 'before_configure' and state not in (
                     'unconfigured', 'configuring'):
                 return SetParametersResult(successful=False, reason=f'{parameter.name} is read '
                                            'at configure; deactivate and clean up the node first')
         self._values.update(checked)
+        self.config = self.read(type(self.config))
         return SetParametersResult(successful=True)
 
     # Clock and diagnostics
@@ -320,3 +319,16 @@ class SpotNode(LifecycleNode):
             values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
                     for k, v in values.items()])]
         self._diagnostics.publish(message)
+
+
+def _descriptor(spec: ParameterSpec) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(
+        description=spec.description + (f'; {spec.allowed}' if spec.choices else ''),
+        read_only=spec.changeable == 'at_start', dynamic_typing=True)
+    if type(spec.default) is int and spec.high is not None:
+        descriptor.integer_range = [IntegerRange(
+            from_value=int(spec.low or 0), to_value=int(spec.high), step=0)]
+    elif type(spec.default) is float and spec.high is not None:
+        descriptor.floating_point_range = [FloatingPointRange(
+            from_value=float(spec.low or 0.0), to_value=float(spec.high), step=0.0)]
+    return descriptor

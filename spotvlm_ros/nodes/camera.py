@@ -28,17 +28,18 @@ from spotvlm_msgs.msg import Answer
 from .base import RELIABLE, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
-from ..config.parameters import ParameterError
+from ..config.nodes import CameraConfig, NodeConfig
+from ..config.spec import ParameterError
 from ..frames.frame import encode_jpeg, Frame, FrameHub, HEAD_START_S
 from ..frames.sources import bag, images, mini, Pace, Shot, SourceError, usb, video
 
 
-class CameraNode(SpotNode):
+class CameraNode(SpotNode[CameraConfig]):
     """Stamps frames when they are acquired and hands them to the hub and to subscribers."""
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('camera', **kwargs)
+        super().__init__('camera', CameraConfig, **kwargs)
         self.hub = hub or FrameHub()
         self._shared = hub is not None
         self._stop = threading.Event()
@@ -56,28 +57,28 @@ class CameraNode(SpotNode):
 
     def setup(self) -> None:
         """Open the source, so that a wrong path fails here."""
-        names = self.param('cameras') or ['']
-        if self.param('source') == 'topic':
+        names = self.config.cameras or ('',)
+        if self.config.source == 'topic':
             return
         if len(names) > 1:
             raise ParameterError(
-                f'cameras names {", ".join(names)}, but source {self.param("source")} is one '
+                f'cameras names {", ".join(names)}, but source {self.config.source} is one '
                 'camera; name one, and start a camera node for each of the others')
         self._name = names[0]
         self._shots = self._open()
         topic = image_topic(self._name)
         self._image = self.advertise(Image, topic, RELIABLE)
         self._compressed = self.advertise(CompressedImage, f'{topic}/compressed', RELIABLE)
-        if self.param('source') == 'mini':
+        if self.config.source == 'mini':
             self._truth = self.advertise(Answer, 'truth', RELIABLE)
 
     def start(self) -> None:
         """Let frames flow."""
         self.finished.clear()
-        if self.param('source') == 'topic':
+        if self.config.source == 'topic':
             if self._shared:
                 self._inputs = [FrameInput(self, None, self.hub.publish, camera=name)
-                                for name in self.param('cameras') or ['']]
+                                for name in self.config.cameras or ('',)]
             return
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
@@ -100,7 +101,7 @@ class CameraNode(SpotNode):
 
     def report(self) -> dict[str, Any]:
         """Return what /diagnostics shows."""
-        own = {'source': self.param('source'), 'frames': self._sent,
+        own = {'source': self.config.source, 'frames': self._sent,
                'late_frames_skipped': self._pace.skipped, 'bad_frames': self._pace.failed,
                'finished': self.finished.is_set()}
         for one in self._inputs:
@@ -109,19 +110,20 @@ class CameraNode(SpotNode):
 
     def _open(self) -> Iterator[Shot]:
         """Return the stream, its first shot already read so that errors show at once."""
-        source, path, rate = (self.param(n) for n in ('source', 'path', 'rate_hz'))
+        config = self.config
+        source, path, rate = config.source, config.path, config.rate_hz
         shots: Iterator[Shot]
         if source == 'mini':
-            shots = mini(self.param('world'), self.param('seed'), self.param('condition'), rate,
+            shots = mini(self.config.world, self.config.seed, self.config.condition, rate,
                          self._stop.is_set)
         elif source == 'video':
             shots = video(path, rate)
         elif source == 'images':
             shots = images(path, rate)
         elif source == 'usb':
-            shots = usb(self.param('device'), rate)
+            shots = usb(self.config.device, rate)
         else:
-            shots = bag(path, self.param('topic'), rate)
+            shots = bag(path, self.config.topic, rate)
         first = next(shots)
 
         def all_shots() -> Iterator[Shot]:
@@ -136,7 +138,7 @@ class CameraNode(SpotNode):
                 shots = self._shots or self._open()
                 self._shots = None
                 self._pace.run(shots, self._show, self._stop)
-                if not self.param('loop'):
+                if not self.config.loop:
                     break
         except SourceError as error:
             self.failure = str(error)
@@ -145,12 +147,12 @@ class CameraNode(SpotNode):
             self.failure = f'{type(error).__name__}: {error}'
             self.count('source_errors', self.failure)
         if not self._stop.is_set():
-            self.get_logger().info(f'{self.param("source")}: end of stream after {self._sent} '
+            self.get_logger().info(f'{self.config.source}: end of stream after {self._sent} '
                                    f'frames, {self._pace.skipped} skipped as late')
             self.finished.set()
 
     def _wait_for_listener(self) -> None:
-        until = time.monotonic() + self.param('wait_for_listener_s')
+        until = time.monotonic() + self.config.wait_for_listener_s
         while not self._heard() and time.monotonic() < until and not self._stop.wait(0.02):
             pass
 
@@ -166,12 +168,12 @@ class CameraNode(SpotNode):
     def _show(self, shot: Shot) -> None:
         """Acquire, stamp and hand out one frame."""
         pixels = shot.load() if shot.load is not None else None
-        keep = self.param('keep_stamps') and shot.stamp_ns
+        keep = self.config.keep_stamps and shot.stamp_ns
         stamp = shot.stamp_ns if keep else self.now_ns()
         if stamp == 0:
             self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
             return
-        frame = Frame(stamp, self.param('frame_id'), pixels=pixels, jpeg=shot.jpeg,
+        frame = Frame(stamp, self.config.frame_id, pixels=pixels, jpeg=shot.jpeg,
                       reference=shot.reference, camera=self._name)
         self._sent += 1
         self.hub.publish(frame)
@@ -188,7 +190,7 @@ class CameraNode(SpotNode):
             self._publish(frame)
 
     def _publish(self, frame: Frame) -> None:
-        wanted = self.param('publish_image')
+        wanted = self.config.publish_image
         if wanted == 'never':
             return
         if wanted == 'always' or self._image.get_subscription_count():
@@ -198,6 +200,6 @@ class CameraNode(SpotNode):
             self._compressed.publish(compressed_msg(frame, jpeg))
 
 
-def make_nodes() -> list[SpotNode]:
+def make_nodes() -> list[SpotNode[NodeConfig]]:
     """Return the node for a process of its own."""
     return [CameraNode()]

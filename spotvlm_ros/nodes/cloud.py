@@ -33,7 +33,9 @@ from ..cloud.budget import Budget, Cost
 from ..cloud.client import CloudConfig, read_api_key
 from ..cloud.errors import KEY_ENV
 from ..cloud.photo import KeyframeEncoder, PhotoRules, read_masks
-from ..config.parameters import ENDPOINT, fallback_name, ParameterError, ParameterSpec
+from ..config.nodes import CloudNodeConfig, NodeConfig, ServerConfig
+from ..config.profiles import fallback_prefix
+from ..config.spec import ParameterError
 from ..frames.frame import Frame, FrameHub
 from ..method.facts import cameras
 from ..method.keyframes import is_unsure, SceneCutDetector
@@ -42,12 +44,12 @@ from ..mini.shipped import model_name_or_path
 STATUS_S = 0.5  # CloudStatus is published this often
 
 
-class CloudNode(SpotNode):
+class CloudNode(SpotNode[CloudNodeConfig]):
     """Offers every frame to the bridge, which sends the few it wants."""
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('cloud', **kwargs)
+        super().__init__('cloud', CloudNodeConfig, **kwargs)
         self._hub = hub
         self._bridge: CloudBridge | None = None
         self._configs: list[CloudConfig] = []
@@ -62,34 +64,34 @@ class CloudNode(SpotNode):
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
         import_module('openai')  # takes most of a second, which the first frame need not wait
-        self._queries = self.queries()
+        self._queries = self.queries(self.config)
         self._cameras = {q.id: q.camera for q in self._queries}
-        if not self.param('base_url'):
+        if not self.config.base_url:
             raise ParameterError('base_url is empty; give the address of an OpenAI-compatible '
                                  'server, or use spotvlm run, which starts one')
-        self._configs = [self._server(''), *map(self._server, self.param('fallbacks'))]
+        self._configs = [self._server(''), *map(self._server, self.config.fallbacks)]
         self._photographer = KeyframeEncoder(PhotoRules(
-            self.param('max_side'), self.param('max_image_bytes'), self.param('jpeg_quality'),
-            read_masks(self.param('privacy_masks'))))
+            self.config.max_side, self.config.max_image_bytes, self.config.jpeg_quality,
+            read_masks(self.config.privacy_masks)))
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
-        if self.param('emulated_delay_median_s'):
+        if self.config.emulated_delay_median_s:
             self.get_logger().info('an emulated delay with a median of '
-                                   f'{self.param("emulated_delay_median_s"):g} s is added to '
+                                   f'{self.config.emulated_delay_median_s:g} s is added to '
                                    'each reply')
 
     def start(self) -> None:
         """Listen to frames."""
-        limits = Cost(self.param('budget_mb_per_hour') * 1e6,
-                      self.param('budget_tokens_per_hour'), self.param('budget_money_per_hour'))
+        limits = Cost(self.config.budget_mb_per_hour * 1e6,
+                      self.config.budget_tokens_per_hour, self.config.budget_money_per_hour)
         self._bridge = CloudBridge(
             self._configs, self._queries, self._on_answer,
-            max_in_flight=self.param('max_in_flight'), retries=self.param('retries'),
+            max_in_flight=self.config.max_in_flight, retries=self.config.retries,
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
         self._inputs = [FrameInput(self, self._hub, self._offer, partial(self._reset, camera),
                                    camera) for camera in cameras(self._queries)]
-        if self.param('unsure_below'):
+        if self.config.unsure_below:
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.every(STATUS_S, self._publish_status)
         self._publish_status()
@@ -125,13 +127,10 @@ class CloudNode(SpotNode):
 
     def _server(self, name: str) -> CloudConfig:
         """Read the parameters of a server; '' is the preferred one."""
-        def declared(param: ParameterSpec) -> Any:
-            full = fallback_name(name, param.name) if name else param.name
-            return self._values[full] if full in self._values else self._declare(param, full)
-        given = {p.name: declared(p) for p in ENDPOINT}
-        prefix = fallback_name(name, '') if name else ''
+        prefix = fallback_prefix(name) if name else ''
+        server = self.read(ServerConfig, prefix)
         try:
-            extra = json.loads(given.pop('extra_body') or '{}')
+            extra = json.loads(server.extra_body or '{}')
         except ValueError:
             extra = None
         if not isinstance(extra, dict):
@@ -139,11 +138,18 @@ class CloudNode(SpotNode):
                                  """'{"seed": 1}'""")
         variable = KEY_ENV + (f'_{name.upper()}' if name else '')
         return CloudConfig(
-            name=name or 'primary', api_key=read_api_key(given.pop('api_key_file'), variable),
-            model=model_name_or_path(given.pop('model')), plain_key=given.pop('allow_plain_key'),
-            extra=extra, emulated_delay_median_s=self.param('emulated_delay_median_s'),
-            emulated_delay_sigma=self.param('emulated_delay_sigma'),
-            seed=self.param('emulated_delay_seed'), **given)
+            name=name or 'primary', base_url=server.base_url,
+            model=model_name_or_path(server.model),
+            api_key=read_api_key(server.api_key_file, variable),
+            plain_key=server.allow_plain_key, deadline_s=server.deadline_s,
+            max_tokens=server.max_tokens, max_tokens_field=server.max_tokens_field,
+            temperature=server.temperature, structured_output=server.structured_output,
+            stream=server.stream, box_scale=server.box_scale, concurrency=server.concurrency,
+            price_input=server.price_input, price_output=server.price_output,
+            price_request=server.price_request, extra=extra,
+            emulated_delay_median_s=self.config.emulated_delay_median_s,
+            emulated_delay_sigma=self.config.emulated_delay_sigma,
+            seed=self.config.emulated_delay_seed)
 
     def _reset(self, camera: str) -> None:
         """Forget what is of another time: the stream of a camera starts over."""
@@ -154,7 +160,7 @@ class CloudNode(SpotNode):
     def _offer(self, frame: Frame) -> None:
         if self._bridge is None:
             return
-        self._bridge.max_in_flight = self.param('max_in_flight')
+        self._bridge.max_in_flight = self.config.max_in_flight
         self._frame_ids[frame.camera] = frame.frame_id
         self._watch(self._bridge, frame)
         self._bridge.offer(frame.stamp_ns,
@@ -166,7 +172,7 @@ class CloudNode(SpotNode):
         detector = self._scene_cuts.setdefault(frame.camera, SceneCutDetector())
         if not frame.decoded or not detector.is_due(frame.stamp_ns):
             return
-        if detector.update(frame.stamp_ns, frame.rgb(), self.param('cut_below')):
+        if detector.update(frame.stamp_ns, frame.rgb(), self.config.cut_below):
             for query_id, camera in self._cameras.items():
                 if camera == frame.camera:
                     bridge.urge(query_id)
@@ -174,7 +180,7 @@ class CloudNode(SpotNode):
     def _on_edge_answer(self, message: Answer) -> None:
         """Ask early when the edge is unsure."""
         confidences = [fact.confidence for fact in message.facts]
-        if self._bridge is not None and is_unsure(confidences, self.param('unsure_below')):
+        if self._bridge is not None and is_unsure(confidences, self.config.unsure_below):
             self._bridge.urge(message.query_id)
 
     def _on_answer(self, answer: CloudAnswer) -> None:
@@ -218,6 +224,6 @@ class CloudNode(SpotNode):
         self._status.publish(status)
 
 
-def make_nodes() -> list[SpotNode]:
+def make_nodes() -> list[SpotNode[NodeConfig]]:
     """Return the node for a process of its own."""
     return [CloudNode()]

@@ -22,10 +22,11 @@ from .camera import CameraNode
 from .cloud import CloudNode
 from .context import ContextNode
 from .edge import EdgeNode
+from ..config.nodes import NodeConfig
 from ..frames.frame import FrameHub
 
 
-def make_nodes() -> list[SpotNode]:
+def make_nodes() -> list[SpotNode[NodeConfig]]:
     """
     Return the nodes in the order in which they start: the camera last, all ears are open.
 

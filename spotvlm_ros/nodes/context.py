@@ -28,6 +28,7 @@ from spotvlm_msgs.msg import Answer, Context as ContextMsg
 from .base import latched, RELIABLE, SpotNode
 from .convert import context_msg, turn_from_msg
 from .input import FrameInput
+from ..config.nodes import ContextNodeConfig, NodeConfig
 from ..frames.frame import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_S
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
@@ -39,7 +40,7 @@ WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
     Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 
 
-class ContextNode(SpotNode):
+class ContextNode(SpotNode[ContextNodeConfig]):
     """
     Late cloud answers replace the edge's own turns; see `method/transfer.py` for what happens.
 
@@ -50,7 +51,7 @@ class ContextNode(SpotNode):
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('context', **kwargs)
+        super().__init__('context', ContextNodeConfig, **kwargs)
         self._hub = hub
         self._queries: dict[str, Query] = {}
         self._method = Transfers((), TransferConfig())
@@ -70,16 +71,16 @@ class ContextNode(SpotNode):
 
     def setup(self) -> None:
         """Read the queries."""
-        queries = self.queries()
+        queries = self.queries(self.config)
         self._queries = {q.id: q for q in queries}
         config = TransferConfig(
-            carry=self.param('flow_hz') > 0,
-            gate=GateConfig(age_limit_s=self.param('age_limit_s'),
-                            changed_below=self.param('changed_below'),
-                            cut_below=self.param('cut_below')))
+            carry=self.config.flow_hz > 0,
+            gate=GateConfig(age_limit_s=self.config.age_limit_s,
+                            changed_below=self.config.changed_below,
+                            cut_below=self.config.cut_below))
         self._method = Transfers(queries, config)
-        if self.param('record_dir'):
-            self._recorder = Recorder(self.param('record_dir'), 'context')
+        if self.config.record_dir:
+            self._recorder = Recorder(self.config.record_dir, 'context')
             self._recorder.write('start', queries=[plain(q) for q in queries],
                                  config=plain(config))
         self._contexts = self.advertise(ContextMsg, 'context', latched(len(self._queries)))
@@ -89,8 +90,8 @@ class ContextNode(SpotNode):
         self._forget(ContextMsg.GATE_EMPTY)
         self.subscribe(Answer, 'answers', RELIABLE, self._on_answer)
         self.subscribe(Answer, 'cloud/answers', RELIABLE, self._on_answer)
-        self.every(1.0 / self.param('rate_hz'), self._publish_all)
-        if self.param('flow_hz'):
+        self.every(1.0 / self.config.rate_hz, self._publish_all)
+        if self.config.flow_hz:
             self._running = True
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
@@ -227,7 +228,7 @@ class ContextNode(SpotNode):
         """Carry all regions to a frame, take up those of new facts, publish."""
         # Frames come a little early or late: half a period is tolerance enough.
         camera, stamp_ns, recorder = frame.camera, frame.stamp_ns, self._recorder
-        if stamp_ns - self._seen_ns.get(camera, 0) < 0.5 * NS / self.param('flow_hz'):
+        if stamp_ns - self._seen_ns.get(camera, 0) < 0.5 * NS / self.config.flow_hz:
             return
         image = frame.rgb()
         with self._flow_lock:
@@ -251,6 +252,6 @@ class ContextNode(SpotNode):
                     self._publish(self._queries[query_id])
 
 
-def make_nodes() -> list[SpotNode]:
+def make_nodes() -> list[SpotNode[NodeConfig]]:
     """Return the node for a process of its own."""
     return [ContextNode()]

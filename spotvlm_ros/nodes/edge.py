@@ -40,6 +40,7 @@ from .base import latched, RELIABLE, SpotNode
 from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, fact_msg
 from .convert import header_msg, MAX_FACTS, stamp_ns
 from .input import FrameInput
+from ..config.nodes import EdgeConfig, NodeConfig
 from ..frames.frame import Frame, FrameError, FrameHub, Mailbox
 from ..frames.schedule import Schedule
 from ..method.audit import Audit
@@ -75,13 +76,13 @@ class Job:
     canceled: Callable[[], bool] = field(default=lambda: False)
 
 
-class EdgeNode(SpotNode):
+class EdgeNode(SpotNode[EdgeConfig]):
     """Answers the standing queries about the newest frame, each at its own rate."""
 
     def __init__(self, hub: FrameHub | None = None, load: Load = load_edge_model,
                  **kwargs: Any) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('edge', **kwargs)
+        super().__init__('edge', EdgeConfig, **kwargs)
         self._hub, self._load = hub, load
         self._model: Any = None
         self._queries: dict[str, Query] = {}
@@ -107,19 +108,19 @@ class EdgeNode(SpotNode):
 
     def setup(self) -> None:
         """Load the model."""
-        self._queries = {q.id: q for q in self.queries()}
+        self._queries = {q.id: q for q in self.queries(self.config)}
         self._schedule = Schedule(tuple(self._queries.values()))
-        path = model_name_or_path(self.param('model'))
-        options = {'device': self.param('device'), 'threads': self.param('threads'),
-                   'decoding': self.param('decoding'), 'engine': self.param('engine'),
-                   'odds': self.param('guard_odds')}
-        self._model = self._load(path, focus_backend=self.param('focus_backend'), **options)
-        if self.param('record_dir'):
-            self._recorder = Recorder(self.param('record_dir'), 'edge')
+        path = model_name_or_path(self.config.model)
+        options = {'device': self.config.device, 'threads': self.config.threads,
+                   'decoding': self.config.decoding, 'engine': self.config.engine,
+                   'odds': self.config.guard_odds}
+        self._model = self._load(path, focus_backend=self.config.focus_backend, **options)
+        if self.config.record_dir:
+            self._recorder = Recorder(self.config.record_dir, 'edge')
             self._recorder.write(
                 'start', queries=[plain(q) for q in self._queries.values()],
                 load={'path': path, 'focus': plain(FocusConfig(
-                    backend=self.param('focus_backend'))), **options})
+                    backend=self.config.focus_backend)), **options})
         self._audits = self.advertise(Answer, 'audit', RELIABLE)
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         try:
@@ -141,8 +142,8 @@ class EdgeNode(SpotNode):
             FrameInput(self, self._hub, self._mailbox.put, partial(self._forget, camera), camera)
             for camera in cameras(self._queries.values())]
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
-        self._audit = Audit(self.param('audit_share'))
-        if self._audit.share and self.param('audit_truth'):
+        self._audit = Audit(self.config.audit_share)
+        if self._audit.share and self.config.audit_truth:
             self.subscribe(Answer, 'truth', RELIABLE, self._on_truth)
         server = ActionServer(self, Ask, 'ask', self._execute, goal_callback=self._on_goal,
                               cancel_callback=lambda goal: CancelResponse.ACCEPT)
@@ -211,7 +212,7 @@ class EdgeNode(SpotNode):
 
     async def _execute(self, goal: Any) -> Ask.Result:
         request = goal.request
-        timeout = duration_s(request.timeout) or self.param('ask_timeout_s')
+        timeout = duration_s(request.timeout) or self.config.ask_timeout_s
         query = self._queries.get(request.query_id)
         if query is None and request.query_id:
             goal.abort()
@@ -219,7 +220,7 @@ class EdgeNode(SpotNode):
                               error_msg=f'no query {request.query_id!r} is configured; there are '
                               f'{", ".join(self._queries)}')
         if query is None:
-            tokens = request.max_tokens or self.param('ask_max_tokens')
+            tokens = request.max_tokens or self.config.ask_max_tokens
             camera = cameras(self._queries.values())[0]
             query = Query(id='', prompt=neutralise(request.prompt), format='text',
                           deadline_s=timeout, max_new_tokens=tokens, camera=camera)
@@ -260,11 +261,11 @@ class EdgeNode(SpotNode):
         if frame is None:
             return
         if len(self._inputs) == 1 and \
-                time.monotonic() - frame.received > self.param('max_start_age_s'):
+                time.monotonic() - frame.received > self.config.max_start_age_s:
             # It came while the model was busy. The next one is fresher and about to come; where
             # none does (slow camera, end of the clip) this one is still the newest. With several
             # cameras the model has no time to wait.
-            frame = self._mailbox.get(self.param('patience_s')) or frame
+            frame = self._mailbox.get(self.config.patience_s) or frame
         self._last[frame.camera] = frame
         query = self._schedule.take(frame.stamp_ns, frame.camera)
         if query is not None and self._running:
@@ -287,7 +288,7 @@ class EdgeNode(SpotNode):
                          source=Answer.SOURCE_EDGE, model=self._model.name,
                          wait=duration_msg(max(0, started_ns - frame.stamp_ns) / NS))
         context = None
-        if self.param('use_context') and query.id in self._contexts:
+        if self.config.use_context and query.id in self._contexts:
             context = unexpired(context_from_msg(self._contexts[query.id]), query, frame.stamp_ns)
         try:
             rgb = frame.rgb()
@@ -430,6 +431,6 @@ class EdgeNode(SpotNode):
                 self._contexts.pop(query.id, None)
 
 
-def make_nodes() -> list[SpotNode]:
+def make_nodes() -> list[SpotNode[NodeConfig]]:
     """Return the node for a process of its own."""
     return [EdgeNode()]

@@ -31,6 +31,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from .base import SpotNode
+from ..config.nodes import NodeConfig
 from ..system.signals import StopSignal
 
 DRAIN_S = 5.0  # longest wait for the last answer after the last frame
@@ -124,8 +125,9 @@ def end_process(code: int) -> None:
     os._exit(code)
 
 
-def run_nodes(make: Callable[[], Sequence[SpotNode]], argv: Sequence[str] | None = None,
-              stop: StopSignal | None = None, exit_on_failure: bool = False) -> int:
+def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]],
+              argv: Sequence[str] | None = None, stop: StopSignal | None = None,
+              exit_on_failure: bool = False) -> int:
     """Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0."""
     stop = stop or StopSignal()
     try:
@@ -134,7 +136,7 @@ def run_nodes(make: Callable[[], Sequence[SpotNode]], argv: Sequence[str] | None
         print(f'error: {error}', file=sys.stderr)
         return 1
     leaving = [n for n in graph.nodes
-               if n.get_name() == 'camera' and n.param('exit_when_finished')]
+               if n.get_name() == 'camera' and n.config.exit_when_finished]
     code = 0
     while not stop.wait(0.1):  # a signal during the imports ends this at once
         if exit_on_failure and graph.failed:

@@ -25,6 +25,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from .base import SENSOR, SpotNode
 from .convert import stamp_ns
+from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame, FrameError, FrameHub, StampOrder
 from ..frames.pixels import check_image, image_to_rgb
 
@@ -41,8 +42,9 @@ class FrameInput:
     ``on_restart`` is called before the first frame of a stream that has started over.
     """
 
-    def __init__(self, node: SpotNode, hub: FrameHub | None, on_frame: Callable[[Frame], None],
-                 on_restart: Callable[[], None] = lambda: None, camera: str = '') -> None:
+    def __init__(self, node: SpotNode[ImageInputConfig], hub: FrameHub | None,
+                 on_frame: Callable[[Frame], None], on_restart: Callable[[], None] = lambda: None,
+                 camera: str = '') -> None:
         """Listen to a camera until the node is deactivated."""
         self._node, self._on_frame, self._on_restart = node, on_frame, on_restart
         self._camera = camera
@@ -51,7 +53,7 @@ class FrameInput:
         self._since = time.monotonic()
         if hub is not None:
             node.own(hub.listen(node.guarded(self._share)))
-        elif node.param('image_transport') == 'compressed':
+        elif node.config.image_transport == 'compressed':
             node.subscribe(CompressedImage, f'{image_topic(camera)}/compressed', SENSOR,
                            self._compressed)
         else:

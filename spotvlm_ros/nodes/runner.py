@@ -28,7 +28,8 @@ import time
 from typing import Any
 
 from ..cloud.server import EmbeddedServer
-from ..config.parameters import check_file, lookup, ParameterError, read_queries, TABLES
+from ..config.profiles import check_cameras, load_profile, params_file, Profile
+from ..config.spec import ParameterError
 from ..mini.shipped import is_miniature, MINIATURE_WARNING, model_name_or_path
 from ..system.machine import StealTime
 from ..system.processes import Child
@@ -44,7 +45,7 @@ class RunConfig:
 
     profile: str
     params_files: tuple[str, ...] = ()
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     namespace: str = ''
     duration_s: float = 0.0  # 0 = to the end of the source
     multi_process: bool = False
@@ -53,23 +54,6 @@ class RunConfig:
     server_threads: int = 1
     record: bool = False     # keep all messages in the monitor, truth and context too
     output: str = ''         # folder for summary.json; empty: none
-
-
-def find_profile(name: str) -> Path:
-    """Return the YAML of a profile: a path, or a name in config/ of the source or of share."""
-    folders = [Path(__file__).resolve().parents[2] / 'config']
-    try:
-        from ament_index_python.packages import get_package_share_directory
-        folders.append(Path(get_package_share_directory('spotvlm_ros')) / 'config')
-    except (ImportError, LookupError):
-        pass
-    candidates = [Path(name), *(f / f'{name}.yaml' for f in folders)]
-    found = next((c for c in candidates if c.is_file()), None)
-    if found is None:
-        names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - {'embedded_cloud'})
-        raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
-                             f'{", ".join(names)}')
-    return found
 
 
 def run(config: RunConfig, stop: StopSignal,
@@ -81,15 +65,16 @@ def run(config: RunConfig, stop: StopSignal,
     """
     with ExitStack() as stack:
         try:
-            values = _parameters(config, stack)
-            server = _server(config, values, stack)
+            profile = _profile(config, stack)
+            server = _server(config, profile, stack)
             if server is not None:
-                values['cloud'] |= {'base_url': server.url, 'model': server.model}
-                print(f'starting the embedded cloud server ({values["cloud"]["model"]}) ...',
-                      flush=True)
+                profile = profile.overlaid('cloud', {'base_url': server.url,
+                                                     'model': server.model})
+                print(f'starting the embedded cloud server ({server.model}) ...', flush=True)
                 if not server.wait(stop):
                     return 0, {}
-            return _run_graph(config, _write(stack, values), values, stop, watch, stack)
+            return _run_graph(config, _write(stack, profile.params_file()), profile, stop, watch,
+                              stack)
         except (ParameterError, RuntimeError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1, {}
@@ -98,56 +83,38 @@ def run(config: RunConfig, stop: StopSignal,
             return 1, {}
 
 
-def _parameters(config: RunConfig, stack: ExitStack) -> dict[str, dict[str, Any]]:
+def _profile(config: RunConfig, stack: ExitStack) -> Profile:
     """
-    Check all files and lay them over one another; return the values, defaults included.
+    Check all files and lay them over one another.
 
     The nodes get one file, not several: where a later file gives a parameter another type, as 2
     for 0.5, rcl keeps both values and hands out the earlier.
     """
-    files = [find_profile(config.profile), *(Path(f) for f in config.params_files)]
-    extra = {node: dict(values) for node, values in config.overrides.items() if values}
-    if extra:
-        files.append(_write(stack, extra))
-    merged: dict[str, dict[str, Any]] = {}
-    for file in files:
-        merged = check_file(file, merged)
-    _check_cameras(merged)
-    return {node: {p.name: p.default for p in TABLES[node]} | flat
-            for node, flat in merged.items()}
+    overlays = [Path(f) for f in config.params_files]
+    overrides = {node: values for node, values in config.overrides.items() if values}
+    if overrides:
+        overlays.append(_write(stack, params_file(overrides)))
+    profile = load_profile(config.profile, overlays)
+    check_cameras(profile)
+    return profile
 
 
-def _check_cameras(merged: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ParameterError where a question is about a camera that there is not."""
-    known = merged['camera'].get('cameras') or ['']
-    for query in read_queries(lambda param, name: lookup(merged['edge'], param, name)):
-        if query.camera not in known:
-            raise ParameterError(
-                f'{query.id}.camera is {query.camera!r}, and cameras of node camera is '
-                f'{known if known != [""] else "empty"}; name each camera in both places, or in '
-                'neither where there is only one')
-
-
-def _write(stack: ExitStack, sections: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write overrides as a params file: the only form that works for a node in any namespace."""
+def _write(stack: ExitStack, text: str) -> Path:
+    """Write a params file: the only form of parameters that reaches nodes of any namespace."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='spotvlm-')))
     path = folder / 'overrides.yaml'
-    tree = {f'/**/{node}': {'ros__parameters': {k: v for k, v in flat.items() if v != []}}
-            for node, flat in sections.items()}  # ROS cannot tell the type of an empty list
-    # JSON is YAML without the aliases that ROS refuses.
-    path.write_text(json.dumps(tree), encoding='utf-8')
+    path.write_text(text, encoding='utf-8')
     return path
 
 
-def _server(config: RunConfig, values: Mapping[str, Mapping[str, Any]],
-            stack: ExitStack) -> EmbeddedServer | None:
-    cloud = values['cloud']
-    if cloud['base_url']:
+def _server(config: RunConfig, profile: Profile, stack: ExitStack) -> EmbeddedServer | None:
+    cloud = profile.cloud
+    if cloud.base_url:
         return None
-    path = model_name_or_path(cloud['model'])
+    path = model_name_or_path(cloud.model)
     if not Path(path).is_dir():
         raise ParameterError(
-            f'cloud model {cloud["model"]!r} is neither a shipped checkpoint nor a folder; for a '
+            f'cloud model {cloud.model!r} is neither a shipped checkpoint nor a folder; for a '
             'server of your own set base_url of node cloud')
     server = EmbeddedServer(path, threads=config.server_threads)
     stack.callback(server.stop)
@@ -155,13 +122,13 @@ def _server(config: RunConfig, values: Mapping[str, Mapping[str, Any]],
     return server
 
 
-def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, Any]],
+def _run_graph(config: RunConfig, file: Path, profile: Profile,
                stop: StopSignal, watch: Callable[[Any], None],
                stack: ExitStack) -> tuple[int, dict[str, Any]]:
     argv = ['--ros-args', '--log-level', config.log_level, '--params-file', str(file)]
     if config.namespace:
         argv += ['-r', f'__ns:=/{config.namespace.strip("/")}']
-    if values['camera']['source'] != 'mini' and is_miniature(values['edge']['model']):
+    if profile.camera.source != 'mini' and is_miniature(profile.edge.model):
         print(f'note: {MINIATURE_WARNING}', flush=True)
     if stop():
         return 0, {}
@@ -195,9 +162,9 @@ def _run_graph(config: RunConfig, file: Path, values: Mapping[str, Mapping[str, 
         child.stop()
     ended = graph.close()
     summary = monitor.summary.as_dict() | {'meta': {
-        'profile': config.profile, 'source': values['camera']['source'],
-        'edge_model': values['edge']['model'], 'cloud_model': values['cloud']['model'],
-        'emulated_delay_median_s': values['cloud']['emulated_delay_median_s'],
+        'profile': config.profile, 'source': profile.camera.source,
+        'edge_model': profile.edge.model, 'cloud_model': profile.cloud.model,
+        'emulated_delay_median_s': profile.cloud.emulated_delay_median_s,
         'cpu_stolen': stolen.fraction}}
     _tell(config, summary)
     stolen.print_warning()

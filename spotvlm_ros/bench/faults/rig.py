@@ -35,13 +35,13 @@ import psutil
 from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
+from ...config.profiles import find_profile
 from ...frames.frame import FrameHub
 from ...nodes.camera import CameraNode
 from ...nodes.cloud import CloudNode
 from ...nodes.context import ContextNode
 from ...nodes.edge import EdgeNode
 from ...nodes.executor import Graph
-from ...nodes.runner import find_profile
 from ...system.machine import machine
 
 KEEP = 20_000

@@ -40,11 +40,10 @@ from ...cloud.bridge import CloudAnswer, CloudBridge, percentile
 from ...cloud.client import CloudConfig, read_api_key
 from ...cloud.photo import Photo
 from ...cloud.server import EmbeddedServer
-from ...config.parameters import check_file, lookup, read_queries
+from ...config.profiles import load_profile
 from ...method.facts import Query
 from ...mini.shipped import checkpoint_path
 from ...mini.worlds import make_world, TUNE_SEEDS
-from ...nodes.runner import find_profile
 from ...system.machine import machine
 
 CAMERA_HZ = 10.0
@@ -143,9 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--threads', type=int, default=1, help='of the embedded server')
     parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
     arguments = parser.parse_args(argv)
-    profile = check_file(find_profile(arguments.profile))
-    flat, world = profile['cloud'], profile['camera'].get('world', 'driving')
-    queries = read_queries(lambda param, name: lookup(flat, param, name))
+    profile = load_profile(arguments.profile)
+    queries, world = profile.queries('cloud'), profile.camera.world
     with ExitStack() as stack:
         url, model = arguments.url, arguments.model
         if not url:

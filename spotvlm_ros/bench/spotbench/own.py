@@ -36,6 +36,7 @@ from .latencies import Latencies
 from .models import Cloud, cloud_turns, decode, Edge, encode, LocalCloud, RemoteCloud, timed
 from .replay import Extent, Replay
 from .streams import Image, Plan, START_NS
+from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
 from ...method.facts import Context, Fact, NS, Query, Region
 from ...method.transfer import Transfer
@@ -44,7 +45,6 @@ from ...system.machine import machine
 
 BLOCK_S = 15.0     # of a recording are one unit of statistics: near moments are not independent
 LONGEST_S = 1800.0
-CONFIG = Path(__file__).resolve().parents[3] / 'config'
 
 
 class RecordedStream:
@@ -100,11 +100,8 @@ def _spaced(stamps: list[int], seconds: float) -> list[int]:
 
 def facts_query(profile: str) -> Query:
     """Return the first facts query of a profile or params file."""
-    from ...config.parameters import check_file, lookup, read_queries
-    path = CONFIG / f'{profile}.yaml'
-    path = path if '/' not in profile and path.is_file() else Path(profile)
-    flat = check_file(path)['edge']
-    queries = read_queries(lambda param, name: lookup(flat, param, name))
+    path = find_profile(profile)
+    queries = load_profile(profile).queries()
     found = next((q for q in queries if q.format == 'facts'), None)
     if found is None:
         raise ValueError(f'{path} has no query of format facts; add one with the keys of your '

@@ -15,11 +15,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guard: context counts only where it makes the edge much surer."""
 
+from dataclasses import dataclass, replace
+
 from hypothesis import given, strategies as st
 import pytest
 
 from spotvlm_ros.method.facts import Context, Fact, Query
-from spotvlm_ros.method.guard import is_confident, select_by_odds, SURE
+from spotvlm_ros.method.guard import guarded_answer, is_confident, OFF, select_by_odds, SURE
 
 SCENE = Query('scene', 'q', 'facts', {'light': ('red', 'green'), 'lead': ('none', 'braking')})
 CONFIDENCE = st.floats(0.0, 1.0)
@@ -72,3 +74,40 @@ def test_what_was_not_told_must_only_be_surer(confidence, value):
     own, seen = Fact('light', 'red', 0, 0.6), Fact('light', 'green', 0, confidence)
     context = Context('scene', 1, (Fact('light', 'red', 0),))
     assert select_by_odds(SCENE, [own], [seen], context, 100.0)[0].value == value
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of a model that is as sure as it is told to be."""
+
+    facts: tuple = ()
+    partial: bool = False
+
+
+CONTEXT = Context('scene', 1, (Fact('light', 'green', 0),))
+DOUBT = Answer((Fact('light', 'red', 0, 0.5), Fact('lead', 'none', 0, 0.5)))
+SURER = Answer((Fact('light', 'green', 0, 0.9), Fact('lead', 'none', 0, 0.6)))
+
+
+@pytest.mark.parametrize('query, context, odds, alone, informed, passes, light', [
+    (SCENE, CONTEXT, 4.0, DOUBT, SURER, [None, CONTEXT], 'green'),
+    (SCENE, CONTEXT, 40.0, DOUBT, SURER, [None, CONTEXT], 'red'),
+    (SCENE, CONTEXT, 4.0, replace(DOUBT, partial=True), SURER, [None], 'red'),
+    (SCENE, CONTEXT, 4.0, DOUBT, replace(SURER, partial=True), [None, CONTEXT], 'red'),
+    (SCENE, CONTEXT, 4.0, Answer(tuple(replace(f, confidence=1.0) for f in DOUBT.facts)), SURER,
+     [None], 'red'),
+    (SCENE, None, 4.0, DOUBT, SURER, [None], 'red'),
+    (SCENE, Context('scene', 1), 4.0, DOUBT, SURER, [None], 'red'),
+    (SCENE, CONTEXT, OFF, DOUBT, SURER, [CONTEXT], 'green'),
+    (Query('light', 'q', 'text'), CONTEXT, 4.0, DOUBT, SURER, [CONTEXT], 'green')])
+def test_a_second_pass_is_made_where_it_can_count(query, context, odds, alone, informed, passes,
+                                                  light):
+    """Robot and benchmark share this; here the model is two answers."""
+    asked = []
+
+    def pass_(given):
+        asked.append(given)
+        return alone if given is None else informed
+    answer = guarded_answer(query, context, odds, pass_,
+                            lambda first, second, facts: replace(second, facts=facts))
+    assert asked == passes and answer.facts[0].value == light

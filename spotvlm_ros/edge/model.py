@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import time
 from typing import Any, Literal, NamedTuple
@@ -149,7 +149,7 @@ class EdgeModel:
                                           focus=focus_on)):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
                 for frame in frames:  # the second as most will be, with what was kept
-                    alone = context is None and self._guarded(query)
+                    alone = context is None and guard.is_guarded(query, self.odds)
                     self._pass(_alone(query) if alone else query.id, frame, query, context, 0)
         if self._engine is not None:
             self._engine.prepare()
@@ -165,22 +165,13 @@ class EdgeModel:
         the answer so far and its number of tokens; `should_stop` is asked before each forward
         pass. An answer without context that is complete stands when there is no time for more.
         """
-        if not self._guarded(query):
-            return self._pass(query.id, frame, query, context, stamp_ns, on_text, should_stop)
-        own = self._pass(_alone(query), frame, query, None, stamp_ns, on_text, should_stop)
-        if context is None or context.empty and not context.focus:
-            return own
-        if own.partial or guard.is_confident(query, own.facts):
-            return own
-        other = self._pass(query.id, frame, query, context, stamp_ns, None, should_stop)
-        if other.partial:
-            return own
-        facts = guard.select_by_odds(query, own.facts, other.facts, context, self.odds)
-        return replace(
-            other, facts=facts, text=prompt.answer_text(query, facts) if facts else other.text,
-            preprocess_s=own.preprocess_s + other.preprocess_s,
-            inference_s=own.inference_s + other.inference_s, passes=own.passes + other.passes,
-            computed_tokens=own.computed_tokens + other.computed_tokens)
+        guarded = guard.is_guarded(query, self.odds)
+
+        def pass_(given: Context | None) -> EdgeAnswer:
+            name = _alone(query) if guarded and given is None else query.id
+            streamed = on_text if given is None or not guarded else None
+            return self._pass(name, frame, query, given, stamp_ns, streamed, should_stop)
+        return guard.guarded_answer(query, context, self.odds, pass_, partial(_combined, query))
 
     def shown(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
               ) -> Shown:
@@ -192,9 +183,6 @@ class EdgeModel:
         images = focus.views(frame, query, boxes, self._view_size, self.focus)
         return Shown(context, boxes, images,
                      prompt.messages(query, context, stamp_ns, len(images)))
-
-    def _guarded(self, query: Query) -> bool:
-        return self.odds > 0 and query.format != 'text'
 
     def _pass(self, name: str, frame: focus.Image, query: Query, context: Context | None,
               stamp_ns: int, on_text: Callable[[str, int], None] | None = None,
@@ -305,6 +293,16 @@ class _Draft:
     tokens: list[int]
     facts: tuple[Fact, ...]
     context: Context | None
+
+
+def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,
+              facts: tuple[Fact, ...]) -> EdgeAnswer:
+    """Return the answer of the guard's two passes."""
+    return replace(
+        second, facts=facts, text=prompt.answer_text(query, facts) if facts else second.text,
+        preprocess_s=first.preprocess_s + second.preprocess_s,
+        inference_s=first.inference_s + second.inference_s, passes=first.passes + second.passes,
+        computed_tokens=first.computed_tokens + second.computed_tokens)
 
 
 def _alone(query: Query) -> str:

@@ -18,48 +18,94 @@ The guard: what context makes of an answer counts only where it makes the edge m
 
 A small model that is told something is inclined to say it, also when its frame shows otherwise.
 So a frame is first answered without context. Where that leaves a doubt, it is answered again with
-context, and what is surer counts. A value that repeats what was told is held against that: it
-counts only if its odds, p / (1 - p), are many times those of the edge's own. One that does not was
-seen in the frame, where the context made the edge look. With nothing told there is no second
-answer: then the edge's own stands, token by token.
+context, and what is surer counts. A value that repeats the context is held against that: it
+counts only if its odds, p / (1 - p), are many times those of the edge's value without. One that
+does not was seen in the frame, where the context made the edge look. Without any context there is
+no second answer: then the first stands, token by token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from .facts import Context, Fact, Query
 
-ODDS = 4.0   # times the odds of the edge's own value that one which repeats the context must have
+ODDS = 4.0   # times the odds of the value without context, of one that repeats the context
 OFF = 0.0    # the answer given with context stands as it is, in one pass
 SURE = 0.95  # probability from which on a fact leaves no doubt
 
 
-def is_confident(query: Query, own: Sequence[Fact]) -> bool:
+class PassAnswer(Protocol):
+    """What one pass of the edge model must tell the guard."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts, each with its probability as confidence."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether the pass was stopped before the model was done."""
+
+
+A = TypeVar('A', bound=PassAnswer)
+
+
+def is_guarded(query: Query, odds: float) -> bool:
+    """Return whether answers to a query are guarded: a text has no facts to compare."""
+    return odds > OFF and query.format != 'text'
+
+
+def guarded_answer(query: Query, context: Context | None, odds: float,
+                   pass_: Callable[[Context | None], A],
+                   combine: Callable[[A, A, tuple[Fact, ...]], A]) -> A:
+    """
+    Return the answer to a query about a frame, in one pass of the model or in two.
+
+    ``pass_`` answers once, with a context or without. ``combine`` is given the answers without
+    and with context and the facts that count, and returns the whole. A second pass that is
+    stopped early is forgotten: the first one's answer stands.
+    """
+    if not is_guarded(query, odds):
+        return pass_(context)
+    first = pass_(None)
+    if context is None or (context.empty and not context.focus):
+        return first
+    if first.partial or is_confident(query, first.facts):
+        return first
+    second = pass_(context)
+    if second.partial:
+        return first
+    return combine(first, second,
+                   select_by_odds(query, first.facts, second.facts, context, odds))
+
+
+def is_confident(query: Query, facts: Sequence[Fact]) -> bool:
     """Return whether an answer without context leaves no doubt."""
-    return {f.key for f in own if f.confidence >= SURE} >= set(query.keys)
+    return {f.key for f in facts if f.confidence >= SURE} >= set(query.keys)
 
 
-def select_by_odds(query: Query, own: Sequence[Fact], other: Sequence[Fact], context: Context,
+def select_by_odds(query: Query, first: Sequence[Fact], second: Sequence[Fact], context: Context,
                    odds: float) -> tuple[Fact, ...]:
     """
-    Return, for each key, the edge's ``own`` value, or the ``other``, given with context.
+    Return, for each key, the ``first`` fact, without context, or the ``second``, with it.
 
-    The other must be surer; if it is what the context told, ``odds`` times so.
+    The second must be surer; if it repeats the context, its odds must be ``odds`` times as high.
     """
-    first, second = ({f.key: f for f in facts} for facts in (own, other))
-    told = {(f.key, f.value) for f in context.facts}
-    found = []
+    without, with_context = ({f.key: f for f in facts} for facts in (first, second))
+    repeatable = {(f.key, f.value) for f in context.facts}
+    selected = []
     for key in query.keys:
-        mine, new = first.get(key), second.get(key)
-        if mine is None or (new is not None and new.value != mine.value and _above(
-                new.confidence, mine.confidence, odds if (key, new.value) in told else 1.0)):
-            mine = new
-        if mine is not None:
-            found.append(mine)
-    return tuple(found)
+        fact, other = without.get(key), with_context.get(key)
+        if fact is None or (other is not None and other.value != fact.value and _is_surer(
+                other.confidence, fact.confidence,
+                odds if (key, other.value) in repeatable else 1.0)):
+            fact = other
+        if fact is not None:
+            selected.append(fact)
+    return tuple(selected)
 
 
-def _above(p: float, q: float, odds: float) -> bool:
+def _is_surer(p: float, q: float, odds: float) -> bool:
     """Return whether p / (1 - p) > odds * q / (1 - q), of probabilities."""
     return p * (1.0 - q) > odds * q * (1.0 - p)

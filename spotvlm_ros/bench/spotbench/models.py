@@ -49,6 +49,7 @@ class Answer:
     used_context: bool
     used_focus: bool
     passes: int = 1
+    partial: bool = False        # never: nothing stops the model here
 
     @property
     def values(self) -> dict[str, str]:
@@ -70,18 +71,14 @@ class Edge:
         """
         Answer about a frame, or about a blank picture in its place.
 
-        The guard is that of `EdgeModel.answer`; without it there is one pass.
+        Without the guard there is one pass.
         """
         if context is not None and context.empty and not context.focus:
             context = None
-        if not guarded or not self._odds or context is None:
-            return self._pass(stamp_ns, context, blank)
-        query, own = self._stream.query, self._pass(stamp_ns, None, blank)
-        if guard.is_confident(query, own.facts):
-            return own
-        told = self._pass(stamp_ns, context, blank)
-        facts = guard.select_by_odds(query, own.facts, told.facts, context, self._odds)
-        return replace(told, facts=facts, passes=2)
+        return guard.guarded_answer(
+            self._stream.query, context, self._odds if guarded else guard.OFF,
+            lambda given: self._pass(stamp_ns, given, blank),
+            lambda first, second, facts: replace(second, facts=facts, passes=2))
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
         key = _key(stamp_ns, context, blank)

@@ -26,7 +26,7 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 from spotvlm_ros.method.facts import NS, Source, Turn
 from spotvlm_ros.method.transfer import Transfer
-from spotvlm_ros.mini.driving.world import SCENE
+from spotvlm_ros.mini.driving.scene import SCENE
 from spotvlm_ros.mini.worlds import make_world
 
 matplotlib.use('Agg')

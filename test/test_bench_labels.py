@@ -21,7 +21,7 @@ import pytest
 
 from spotvlm_ros.bench.spotbench.labels import LabelError, read_labels
 from spotvlm_ros.method.facts import Region
-from spotvlm_ros.mini.driving.world import SCENE
+from spotvlm_ros.mini.driving.scene import SCENE
 
 GOOD = ('{"t": 0.5, "facts": {"light": "red", "lead": "none"}}\n\n'
         '{"t": 1, "facts": {"light": "green"}, "regions": {"light": [10, 20, 30, 40.5]}}\n')

@@ -28,7 +28,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 from spotvlm_ros.bench import demo  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source  # noqa: E402
-from spotvlm_ros.mini.driving.world import SCENE  # noqa: E402
+from spotvlm_ros.mini.driving.scene import SCENE  # noqa: E402
 from spotvlm_ros.mini.worlds import make_world  # noqa: E402
 from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
 

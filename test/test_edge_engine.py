@@ -27,7 +27,7 @@ from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
 from spotvlm_ros.mini import shipped
-from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.driving.scene import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 import tiny

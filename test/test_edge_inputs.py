@@ -23,7 +23,7 @@ from spotvlm_ros.edge.inputs import Inputs
 from spotvlm_ros.method import prompt
 from spotvlm_ros.method.facts import Context, Fact, NS
 from spotvlm_ros.mini import models, shipped
-from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.driving.scene import ACTION, DESCRIBE, SCENE
 import torch
 from transformers import AutoProcessor
 

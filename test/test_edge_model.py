@@ -26,7 +26,7 @@ from spotvlm_ros.method.facts import Context, NS
 from spotvlm_ros.method.guard import is_confident, ODDS, select_by_odds
 from spotvlm_ros.method.prompt import answer_text
 from spotvlm_ros.mini import shipped
-from spotvlm_ros.mini.driving.world import ACTION, DESCRIBE, SCENE
+from spotvlm_ros.mini.driving.scene import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 from spotvlm_ros.system import doctor

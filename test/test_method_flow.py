@@ -20,7 +20,7 @@ import pytest
 
 from spotvlm_ros.method.facts import NS, Region
 from spotvlm_ros.method.flow import FlowConfig, RegionTracker, shrink
-from spotvlm_ros.mini.driving.world import SCENE
+from spotvlm_ros.mini.driving.scene import SCENE
 from spotvlm_ros.mini.worlds import make_world
 
 TENTH = NS // 10

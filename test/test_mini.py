@@ -27,7 +27,8 @@ import pytest
 from spotvlm_ros.method.facts import Region
 from spotvlm_ros.mini import models, shipped, worlds
 from spotvlm_ros.mini.driving import digits
-from spotvlm_ros.mini.driving.world import asked_about, CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
+from spotvlm_ros.mini.driving.labels import labelled_things
+from spotvlm_ros.mini.driving.scene import CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, NAMES, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
@@ -101,9 +102,9 @@ def test_what_is_hidden_is_not_labelled():
     near, far = Thing('lead', 0.0, 0.0, 10.0, 1.85, 1.5, 'cruising'), Thing(
         'pedestrian', 0.2, 0.0, 16.0, 0.6, 1.75, 'crossing')
     hidden = replace(scene, things=(near, far))
-    assert hidden.visible(far) < 0.5 and 'pedestrian' not in asked_about(hidden)
+    assert hidden.visible(far) < 0.5 and 'pedestrian' not in labelled_things(hidden)
     beside = replace(scene, things=(near, replace(far, x=4.0)))
-    assert 'pedestrian' in asked_about(beside) and 'lead' in asked_about(beside)
+    assert 'pedestrian' in labelled_things(beside) and 'lead' in labelled_things(beside)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -270,7 +271,7 @@ def test_the_training_command_runs_and_writes_checkpoints(tmp_path):
     ('30', 0.969), ('50', 1.010), ('80', 1.016), ('100', 1.398)])
 def test_signs_look_the_same_whatever_opencv_writes(text, ink):
     canvas = np.full((60, 180, 3), 255, np.uint8)
-    digits.write(canvas, text, 4.3, 5.6, 50.0, True, (0, 0, 0))
+    digits.write(canvas, text, (4.3, 5.6), 50.0, True, (0, 0, 0))
     assert (255 - canvas[..., 0].astype(float)).sum() / 255 / 50 ** 2 == pytest.approx(ink, 0.02)
     rows, columns = np.nonzero(canvas[..., 0] < 128)
     assert (rows.min(), rows.max() + 1) == pytest.approx((5.6, 55.6), abs=1.5)

@@ -26,7 +26,7 @@ import pytest
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 from spotvlm_ros.mini import shipped
-from spotvlm_ros.mini.driving.world import SCENE
+from spotvlm_ros.mini.driving.scene import SCENE
 from spotvlm_ros.mini.worlds import make_world
 from spotvlm_ros.recording import recorder as record
 

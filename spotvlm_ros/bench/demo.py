@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..method.facts import Fact, NS, Query
-from ..mini.driving.world import FPS, SCENE
+from ..mini.driving.scene import FPS, SCENE
 from ..mini.worlds import make_world
 from ..system.machine import machine
 from ..system.signals import StopSignal

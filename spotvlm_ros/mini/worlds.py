@@ -22,7 +22,7 @@ from typing import Protocol, TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .driving import world
+from .driving import scene as driving
 from .driving.world import DrivingWorld
 from .hri import world as hri
 from .hri.world import HriWorld
@@ -36,7 +36,7 @@ TRAIN_SEEDS = range(0, 1_000_000)
 TUNE_SEEDS = range(1_000_000, 1_100_000)
 TEST_SEEDS = range(2_000_000, 2_100_000)
 NAMES = ('driving', 'hri')
-CONDITIONS = {'driving': world.CONDITIONS, 'hri': hri.CONDITIONS}
+CONDITIONS = {'driving': driving.CONDITIONS, 'hri': hri.CONDITIONS}
 
 
 class World(Protocol):

@@ -31,7 +31,7 @@ from .edge_cpu import Row, row
 from ..faults.rig import started
 from ...frames.frame import Frame, FrameHub
 from ...method.facts import NS
-from ...mini.driving.world import SCENE
+from ...mini.driving.scene import SCENE
 from ...mini.worlds import make_world, TUNE_SEEDS
 from ...nodes.convert import duration_s, stamp_ns
 from ...nodes.edge import EdgeNode

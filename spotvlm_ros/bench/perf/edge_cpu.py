@@ -61,7 +61,7 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     from ...edge.model import EdgeModel
     from ...mini.training import dataset
     from ...mini import shipped
-    from ...mini.driving.world import SCENE
+    from ...mini.driving.scene import SCENE
     from ...mini.worlds import make_world, TUNE_SEEDS
 
     path = shipped.checkpoint_path('spot-mini-edge')

@@ -28,13 +28,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]
+from ..drawing import Color, Image, Point, SHIFT
+
 Points = npt.NDArray[np.float64]
 
 ADVANCE = 0.907           # from one digit to the next, in heights of a digit
 THIN, BOLD = 0.155, 0.215  # width of a stroke, in heights
 FINE = 4                  # drawn so many times larger, then averaged
-SHIFT = 4                 # OpenCV draws at 1/16 pixel
 
 
 def _ring(x: float, y: float, rx: float, ry: float, power: float = 1.0) -> Points:
@@ -62,9 +62,10 @@ STROKES: Mapping[str, tuple[tuple[Points, bool, float], ...]] = {
 }
 
 
-def write(canvas: Image, text: str, x: float, y: float, height: float, bold: bool,
-          color: tuple[float, float, float]) -> None:
-    """Write digits, left upper corner at x, y [pixels]; what is outside the canvas is cut off."""
+def write(canvas: Image, text: str, corner: Point, height: float, bold: bool,
+          color: Color) -> None:
+    """Write digits from their left upper corner [pixels]; the canvas cuts off what is outside."""
+    x, y = corner
     x0, y0 = max(0, int(x) - 2), max(0, int(y) - 2)
     x1 = min(canvas.shape[1], int(x + ADVANCE * height * len(text)) + 3)
     y1 = min(canvas.shape[0], int(y + height) + 3)
@@ -72,9 +73,9 @@ def write(canvas: Image, text: str, x: float, y: float, height: float, bold: boo
         return
     ink = np.zeros((FINE * (y1 - y0), FINE * (x1 - x0)), np.uint8)
     for i, digit in enumerate(text):
-        corner = np.array((x + ADVANCE * height * i - x0, y - y0))
+        offset = np.array((x + ADVANCE * height * i - x0, y - y0))
         for points, closed, part in STROKES[digit]:
-            at = np.rint((FINE * (points * height + corner) - 0.5) * (1 << SHIFT))
+            at = np.rint((FINE * (points * height + offset) - 0.5) * (1 << SHIFT))
             width = max(1, round(FINE * part * (BOLD if bold else THIN) * height))
             cv2.polylines(ink, [at.astype(np.int32)], closed, 255, width, cv2.LINE_8, SHIFT)
     share = cv2.resize(ink, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)[..., None] / 255.0

@@ -23,20 +23,16 @@ import math
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from . import digits
-from .world import FOCAL, HEIGHT, RANGE, Scene, Thing, WIDTH
+from .scene import DrivingScene, FOCAL, HEIGHT, RANGE, Thing, WIDTH
+from ..drawing import add_noise, Color, fixed, Image, motion_blur, Noise, NOISE_SHAPE
+from ..drawing import polygon, shade, SHIFT
 
-Image = npt.NDArray[np.uint8]
-Noise = npt.NDArray[np.int16]
-Color = tuple[float, float, float]
-SHIFT = 4                     # OpenCV draws at 1/16 pixel, so that slow motion looks continuous
-NOISE_SHAPE = (HEIGHT + 64, WIDTH + 64, 3)
 LAMPS: dict[str, Color] = {'red': (255, 40, 30), 'yellow': (255, 200, 30), 'green': (40, 235, 90)}
 
 
-def draw(scene: Scene, seed: int) -> Image:
+def draw(scene: DrivingScene, seed: int) -> Image:
     """Return the picture of a scene, height x width x 3, RGB; a pure function of its arguments."""
     canvas = _ground(scene)
     for thing in sorted(scene.things, key=lambda t: -t.z):
@@ -49,38 +45,29 @@ def draw(scene: Scene, seed: int) -> Image:
 
 # -- geometry -----------------------------------------------------------------------------------
 
-def _fixed(value: float) -> int:
-    return round(float(value) * (1 << SHIFT))
-
-
 def _rect(canvas: Image, x0: float, y0: float, x1: float, y1: float, color: Color) -> None:
     if x1 - x0 >= 0.3 and y1 - y0 >= 0.3:
-        _poly(canvas, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
-
-
-def _poly(canvas: Image, points: list[tuple[float, float]], color: Color) -> None:
-    fixed = np.rint(np.array(points) * (1 << SHIFT)).astype(np.int32)
-    cv2.fillPoly(canvas, [fixed], color, cv2.LINE_AA, SHIFT)
+        polygon(canvas, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
 
 
 def _disc(canvas: Image, x: float, y: float, r: float, color: Color) -> None:
-    cv2.circle(canvas, (_fixed(x), _fixed(y)), max(1, _fixed(r)), color, -1, cv2.LINE_AA, SHIFT)
+    cv2.circle(canvas, (fixed(x), fixed(y)), max(1, fixed(r)), color, -1, cv2.LINE_AA, SHIFT)
 
 
-def _dim(scene: Scene, color: Color, z: float, lit: bool = False) -> Color:
+def _dim(scene: DrivingScene, color: Color, z: float, lit: bool = False) -> Color:
     """Darken at night (headlights reach about 40 m) and fade into haze with distance."""
     if lit:
         return color
     if scene.condition == 'night':
         gain = 0.20 + 0.5 * math.exp(-((z / 24.0) ** 2))
-        return (color[0] * gain, color[1] * gain, color[2] * gain)
+        return shade(color, gain)
     haze = (1 - math.exp(-z / (110.0 if scene.condition == 'rain' else 320.0)))
     fog = 150.0 if scene.condition == 'rain' else 200.0
     return tuple(c + (fog - c) * haze for c in color)  # type: ignore[return-value]
 
 
-def _palette(look: int, low: int, high: int) -> Color:
-    rng = np.random.default_rng(look)
+def _palette(variant: int, low: int, high: int) -> Color:
+    rng = np.random.default_rng(variant)
     r, g, b = rng.uniform(low, high, 3)
     return float(r), float(g), float(b)
 
@@ -88,9 +75,9 @@ def _palette(look: int, low: int, high: int) -> Color:
 # -- ground and sky -----------------------------------------------------------------------------
 
 @lru_cache(maxsize=4)  # 1.2 MB each
-def _backdrop(look: int, condition: str) -> Image:
+def _backdrop(variant: int, condition: str) -> Image:
     """Sky and verge with 80 spare rows and columns, so that pitch and yaw are a crop."""
-    rng = np.random.default_rng(look)
+    rng = np.random.default_rng(variant)
     h, w = HEIGHT + 80, WIDTH
     rows = np.arange(h, dtype=np.float32)[:, None]
     horizon = 225.0 + 40.0
@@ -109,40 +96,42 @@ def _backdrop(look: int, condition: str) -> Image:
     return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)
 
 
-def _ground(scene: Scene) -> Image:
+def _ground(scene: DrivingScene) -> Image:
     top = int(round(40.0 - scene.pitch))
-    canvas = _backdrop(scene.look, scene.condition)[top:top + HEIGHT].copy()
-    rng = np.random.default_rng(scene.look + 1)
+    canvas = _backdrop(scene.variant, scene.condition)[top:top + HEIGHT].copy()
+    rng = np.random.default_rng(scene.variant + 1)
     grey = float(rng.uniform(60, 115))
     zs = np.array([2.0, 3, 4, 6, 9, 14, 22, 40, 90])
     for near, far in zip(zs[:-1], zs[1:]):
         color = _dim(scene, (grey, grey, grey + 4), float(far))
-        _strip(canvas, scene, -5.4, 5.4, near, far, _dim(scene, (150, 145, 140), float(far)))
-        _strip(canvas, scene, -3.6, 3.6, near, far, color)
+        _strip(canvas, scene, (-5.4, 5.4), (near, far), _dim(scene, (150, 145, 140), float(far)))
+        _strip(canvas, scene, (-3.6, 3.6), (near, far), color)
     for k in range(12):  # dashes of the centre line move with the car
         near = 3.0 + k * 6.0 - scene.distance % 6.0
         if near > 2.0:
-            _strip(canvas, scene, -1.86, -1.70, near, near + 2.5,
+            _strip(canvas, scene, (-1.86, -1.70), (near, near + 2.5),
                    _dim(scene, (225, 225, 225), near))
     return canvas
 
 
-def _strip(canvas: Image, scene: Scene, x0: float, x1: float, near: float, far: float,
-           color: Color) -> None:
-    _poly(canvas, [scene.project(x0, 0, near), scene.project(x1, 0, near),
-                   scene.project(x1, 0, far), scene.project(x0, 0, far)], color)
+def _strip(canvas: Image, scene: DrivingScene, across: tuple[float, float],
+           along: tuple[float, float], color: Color) -> None:
+    """Paint a piece of the road from left to right and from near to far [m]."""
+    (x0, x1), (near, far) = across, along
+    polygon(canvas, [scene.project(x0, 0, near), scene.project(x1, 0, near),
+                     scene.project(x1, 0, far), scene.project(x0, 0, far)], color)
 
 
 # -- things -------------------------------------------------------------------------------------
 
-def _box(scene: Scene, thing: Thing) -> tuple[float, float, float, float, float]:
+def _box(scene: DrivingScene, thing: Thing) -> tuple[float, float, float, float, float]:
     """Return left, top, right, bottom [pixels] and pixels per metre."""
     u, v = scene.project(thing.x, thing.base, thing.z)
     m = FOCAL / thing.z
     return u - thing.w * m / 2, v - thing.h * m, u + thing.w * m / 2, v, m
 
 
-def _light(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _light(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
     u = (x0 + x1) / 2
     _rect(canvas, u - 0.06 * m, y1, u + 0.06 * m, y1 + thing.base * m,
@@ -170,7 +159,7 @@ def _glow(canvas: Image, u: float, v: float, r: float, color: Color) -> None:
     patch[:] = np.clip(patch + halo[:, :, None] * np.array(color), 0, 255).astype(np.uint8)
 
 
-def _limit(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _limit(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
     u, v, r = (x0 + x1) / 2, (y0 + y1) / 2, (y1 - y0) / 2
     _rect(canvas, u - 0.05 * m, v, u + 0.05 * m, y1 + thing.base * m,
@@ -180,20 +169,20 @@ def _limit(canvas: Image, scene: Scene, thing: Thing) -> None:
     _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
     _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
     height = r * (0.615 if len(thing.state) == 3 else 0.828)
-    digits.write(canvas, thing.state, u - (0.4585 * len(thing.state) - 0.044) * height,
-                 v - 0.346 * height, height, r >= 10.5, _dim(scene, (15, 15, 15), z))
+    corner = (u - (0.4585 * len(thing.state) - 0.044) * height, v - 0.346 * height)
+    digits.write(canvas, thing.state, corner, height, r >= 10.5, _dim(scene, (15, 15, 15), z))
 
 
-def _vehicle(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _vehicle(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
-    look = np.random.default_rng(thing.look)
-    tall = 1.0 + 0.55 * float(look.random() < 0.3)  # some are vans
+    rng = np.random.default_rng(thing.variant)
+    tall = 1.0 + 0.55 * float(rng.random() < 0.3)  # some are vans
     y0 = y1 - (y1 - y0) * tall
-    body = _dim(scene, _palette(thing.look, 30, 230), thing.z)
-    _poly(canvas, [(x0 - 0.1 * m, y1), (x1 + 0.1 * m, y1), (x1, y1 + 0.12 * m),
-                   (x0, y1 + 0.12 * m)], _dim(scene, (25, 25, 28), thing.z))
-    _poly(canvas, [(x0, y1 - 0.25 * m), (x0, y0 + 0.45 * (y1 - y0)), (x0 + 0.22 * m, y0),
-                   (x1 - 0.22 * m, y0), (x1, y0 + 0.45 * (y1 - y0)), (x1, y1 - 0.25 * m)], body)
+    body = _dim(scene, _palette(thing.variant, 30, 230), thing.z)
+    polygon(canvas, [(x0 - 0.1 * m, y1), (x1 + 0.1 * m, y1), (x1, y1 + 0.12 * m),
+                     (x0, y1 + 0.12 * m)], _dim(scene, (25, 25, 28), thing.z))
+    polygon(canvas, [(x0, y1 - 0.25 * m), (x0, y0 + 0.45 * (y1 - y0)), (x0 + 0.22 * m, y0),
+                     (x1 - 0.22 * m, y0), (x1, y0 + 0.45 * (y1 - y0)), (x1, y1 - 0.25 * m)], body)
     _rect(canvas, x0 + 0.3 * m, y0 + 0.12 * m, x1 - 0.3 * m, y0 + 0.40 * (y1 - y0),
           _dim(scene, (45, 55, 65), thing.z))
     for x in (x0 + 0.05 * m, x1 - 0.35 * m):
@@ -215,25 +204,25 @@ def _vehicle(canvas: Image, scene: Scene, thing: Thing) -> None:
         _rect(canvas, u - 0.25 * m, y0 + 0.03 * m, u + 0.25 * m, y0 + 0.11 * m, color)
 
 
-def _pedestrian(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _pedestrian(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
     u, w = (x0 + x1) / 2, (x1 - x0)
-    # The look's last bit is the phase of the step; clothes must not change with it.
-    coat = _dim(scene, _palette(thing.look >> 1, 15, 235), thing.z)
-    legs = _dim(scene, _palette((thing.look >> 1) + 1, 15, 140), thing.z)
-    stride = 0.16 * m if thing.look % 2 else 0.05 * m
+    # The variant's last bit is the phase of the step; clothes must not change with it.
+    coat = _dim(scene, _palette(thing.variant >> 1, 15, 235), thing.z)
+    legs = _dim(scene, _palette((thing.variant >> 1) + 1, 15, 140), thing.z)
+    stride = 0.16 * m if thing.variant % 2 else 0.05 * m
     for side in (-1, 1):
-        _poly(canvas, [(u - 0.09 * m, y1 - 0.85 * m), (u + 0.09 * m, y1 - 0.85 * m),
-                       (u + side * stride + 0.08 * m, y1), (u + side * stride - 0.08 * m, y1)],
-              legs)
+        polygon(canvas, [(u - 0.09 * m, y1 - 0.85 * m), (u + 0.09 * m, y1 - 0.85 * m),
+                         (u + side * stride + 0.08 * m, y1), (u + side * stride - 0.08 * m, y1)],
+                legs)
     _rect(canvas, u - 0.36 * w, y1 - 1.5 * m, u + 0.36 * w, y1 - 0.75 * m, coat)
     _disc(canvas, u, y0 + 0.13 * m, 0.13 * m, _dim(scene, (205, 160, 130), thing.z))
 
 
-def _building(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _building(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
-    _rect(canvas, x0, y0, x1, y1, _dim(scene, _palette(thing.look, 70, 190), thing.z))
-    rng = np.random.default_rng(thing.look + 1)
+    _rect(canvas, x0, y0, x1, y1, _dim(scene, _palette(thing.variant, 70, 190), thing.z))
+    rng = np.random.default_rng(thing.variant + 1)
     for row in range(int(thing.h // 1.6)):
         for col in range(int(thing.w // 1.3)):
             lit = bool(rng.random() < 0.3)
@@ -244,21 +233,21 @@ def _building(canvas: Image, scene: Scene, thing: Thing) -> None:
                   _dim(scene, color, thing.z, night_lit))
 
 
-def _tree(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _tree(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     x0, y0, x1, y1, m = _box(scene, thing)
     u = (x0 + x1) / 2
     _rect(canvas, u - 0.15 * m, y0, u + 0.15 * m, y1, _dim(scene, (80, 60, 45), thing.z))
-    rng = np.random.default_rng(thing.look)
+    rng = np.random.default_rng(thing.variant)
     for _ in range(5):
         _disc(canvas, u + float(rng.uniform(-1, 1)) * m, y0 + float(rng.uniform(0, 1.6)) * m,
               float(rng.uniform(0.7, 1.3)) * m,
               _dim(scene, (float(rng.uniform(20, 70)), float(rng.uniform(70, 130)), 40), thing.z))
 
 
-def _clutter(canvas: Image, scene: Scene, thing: Thing) -> None:
+def _clutter(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     """Draw what may be mistaken for the real thing: shop signs, coloured lamps, posts, ads."""
     x0, y0, x1, y1, m = _box(scene, thing)
-    rng = np.random.default_rng(thing.look)
+    rng = np.random.default_rng(thing.variant)
     u, kind = (x0 + x1) / 2, int(rng.integers(4))
     top = y1 - float(rng.uniform(1.4, 3.2)) * m
     color = list(LAMPS.values())[int(rng.integers(3))]
@@ -274,14 +263,14 @@ def _clutter(canvas: Image, scene: Scene, thing: Thing) -> None:
               _dim(scene, (240, 240, 240), thing.z))
     elif kind == 2:  # post
         _rect(canvas, u - 0.14 * m, y1 - 1.6 * m, u + 0.14 * m, y1,
-              _dim(scene, _palette(thing.look, 20, 220), thing.z))
+              _dim(scene, _palette(thing.variant, 20, 220), thing.z))
     else:            # advertisement
         _rect(canvas, u - 1.0 * m, top, u + 1.0 * m, top + 1.2 * m,
-              _dim(scene, _palette(thing.look, 40, 250), thing.z))
+              _dim(scene, _palette(thing.variant, 40, 250), thing.z))
         _disc(canvas, u, top + 0.6 * m, 0.25 * m, _dim(scene, color, thing.z))
 
 
-_DRAW: dict[str, Callable[[Image, Scene, Thing], None]] = {
+_DRAW: dict[str, Callable[[Image, DrivingScene, Thing], None]] = {
     'light': _light, 'limit': _limit, 'lead': _vehicle, 'parked': _vehicle,
     'pedestrian': _pedestrian, 'building': _building, 'tree': _tree, 'clutter': _clutter,
 }
@@ -289,7 +278,7 @@ _DRAW: dict[str, Callable[[Image, Scene, Thing], None]] = {
 
 # -- weather and sensor -------------------------------------------------------------------------
 
-def _rain(canvas: Image, scene: Scene, rng: np.random.Generator) -> None:
+def _rain(canvas: Image, scene: DrivingScene, rng: np.random.Generator) -> None:
     for x, y, n in zip(rng.uniform(0, WIDTH, 90), rng.uniform(-20, HEIGHT, 90),
                        rng.uniform(8, 26, 90)):
         cv2.line(canvas, (int(x), int(y)), (int(x - 0.15 * n), int(y + n)),
@@ -307,21 +296,6 @@ def _noise_bank(condition: str) -> Noise:
     rng = np.random.default_rng(99)
     noise = np.asarray(rng.normal(0, 16, NOISE_SHAPE), dtype=np.int16)
     return noise // {'day': 4, 'rain': 3, 'night': 2}[condition]
-
-
-def motion_blur(canvas: Image, length: float) -> Image:
-    """Return a picture blurred over a length [pixels], mostly sideways."""
-    n = int(length)
-    if n < 2:
-        return canvas
-    return np.asarray(cv2.blur(canvas, (n, max(1, n // 2))), dtype=np.uint8)
-
-
-def add_noise(canvas: Image, bank: Noise, rng: np.random.Generator) -> Image:
-    """Return a picture with a random part of a bank (NOISE_SHAPE) added."""
-    dy, dx = rng.integers(0, 64, 2)
-    noise = bank[dy:dy + HEIGHT, dx:dx + WIDTH]
-    return np.asarray(cv2.add(canvas, noise, dtype=cv2.CV_8U))  # saturates
 
 
 assert set(RANGE) <= set(_DRAW)

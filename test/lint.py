@@ -13,10 +13,16 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""What ``make lint`` runs: the rules of the ament linters, mypy, XML, licence and version."""
+"""
+What ``make lint`` runs: the linters of ament, ruff, mypy, imports, sizes, manifests, licence.
+
+``python test/lint.py NAME ...`` runs some of the checks only, by the names it prints.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable, Iterator
 import os
 from pathlib import Path
 import re
@@ -24,67 +30,109 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Callable
 import xml.etree.ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ('spotvlm_ros', 'launch', 'test', 'setup.py')
-TYPED = ('spotvlm_ros/method', 'spotvlm_ros/edge', 'spotvlm_ros/cloud',
-         'spotvlm_ros/system/bootstrap.py', 'spotvlm_ros/system/doctor.py')
+PACKAGE = ROOT / 'spotvlm_ros'
+SOURCES = ('spotvlm_ros', 'launch', 'test', 'docs', 'setup.py')
 MANIFESTS = ('package.xml', 'spotvlm_msgs/package.xml')
-# ament_copyright knows a licence by its whole text only; the SPDX line is for other tools.
-HEADER = '''\
-# Copyright 2026 spotvlm maintainers
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-#
-# SPDX-License-Identifier: Apache-2.0
-'''
-# ament_pep257 takes every rule of pydocstyle but these.
-PEP257_IGNORED = 'D100,D101,D102,D103,D104,D105,D106,D107,D203,D212,D404'
+
+# The house is kept small on purpose; ruff.toml has the limit for parameters. Lines count from the
+# end of the licence header.
+FUNCTION_LINES = 50
+FILE_LINES = 450
+PACKAGE_LINES = 19_450
+ANY_LINES = 80
 
 
 def python_files() -> list[Path]:
     """Return every Python file of the project."""
-    found: list[Path] = []
+    files: list[Path] = []
     for name in SOURCES:
         path = ROOT / name
-        found += sorted(path.rglob('*.py')) if path.is_dir() else [path] * path.is_file()
-    return found
+        files += sorted(path.rglob('*.py')) if path.is_dir() else [path] * path.is_file()
+    return files
 
 
-def tool(module: str, *arguments: str) -> str:
-    """Run a Python tool, return its output if it found something and '' otherwise."""
-    answer = subprocess.run([sys.executable, '-m', module, *arguments], cwd=ROOT, text=True,
+def tool(*command: str) -> str:
+    """Run a tool of this environment; return its output if it found something, '' otherwise."""
+    program = Path(sys.executable).with_name(command[0])
+    answer = subprocess.run([str(program), *command[1:]], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return '' if answer.returncode == 0 else answer.stdout or f'exit code {answer.returncode}'
+    # The linters of ament also list the files they have read.
+    text = re.sub(r'^(checking |\* |Checked files).*\n', '', answer.stdout, flags=re.MULTILINE)
+    return '' if answer.returncode == 0 else text or f'exit code {answer.returncode}'
 
 
-def flake8() -> str:
-    """Run flake8 with ament_flake8's settings, which are in setup.cfg."""
-    return tool('flake8', *map(str, python_files()))
+def ament_flake8() -> str:
+    """Check layout, quotes and the order of imports."""
+    return tool('ament_flake8', '--linelength', '99', *SOURCES)
 
 
-def pep257() -> str:
-    """Run pydocstyle as ament_pep257 does."""
-    return tool('pydocstyle', f'--ignore={PEP257_IGNORED}', *map(str, python_files()))
+def ament_pep257() -> str:
+    """Check docstrings."""
+    return tool('ament_pep257', *SOURCES)
+
+
+def ruff() -> str:
+    """Look for mistakes, old idioms and long lists of parameters; ruff.toml has the rules."""
+    return tool('ruff', 'check', '--quiet', '--output-format=concise', '.')
 
 
 def mypy() -> str:
-    """Run mypy on what has to be fully typed; its settings are in setup.cfg."""
-    present = [name for name in TYPED
-               if any((ROOT / name).glob('*.py')) or (ROOT / name).is_file()]
-    return tool('mypy', *present)
+    """Check the types of the whole package; setup.cfg has the settings."""
+    return tool('mypy', 'spotvlm_ros')
+
+
+def imports() -> str:
+    """Check that imports point down, have no circles, and load what is for a GPU on one only."""
+    problems = [tool('lint-imports')]
+    for path in sorted((PACKAGE / 'edge').glob('*.py')):
+        problems += [f'{path.relative_to(ROOT)}:{node.lineno}: gpu is not imported in a function'
+                     for node in ast.parse(path.read_text()).body
+                     if isinstance(node, ast.ImportFrom)
+                     and 'gpu' in f'{node.module}.{node.names[0].name}'.split('.')]
+    return '\n'.join(filter(None, problems))
+
+
+def sizes() -> str:
+    """Check the lengths of functions, files and the package, and how often it says Any."""
+    problems: list[str] = []
+    lines_of_all = any_lines = 0
+    for path in sorted(PACKAGE.rglob('*.py')):
+        text, name = path.read_text(), path.relative_to(ROOT)
+        lines = text.removeprefix(licence_header()).splitlines()
+        lines_of_all += len(lines)
+        any_lines += sum(bool(re.search(r'\bAny\b', line)) for line in lines)
+        if len(lines) > FILE_LINES:
+            problems.append(f'{name}: {len(lines)} lines, more than {FILE_LINES}')
+        problems += [f'{name}:{function.lineno}: {function.name}() has {length} lines, '
+                     f'more than {FUNCTION_LINES}'
+                     for function, length in functions(text) if length > FUNCTION_LINES]
+    if lines_of_all > PACKAGE_LINES:
+        problems.append(f'{lines_of_all} lines in the package, more than {PACKAGE_LINES}')
+    if any_lines >= ANY_LINES:
+        problems.append(f'{any_lines} lines with Any in the package, not below {ANY_LINES}')
+    return '\n'.join(problems)
+
+
+def functions(text: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, int]]:
+    """Yield each function of a source, methods too, with its number of lines."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def licence_header() -> str:
+    """Return the header that every source file has: that of this one."""
+    # The whole text of the licence, as ament_copyright knows it by nothing less.
+    return Path(__file__).read_text().partition('"""')[0]
+
+
+def headers() -> str:
+    """Check that every source file starts with copyright and licence."""
+    return '\n'.join(f'{path.relative_to(ROOT)}: no licence header' for path in python_files()
+                     if not path.read_text().startswith(licence_header()))
 
 
 def xml_valid() -> str:
@@ -97,18 +145,12 @@ def xml_valid() -> str:
                                     capture_output=True)
             problems.append(answer.stderr)
         try:
-            found: list[str] = []
-            parse_package(ROOT / name, warnings=found).validate(warnings=found)
-            problems += found
+            warnings: list[str] = []
+            parse_package(ROOT / name, warnings=warnings).validate(warnings=warnings)
+            problems += warnings
         except (InvalidPackage, xml.etree.ElementTree.ParseError) as error:
             problems.append(f'{name}: {error}')
     return '\n'.join(filter(None, problems))
-
-
-def headers() -> str:
-    """Check that every source file starts with copyright and licence, as ament_copyright does."""
-    return '\n'.join(f'{path.relative_to(ROOT)}: no licence header' for path in python_files()
-                     if not path.read_text().startswith(HEADER))
 
 
 def licence_and_version() -> str:
@@ -137,20 +179,21 @@ def licence_and_version() -> str:
 
 def one(pattern: str, text: str) -> str:
     """Return the group of the first match, '' without one."""
-    found = re.search(pattern, text)
-    return found[1] if found else ''
+    match = re.search(pattern, text)
+    return match[1] if match else ''
 
 
 CHECKS: tuple[Callable[[], str], ...] = (
-    flake8, pep257, mypy, xml_valid, headers, licence_and_version)
+    ruff, ament_flake8, ament_pep257, mypy, imports, sizes, xml_valid, headers,
+    licence_and_version)
 
 
-def main() -> int:
-    """Run all checks; return 0 if none found anything."""
+def main(names: list[str]) -> int:
+    """Run all checks or those named; return 0 if none found anything."""
     # The tools see what is in the checkout, not what colcon linked.
     os.environ.pop('PYTHONPATH', None)
     failed = 0
-    for check in CHECKS:
+    for check in [c for c in CHECKS if not names or c.__name__ in names]:
         start = time.monotonic()
         problem = check().strip()
         failed += bool(problem)
@@ -162,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

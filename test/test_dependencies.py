@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+import configparser
 from pathlib import Path
 import re
 import sys
@@ -94,6 +95,16 @@ def test_tests_import_only_what_is_declared():
     extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {'catkin_pkg'}
     declared = {re.sub('^python3-', '', name) for name in manifest('test_depend')}
     assert declared == extra | PLUGINS
+
+
+def test_import_contracts_name_every_library():
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    forbidden = {name: set(config[f'importlinter:contract:{name}']['forbidden_modules'].split())
+                 for name in ('ros', 'method')}
+    assert forbidden['ros'] == {*ROS, 'vision_msgs', 'spotvlm_msgs'}
+    assert forbidden['method'] | {'numpy', 'cv2', 'triton'} == {
+        *BROUGHT_BY, *(library.module for library in LIBRARIES)}
 
 
 @pytest.mark.parametrize('source, modules', [

@@ -412,7 +412,7 @@ def test_two_robots_on_one_host(server, tmp_path):
         probes.update({name: Probe(namespace=name) for name in edges})
         return [*probes.values(), *(n for name in edges for n in pair(name, edges[name]))]
     with graph(nodes):
-        for name, probe in probes.items():
+        for probe in probes.values():
             wait_for(lambda: len(probe.answers) >= 3)
         seen = {name: {s for s, _ in edge.seen} for name, edge in edges.items()}
         for name, probe in probes.items():

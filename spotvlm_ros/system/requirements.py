@@ -96,8 +96,11 @@ SETUPTOOLS = 'setuptools<80'
 BUILD = (SETUPTOOLS, 'colcon-common-extensions')
 DEVELOP = (
     'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis',
-    'flake8', 'flake8-quotes', 'flake8-import-order', 'flake8-builtins', 'flake8-comprehensions',
-    'flake8-docstrings', 'pydocstyle', 'mypy', 'types-PyYAML',
+    # With the plug-ins that ROS installs beside them. flake8-docstrings does the work of
+    # ament_pep257 and is left out.
+    'ros-ament-flake8', 'ros-ament-pep257', 'flake8-quotes', 'flake8-import-order',
+    'flake8-builtins', 'flake8-comprehensions', 'flake8', 'pydocstyle',
+    'ruff', 'import-linter', 'mypy', 'types-PyYAML',
 )
 UV = 'uv'
 

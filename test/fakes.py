@@ -25,6 +25,8 @@ import threading
 import time
 from typing import Any
 
+from spotvlm_ros.cloud.client import CloudServer
+from spotvlm_ros.config.nodes import EmulatedDelayConfig, ServerConfig
 from spotvlm_ros.method.facts import Fact
 
 SCENE_REPLY = ('```json\n[{"label": "light", "bbox_2d": [100, 100, 200, 200], "value": "red"}, '
@@ -133,6 +135,13 @@ class FakeServer:
         """Close the port."""
         self.http.shutdown()
         self.http.server_close()
+
+
+def cloud_server(url: str, model: str = 'm', name: str = 'primary', api_key: str = '',
+                 delay: EmulatedDelayConfig = EmulatedDelayConfig(), **config: Any) -> CloudServer:
+    """Return a server to ask, by its parameters."""
+    return CloudServer(ServerConfig(base_url=url, model=model, **config), name, api_key,
+                       delay=delay)
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:

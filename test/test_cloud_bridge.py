@@ -18,21 +18,23 @@
 import os
 import time
 
-from fakes import wait_for
+from fakes import cloud_server, wait_for
 import pytest
 
 from spotvlm_ros.cloud.breaker import Breaker, State
-from spotvlm_ros.cloud.bridge import CloudBridge, Photo
-from spotvlm_ros.cloud.client import CloudClient, CloudConfig, read_api_key
+from spotvlm_ros.cloud.bridge import CloudBridge
+from spotvlm_ros.cloud.client import CloudClient, read_api_key
 from spotvlm_ros.cloud.errors import KEY_ENV
+from spotvlm_ros.cloud.keyframe_encoder import EncodedKeyframe
+from spotvlm_ros.config.nodes import EmulatedDelayConfig, RequestConfig
 from spotvlm_ros.method.facts import NS, Query
 
 SCENE = Query('scene', 'What?', 'facts', {'light': ('none', 'red'), 'lead': ('none', 'braking')},
               cloud_period_s=1.0)
 
 
-def photo():
-    return Photo(b'\xff\xd8jpeg\xff\xd9', 640, 480)
+def keyframe():
+    return EncodedKeyframe(b'\xff\xd8jpeg\xff\xd9', 640, 480)
 
 
 @pytest.fixture
@@ -40,9 +42,12 @@ def bridges():
     made = []
 
     def make(url, **kwargs):
-        answers, config = [], {k: kwargs.pop(k) for k in list(kwargs)
-                               if k in CloudConfig.__dataclass_fields__}
-        bridge = CloudBridge(CloudConfig(url, 'fake', **config), [SCENE], answers.append, **kwargs)
+        answers = []
+        requests = RequestConfig(**{k: kwargs.pop(k) for k in ('max_in_flight', 'retries')
+                                    if k in kwargs})
+        on_error = kwargs.pop('on_error', lambda text: None)
+        bridge = CloudBridge([cloud_server(url, 'fake', **kwargs)], [SCENE], answers.append,
+                             requests, on_error=on_error)
         made.append(bridge)
         return bridge, answers
     yield make
@@ -51,8 +56,8 @@ def bridges():
 
 def test_answer_about_its_frame(server, bridges):
     bridge, answers = bridges(server.url)
-    assert bridge.offer(5 * NS, photo) == 'scene'
-    assert bridge.offer(5 * NS + 1, photo) is None  # not due
+    assert bridge.offer(5 * NS, keyframe) == 'scene'
+    assert bridge.offer(5 * NS + 1, keyframe) is None  # not due
     wait_for(lambda: answers)
     assert answers[0].stamp_ns == 5 * NS
     assert {f.key: f.value for f in answers[0].facts} == {'light': 'red', 'lead': 'none'}
@@ -66,7 +71,7 @@ def test_offer_never_waits(server, bridges):
     bridge, _ = bridges(server.url, max_in_flight=1)
     started = time.monotonic()
     for i in range(100):
-        bridge.offer(i * NS, photo)
+        bridge.offer(i * NS, keyframe)
     assert time.monotonic() - started < 0.3
     assert bridge.stats.skipped == 1 and bridge.in_flight == 1
 
@@ -79,7 +84,7 @@ def test_bad_replies_are_errors_with_a_remedy(server, bridges, reply):
     server.reply = lambda request: reply
     errors = []
     bridge, answers = bridges(server.url, on_error=errors.append, retries=0)
-    bridge.offer(NS, photo)
+    bridge.offer(NS, keyframe)
     wait_for(lambda: errors and bridge.in_flight == 0)
     assert server.url in errors[0] and not answers
 
@@ -88,15 +93,16 @@ def test_deadline(server, bridges):
     server.reply = lambda request: (time.sleep(1.0), server.fine(request))[1]
     errors = []
     bridge, _ = bridges(server.url, deadline_s=0.1, on_error=errors.append)
-    bridge.offer(NS, photo)
+    bridge.offer(NS, keyframe)
     assert 'within 0.1 s' in wait_for(lambda: errors)[0]
 
 
 def test_emulated_delay_is_counted_apart_and_repeatable(server, bridges):
     seen = []
     for _ in range(2):
-        bridge, answers = bridges(server.url, emulated_delay_median_s=0.05, seed=3)
-        bridge.offer(NS, photo)
+        bridge, answers = bridges(server.url, delay=EmulatedDelayConfig(
+            emulated_delay_median_s=0.05, emulated_delay_seed=3))
+        bridge.offer(NS, keyframe)
         answer = wait_for(lambda: answers)[0]
         assert answer.round_trip_s > answer.emulated_s > 0
         seen.append(answer.emulated_s)
@@ -107,9 +113,9 @@ def test_server_comes_back(server, bridges):
     bridge, answers = bridges(server.url)
     server.stop()
     stamps = iter(range(NS, 10**15, NS // 20))
-    wait_for(lambda: (bridge.offer(next(stamps), photo), bridge.breaker_state == State.OPEN)[1])
+    wait_for(lambda: (bridge.offer(next(stamps), keyframe), bridge.breaker_state == State.OPEN)[1])
     server.start()
-    wait_for(lambda: (bridge.offer(next(stamps), photo), answers)[1], 5.0)
+    wait_for(lambda: (bridge.offer(next(stamps), keyframe), answers)[1], 5.0)
     assert bridge.breaker_state == State.CLOSED and not bridge.stats.last_error
 
 
@@ -127,7 +133,7 @@ def test_unreadable_frame_is_not_the_servers_fault(server, bridges):
 
 def test_an_address_that_is_none_is_told_at_once():
     with pytest.raises(ValueError, match='check base_url'):
-        CloudClient(CloudConfig('http://127.0.0.1:abc/v1', 'm'))
+        CloudClient(cloud_server('http://127.0.0.1:abc/v1', 'm'))
 
 
 def test_breaker():
@@ -157,4 +163,4 @@ def test_api_key(tmp_path, monkeypatch):
     assert read_api_key(str(file)) == 'from-file'
     with pytest.raises(ValueError, match='No such file'):
         read_api_key(str(tmp_path / 'none'))
-    assert 'secret' not in repr(CloudConfig('https://x/v1', 'm', api_key='secret'))
+    assert 'secret' not in repr(cloud_server('https://x/v1', 'm', api_key='secret'))

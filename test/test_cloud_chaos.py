@@ -25,7 +25,7 @@ import threading
 import time
 
 import cv2
-from fakes import wait_for
+from fakes import cloud_server, wait_for
 import numpy as np
 import pytest
 
@@ -33,9 +33,10 @@ from spotvlm_ros.bench.faults.chaos import ChaosServer, FATAL, FAULTS
 from spotvlm_ros.cloud.breaker import State
 from spotvlm_ros.cloud.bridge import CloudBridge
 from spotvlm_ros.cloud.budget import Budget, Cost
-from spotvlm_ros.cloud.client import CloudClient, CloudConfig, Dialect
+from spotvlm_ros.cloud.client import CloudClient, Dialect
 from spotvlm_ros.cloud.errors import CloudRefused, CloudReplyTooLarge
-from spotvlm_ros.cloud.photo import Photo
+from spotvlm_ros.cloud.keyframe_encoder import EncodedKeyframe
+from spotvlm_ros.config.nodes import RequestConfig
 from spotvlm_ros.method.facts import NS, Query
 
 SCENE = Query('scene', 'What?', 'facts', {'light': ('none', 'red'), 'lead': ('none', 'braking')},
@@ -46,8 +47,8 @@ JPEG = cv2.imencode('.jpg', cv2.resize(np.random.default_rng(0).integers(
     0, 255, (96, 128, 3), dtype=np.uint8), (640, 480)))[1].tobytes()
 
 
-def photo():
-    return Photo(JPEG, 640, 480)
+def keyframe():
+    return EncodedKeyframe(JPEG, 640, 480)
 
 
 class Rig:
@@ -55,15 +56,15 @@ class Rig:
 
     def __init__(self, *urls, queries=(SCENE,), config=None, **kwargs):
         self.answers, self.errors = [], []
-        config = config or {}
-        configs = [CloudConfig(url, 'chaos', name=f'server{i}', **config)
+        servers = [cloud_server(url, 'chaos', name=f'server{i}', **(config or {}))
                    for i, url in enumerate(urls)]
-        self.bridge = CloudBridge(configs, queries, self.answers.append,
-                                  on_error=self.errors.append, **kwargs)
+        budget = kwargs.pop('budget', None)
+        self.bridge = CloudBridge(servers, queries, self.answers.append, RequestConfig(**kwargs),
+                                  budget=budget, on_error=self.errors.append)
         self.stamps = itertools.count(NS, NS // 20)
 
     def offer(self):
-        return self.bridge.offer(next(self.stamps), photo)
+        return self.bridge.offer(next(self.stamps), keyframe)
 
     def until(self, condition, timeout_s=10.0):
         """Offer frames, twenty to the second of their stamps, until the condition holds."""
@@ -170,7 +171,7 @@ def test_late_answers_carry_the_stamp_of_their_frame(chaos, rigs):
 
     def load(stamp):
         def call():
-            asked[stamp] = Photo(JPEG[:-2] + str(stamp).encode() + b'\xff\xd9', 640, 480)
+            asked[stamp] = EncodedKeyframe(JPEG[:-2] + str(stamp).encode() + b'\xff\xd9', 640, 480)
             return asked[stamp]
         return call
     stamps = itertools.count(NS, NS // 10)
@@ -187,10 +188,10 @@ def test_a_newer_answer_ends_the_wait_for_older_ones(chaos, rigs):
     server = chaos('hang')
     rig = rigs(server.url, max_in_flight=2)
     first = next(rig.stamps)
-    rig.bridge.offer(first, photo)
+    rig.bridge.offer(first, keyframe)
     wait_for(lambda: server.count == 1)
     server.fault = 'none'
-    assert rig.bridge.offer(first + 2 * NS, photo) == 'scene'
+    assert rig.bridge.offer(first + 2 * NS, keyframe) == 'scene'
     answer = wait_for(lambda: rig.answers)[0]
     wait_for(lambda: rig.bridge.in_flight == 0, 1.0)
     assert answer.stamp_ns == first + 2 * NS and rig.bridge.stats.superseded == 1
@@ -224,10 +225,10 @@ def test_retry_asks_about_the_newest_frame(chaos, rigs):
     server = chaos('http_500')
     rig = rigs(server.url)
     first = next(rig.stamps)
-    rig.bridge.offer(first, photo)
+    rig.bridge.offer(first, keyframe)
     wait_for(lambda: rig.errors)
     server.fault = 'none'
-    assert rig.bridge.offer(first + NS // 100, photo) is None  # not due, but newer
+    assert rig.bridge.offer(first + NS // 100, keyframe) is None  # not due, but newer
     answer = wait_for(lambda: rig.answers)[0]
     assert answer.stamp_ns == first + NS // 100 and rig.bridge.stats.retries == 1
 
@@ -250,11 +251,11 @@ def test_photo_that_was_too_large_is_sent_smaller(chaos, rigs):
     jpeg = cv2.imencode('.jpg', noise)[1].tobytes()
     server = chaos('http_413')
     rig = rigs(server.url)
-    assert rig.bridge.offer(NS, lambda: Photo(jpeg, 640, 480))
+    assert rig.bridge.offer(NS, lambda: EncodedKeyframe(jpeg, 640, 480))
     wait_for(lambda: rig.errors)
     server.fault = 'none'
     stamps = itertools.count(2 * NS, NS // 20)
-    wait_for(lambda: (rig.bridge.offer(next(stamps), lambda: Photo(jpeg, 640, 480)),
+    wait_for(lambda: (rig.bridge.offer(next(stamps), lambda: EncodedKeyframe(jpeg, 640, 480)),
                       rig.answers)[1])
     assert len(server.bodies[-1]) < 0.65 * len(server.bodies[0])
     assert all(f.region.x == 256 for f in rig.answers[0].facts)  # in pixels of the camera
@@ -269,7 +270,7 @@ def test_fails_over_and_comes_back(chaos, rigs):
     rig.until(lambda: rig.answers[-1].endpoint == 'server1', 3.0)
     mark = len(rig.answers)
     rig.until(lambda: len(rig.answers) > mark + 5)
-    assert rig.bridge.endpoint.name == 'server1' and rig.bridge.breaker_state is State.CLOSED
+    assert rig.bridge.server.name == 'server1' and rig.bridge.breaker_state is State.CLOSED
     first.start()
     rig.until(lambda: rig.answers[-1].endpoint == 'server0', 20.0)
     report = rig.bridge.report()
@@ -293,9 +294,9 @@ def test_keys_go_to_their_own_server_only(chaos, monkeypatch):
     monkeypatch.setenv('OPENAI_CUSTOM_HEADERS', 'Authorization: Bearer of-another-server')
     first, second = chaos('http_500'), chaos()
     answers = []
-    bridge = CloudBridge([CloudConfig(first.url, 'm', 'a', api_key='key-a'),
-                          CloudConfig(second.url, 'm', 'b')], [SCENE], answers.append)
-    bridge.offer(NS, photo)
+    bridge = CloudBridge([cloud_server(first.url, 'm', 'a', api_key='key-a'),
+                          cloud_server(second.url, 'm', 'b')], [SCENE], answers.append)
+    bridge.offer(NS, keyframe)
     wait_for(lambda: answers)
     assert bridge.stop()
     assert first.requests[0]['_authorization'] == 'key-a'
@@ -305,7 +306,7 @@ def test_keys_go_to_their_own_server_only(chaos, monkeypatch):
 
 async def ask_once(url):
     """Ask without a bridge; return the reply's text and how often other tasks had their turn."""
-    client, turns = CloudClient(CloudConfig(url, 'm', deadline_s=5.0)), 0
+    client, turns = CloudClient(cloud_server(url, 'm', deadline_s=5.0)), 0
 
     async def count():
         nonlocal turns
@@ -408,11 +409,11 @@ def test_nonsense_about_the_cost_spends_no_budget(chaos, rigs, usage, monkeypatc
 def test_unpriced_server_serves_when_the_money_is_spent(chaos):
     paid, free = chaos(), chaos()
     answers = []
-    bridge = CloudBridge([CloudConfig(paid.url, 'm', 'paid', price_request=1.0),
-                          CloudConfig(free.url, 'm', 'free')], [SCENE], answers.append,
+    bridge = CloudBridge([cloud_server(paid.url, 'm', 'paid', price_request=1.0),
+                          cloud_server(free.url, 'm', 'free')], [SCENE], answers.append,
                          budget=Budget(Cost(money=10.0), time.monotonic()))
     stamps = itertools.count(NS, NS // 10)
-    wait_for(lambda: (bridge.offer(next(stamps), photo), len(answers) >= 6)[1])
+    wait_for(lambda: (bridge.offer(next(stamps), keyframe), len(answers) >= 6)[1])
     assert bridge.stop()
     assert Counter(a.endpoint for a in answers)['paid'] == 2  # a fifth of ten
     assert answers[-1].endpoint == 'free'

@@ -18,14 +18,15 @@
 import asyncio
 import json
 
+from fakes import cloud_server
 from hypothesis import given, HealthCheck, settings, strategies as st
 import pytest
 
 from spotvlm_ros.bench.faults.chaos import ChaosServer, FAULTS
-from spotvlm_ros.cloud.client import CloudClient, CloudConfig
+from spotvlm_ros.cloud.client import CloudClient
 from spotvlm_ros.cloud.errors import CloudError
 from spotvlm_ros.cloud.parse import parse_reply
-from spotvlm_ros.method.facts import NS, Query, Source, Turn
+from spotvlm_ros.method.facts import NS, Query
 from spotvlm_ros.method.history import History
 from spotvlm_ros.method.prompt import messages, question
 
@@ -92,7 +93,7 @@ def ask():
         x.streamed = streamed
         return await x.reply(b'data: ' + body + b'\n\ndata: [DONE]\n\n' if streamed else body)
     FAULTS['fuzz'] = fuzz
-    client = CloudClient(CloudConfig(server.url, 'm', deadline_s=5.0))
+    client = CloudClient(cloud_server(server.url, 'm', deadline_s=5.0))
 
     def call(now):
         reply['now'] = now
@@ -115,7 +116,7 @@ def tokenizer():
 def prompt_text(query, reply):
     """Return what the edge model is told of a reply."""
     history = History(query)
-    history.add(Turn(query.id, NS, Source.CLOUD, reply.facts, reply.text))
+    history.add(reply.turn)
     chat = messages(query, history.context(2 * NS), 2 * NS, 1)
     return '\n'.join(part['text'] for message in chat for part in message['content']
                      if part['type'] == 'text')

@@ -26,12 +26,12 @@ import subprocess
 import sys
 
 import cv2
-from fakes import wait_for
+from fakes import cloud_server, wait_for
 import numpy as np
 import pytest
 
 from spotvlm_ros.bench.faults.chaos import ChaosServer
-from spotvlm_ros.cloud.client import CloudClient, CloudConfig, read_api_key
+from spotvlm_ros.cloud.client import CloudClient, read_api_key
 from spotvlm_ros.cloud.errors import CloudUnreachable
 
 SECRET = 'sk-kEy4711-do-not-tell'
@@ -50,17 +50,17 @@ def test_a_key_that_is_no_header_is_refused_without_telling_it(tmp_path, key):
 @pytest.mark.parametrize('url', ['http://192.168.1.9/v1', 'http://example.org/v1'])
 def test_a_key_does_not_go_unencrypted_by_accident(url):
     with pytest.raises(ValueError, match='https') as caught:
-        CloudConfig(url, 'm', api_key=SECRET)
+        cloud_server(url, 'm', api_key=SECRET)
     assert SECRET not in str(caught.value)
-    assert SECRET not in repr(CloudConfig(url, 'm', api_key=SECRET, plain_key=True))
-    CloudConfig('http://127.0.0.1:8000/v1', 'm', api_key=SECRET)
+    assert SECRET not in repr(cloud_server(url, 'm', api_key=SECRET, allow_plain_key=True))
+    cloud_server('http://127.0.0.1:8000/v1', 'm', api_key=SECRET)
 
 
 @pytest.mark.parametrize('url', [f'https://me:{SECRET}@example.org/v1',
                                  f'https://example.org/v1?key={SECRET}'])
 def test_credentials_in_the_address_are_refused(url):
     with pytest.raises(ValueError, match='api_key_file') as caught:
-        CloudConfig(url, 'm')
+        cloud_server(url, 'm')
     assert SECRET not in str(caught.value)
 
 
@@ -86,7 +86,7 @@ def test_tls_is_verified(tmp_path, monkeypatch, vouched):
             writer.close()
         server = await asyncio.start_server(serve, '127.0.0.1', 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
-        client = CloudClient(CloudConfig(f'https://127.0.0.1:{port}/v1', 'm', api_key=SECRET))
+        client = CloudClient(cloud_server(f'https://127.0.0.1:{port}/v1', 'm', api_key=SECRET))
         try:
             with pytest.raises(CloudUnreachable):
                 await client.ask(b'\xff\xd8\xff\xd9', 'What?')
@@ -102,7 +102,7 @@ def test_tls_is_verified(tmp_path, monkeypatch, vouched):
 def test_a_key_that_comes_back_is_masked_but_no_word_of_answers(key, told):
     """Servers without keys are given placeholders; 'none' is a value of many facts."""
     async def ask():
-        client = CloudClient(CloudConfig(server.url, 'm', api_key=key))
+        client = CloudClient(cloud_server(server.url, 'm', api_key=key))
         try:
             return (await client.ask(b'\xff\xd8\xff\xd9', 'What?')).text
         finally:

@@ -15,7 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole graph under faults: short forms of the commands in spotvlm_ros.bench."""
 
-from fakes import FakeEdge
+from fakes import cloud_server, FakeEdge
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
@@ -24,7 +24,6 @@ from spotvlm_ros.bench.faults.bridge import all_faults  # noqa: E402, I100
 from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402
 from spotvlm_ros.bench.faults.robots import carry  # noqa: E402
 from spotvlm_ros.bench.perf.bridge import soak, wire  # noqa: E402
-from spotvlm_ros.cloud.client import CloudConfig  # noqa: E402
 from spotvlm_ros.method.facts import Query  # noqa: E402
 
 
@@ -58,7 +57,7 @@ def test_simulated_robots_share_a_server():
     queries = (Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=0.5),)
     server = ChaosServer(pause_s=0.05)
     try:
-        got = carry(3, CloudConfig(server.url, 'm'), queries, 2.0, warm_up_s=0.5)
+        got = carry(3, cloud_server(server.url, 'm'), queries, 2.0, warm_up_s=0.5)
     finally:
         server.stop()
     assert 1.0 < got['answers_per_s_per_robot'] < 2.6 and got['errors'] == 0

@@ -23,75 +23,30 @@ threads of this module, and so does the callback with the answer.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 import random
-import statistics
 import threading
 import time
-from typing import Any
 
 from .breaker import State
+from .bridge_statistics import BridgeStatistics, percentile
 from .budget import Budget, Cost
-from .client import CloudConfig, RawReply
-from .completion import Completion
-from .errors import CloudError, CloudRefused
-from .parse import parse_reply, Reply
-from .photo import Photo, smaller
-from .pool import Endpoint, Pool
+from .client import CloudServer
+from .errors import CloudError
+from .keyframe_encoder import EncodedKeyframe, shrink
+from .parse import CloudAnswer, parse_reply
+from .pool import Endpoint, EndpointPool, Request
+from .reply import RawReply
 from .schema import response_format
-from ..method.facts import Fact, NS, Query
+from ..config.nodes import RequestConfig
+from ..method.facts import NS, Query
 from ..method.keyframes import next_keyframe, target_in_flight
 from ..method.prompt import cloud_question
 
-RECENT = 64           # kept for the percentiles
 FIRST_BACKOFF_S = 0.2  # before a second try; doubled, with jitter, before each further one
 LEAST_S = 0.3         # what would be useful for less than this longer is not worth a try
-
-
-@dataclass(frozen=True)
-class CloudAnswer:
-    """A reply about the frame of ``stamp_ns``."""
-
-    query_id: str
-    stamp_ns: int
-    facts: tuple[Fact, ...]
-    text: str
-    rejected: list[str]
-    wait_s: float        # offer to the request on the wire: reading and encoding the frame
-    round_trip_s: float  # request to reply, emulated part included
-    emulated_s: float
-    endpoint: str = ''   # name of the server
-    model: str = ''
-
-
-def _recent() -> deque[float]:
-    return deque(maxlen=RECENT)
-
-
-@dataclass
-class Stats:
-    """Counts since start."""
-
-    requests: int = 0
-    answers: int = 0
-    errors: int = 0
-    skipped: int = 0
-    retries: int = 0
-    failovers: int = 0     # answers of another server than the preferred
-    superseded: int = 0    # given up, because a newer frame's answer had come
-    facts_rejected: int = 0
-    injections: int = 0    # replies whose text reads like instructions
-    bytes_sent: int = 0    # of images
-    last_error: str = ''
-    errors_by: Counter[str] = field(default_factory=Counter)   # kind
-    skipped_by: Counter[str] = field(default_factory=Counter)  # reason
-    round_trips_s: deque[float] = field(default_factory=_recent)
-    emulated_s: deque[float] = field(default_factory=_recent)
-    to_wire_s: deque[float] = field(default_factory=_recent)    # offer to the last byte sent
-    to_answer_s: deque[float] = field(default_factory=_recent)  # last byte received to delivered
 
 
 @dataclass(eq=False)
@@ -100,9 +55,9 @@ class _Job:
 
     query: Query
     stamp_ns: int
-    load: Callable[[], Photo]
+    load: Callable[[], EncodedKeyframe]
     offered: float           # steady clock [s]
-    photo: Photo | None = None
+    keyframe: EncodedKeyframe | None = None
     tries: int = 0
     answered: bool = False
     superseded: bool = False
@@ -115,21 +70,31 @@ class _Job:
         keys = self.query.keys or ('default',)
         return self.offered + max(self.query.ttl_ns(k) for k in keys) / NS
 
+    @property
+    def left_s(self) -> float:
+        """How much longer a reply is useful."""
+        return self.useful_until - time.monotonic()
+
 
 class _Skipped(Exception):
     """A frame is not sent, for a reason of ours."""
 
 
 class CloudBridge:
-    """Keeps at most ``max_in_flight`` questions with the cloud."""
+    """
+    Asks the cloud about a few of the frames that it is offered.
 
-    def __init__(self, config: CloudConfig | Sequence[CloudConfig], queries: Sequence[Query],
-                 on_answer: Callable[[CloudAnswer], None], *, max_in_flight: int = 2,
-                 budget: Budget | None = None, retries: int = 2,
+    The way of a keyframe: `offer` decides, `_run` tries until there is an answer, `_try` asks one
+    server after another, `_ask` sends and reads the reply, `_deliver` hands the answer over.
+    """
+
+    def __init__(self, servers: Sequence[CloudServer], queries: Sequence[Query],
+                 on_answer: Callable[[CloudAnswer], None],
+                 config: RequestConfig = RequestConfig(), *, budget: Budget | None = None,
                  on_error: Callable[[str], None] = lambda text: None) -> None:
         """Start the thread; nothing is sent before the first offer."""
-        self.max_in_flight, self.retries = max_in_flight, retries
-        self.stats = Stats()
+        self.max_in_flight, self.retries = config.max_in_flight, config.retries
+        self.stats = BridgeStatistics()
         self.budget = budget or Budget()
         self.in_flight = 0
         self._queries = {q.id: q for q in queries}
@@ -137,14 +102,14 @@ class CloudBridge:
         self._last_sent: dict[str, int] = {}
         self._urgent: set[str] = set()
         self.urged = 0                        # times that a query was brought forward
-        self.wanted_in_flight = max_in_flight
+        self.wanted_in_flight = config.max_in_flight
         self._skip_noted: set[str] = set()
         # By camera: the newest frame, for a request that has to be made anew.
-        self._newest: dict[str, tuple[int, Callable[[], Photo], float]] = {}
+        self._newest: dict[str, tuple[int, Callable[[], EncodedKeyframe], float]] = {}
         self._lock = threading.Lock()
         self._stopped = False
         self._random = random.Random()
-        self._pool = Pool([config] if isinstance(config, CloudConfig) else config)
+        self._pool = EndpointPool(servers, self.budget)
         self._jobs: set[_Job] = set()
         # Threads of its own: the loop's may all hang in look-ups of names while the network is
         # down.
@@ -153,44 +118,26 @@ class CloudBridge:
         self._thread = threading.Thread(target=self._loop.run_forever, name='cloud', daemon=True)
         self._thread.start()
 
-    def offer(self, stamp_ns: int, load: Callable[[], Photo], camera: str = '') -> str | None:
+    def offer(self, stamp_ns: int, load: Callable[[], EncodedKeyframe], camera: str = ''
+              ) -> str | None:
         """
         Send a camera's frame if a query about it is due; return that query's id.
 
-        Quick, from any thread.
+        Quick, from any thread; ``load`` is called by another.
         """
         now = time.monotonic()
         with self._lock:
-            due = next_keyframe([q for q in self._queries.values() if q.camera == camera],
-                                self._last_sent, stamp_ns, 0, 1, self._urgent)
+            due = self._due(stamp_ns, camera)
             if self._jobs:
                 self._newest[camera] = stamp_ns, load, now
-            if due is None or self._stopped:
+            if due is None or self._stopped or not self._may_send(due, now):
                 return None
-            self.wanted_in_flight = target_in_flight(
-                self._queries.values(), self.stats.round_trips_s, self.max_in_flight)
-            picked = 'in_flight' if self.in_flight >= self.wanted_in_flight else \
-                self._pool.pick(self.budget, now)
-            if isinstance(picked, str):
-                if due not in self._skip_noted:
-                    self._skip(picked)
-                self._skip_noted.add(due)
-                return None
-            self._skip_noted.discard(due)
-            self._last_sent[due] = stamp_ns
-            self._urgent.discard(due)
+            self._note_sent(due, stamp_ns)
             self.in_flight += 1
             job = _Job(self._queries[due], stamp_ns, load, now)
             self._jobs.add(job)
         self._loop.call_soon_threadsafe(self._spawn, job)
         return due
-
-    def urge(self, query_id: str) -> None:
-        """Bring a query forward: its scene has changed, or the edge is unsure."""
-        with self._lock:
-            if query_id in self._queries and query_id not in self._urgent:
-                self._urgent.add(query_id)
-                self.urged += 1
 
     def reset(self, camera: str = '') -> None:
         """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
@@ -209,9 +156,9 @@ class CloudBridge:
             if self._stopped:
                 return True
             self._stopped = True
-        done = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
-            done.result(timeout_s)
+            closing.result(timeout_s)
         except TimeoutError:
             pass
         self._encoder.shutdown(wait=False, cancel_futures=True)
@@ -222,7 +169,7 @@ class CloudBridge:
         self._loop.close()
         return True
 
-    # What there is to tell
+    # For diagnostics
 
     def round_trip_s(self, share: float) -> float:
         """Return a percentile (share 0..1) of the last round trips; 0 before the first."""
@@ -233,49 +180,82 @@ class CloudBridge:
     def emulated_delay_s(self) -> float:
         """Median of the delay added on purpose."""
         with self._lock:
-            return statistics.median(self.stats.emulated_s) if self.stats.emulated_s else 0.0
+            return self.stats.emulated_delay_s
+
+    def spent_hour(self) -> Cost:
+        """Return what the last hour cost."""
+        with self._lock:
+            return self.budget.spent(time.monotonic())
 
     @property
-    def endpoint(self) -> CloudConfig:
+    def server(self) -> CloudServer:
         """Return the server in use: it answered last."""
-        return self._pool.serving.config
+        return self._pool.serving.server
 
     @property
     def breaker_state(self) -> State:
         """Return the state of the server in best health."""
         return min(e.breaker.state for e in self._pool.endpoints)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, str | float]:
         """Return all figures, flat, for diagnostics."""
-        now = time.monotonic()
         with self._lock:
-            stats, spent, limit = self.stats, self.budget.spent(now), self.budget.per_hour
-            report: dict[str, Any] = {
-                'endpoint': self.endpoint.name, 'breaker': self.breaker_state.name.lower(),
-                'in_flight': self.in_flight, 'in_flight_wanted': self.wanted_in_flight,
-                'brought_forward': self.urged, 'requests': stats.requests,
-                'answers': stats.answers, 'errors': stats.errors, 'skipped': stats.skipped,
-                'retries': stats.retries, 'failovers': stats.failovers,
-                'superseded': stats.superseded, 'facts_rejected': stats.facts_rejected,
-                'injections': stats.injections, 'bytes_sent': stats.bytes_sent,
-                'round_trip_p50_s': percentile(stats.round_trips_s, 0.5),
-                'round_trip_p95_s': percentile(stats.round_trips_s, 0.95),
-                'keyframe_to_wire_p95_s': percentile(stats.to_wire_s, 0.95),
-                'reply_to_answer_p95_s': percentile(stats.to_answer_s, 0.95),
-                'spent_hour_mb': spent.bytes / 1e6, 'spent_hour_tokens': int(spent.tokens),
-                'spent_hour_money': spent.money, 'spent_total_money': self.budget.total.money,
-                'budget_mb': limit.bytes / 1e6, 'budget_tokens': int(limit.tokens),
-                'budget_money': limit.money}
-            report |= {f'errors.{kind}': n for kind, n in sorted(stats.errors_by.items())}
-            report |= {f'skipped.{why}': n for why, n in sorted(stats.skipped_by.items())}
-            for endpoint in self._pool.endpoints:
-                report |= {f'{endpoint.config.name}.{key}': value for key, value in (
-                    ('breaker', endpoint.breaker.state.name.lower()),
-                    ('in_flight', endpoint.in_flight), ('requests', endpoint.requests),
-                    ('answers', endpoint.answers), ('errors', endpoint.errors),
-                    ('dialect', endpoint.client.dialect.name.lower()),
-                    ('usage_missing', endpoint.usage_missing))}
-        return report
+            return {'endpoint': self.server.name, 'breaker': self.breaker_state.name.lower(),
+                    'in_flight': self.in_flight, 'in_flight_wanted': self.wanted_in_flight,
+                    'brought_forward': self.urged, **self.stats.report(),
+                    **self._pool.report(time.monotonic())}
+
+    # Which query is due, and how many requests may be under way. The lock is held, save in urge.
+
+    def urge(self, query_id: str) -> None:
+        """Bring a query forward: its scene has changed, or the edge is unsure."""
+        with self._lock:
+            if query_id in self._queries and query_id not in self._urgent:
+                self._urgent.add(query_id)
+                self.urged += 1
+
+    def _due(self, stamp_ns: int, camera: str) -> str | None:
+        """Return the query that a camera's frame is to be sent for."""
+        queries = [q for q in self._queries.values() if q.camera == camera]
+        return next_keyframe(queries, self._last_sent, stamp_ns, 0, 1, self._urgent)
+
+    def _may_send(self, due: str, now: float) -> bool:
+        """Return whether a request may go now; count a keyframe once that may not."""
+        self.wanted_in_flight = target_in_flight(
+            self._queries.values(), self.stats.round_trips_s, self.max_in_flight)
+        picked = 'in_flight' if self.in_flight >= self.wanted_in_flight else self._pool.pick(now)
+        if isinstance(picked, str):
+            if due not in self._skip_noted:
+                self.stats.count_skipped(picked)
+            self._skip_noted.add(due)
+            return False
+        self._skip_noted.discard(due)
+        return True
+
+    def _note_sent(self, due: str, stamp_ns: int) -> None:
+        """Make a query wait for its next period."""
+        self._last_sent[due] = stamp_ns
+        self._urgent.discard(due)
+
+    def _note_unsent(self, job: _Job) -> None:
+        """Make a query without an answer due at once, or as soon as a breaker allows."""
+        if self._last_sent.get(job.query.id) == job.stamp_ns:
+            del self._last_sent[job.query.id]
+
+    def _renew(self, job: _Job) -> None:
+        """Ask about the newest frame instead: the answer will be true for longer."""
+        newest = self._newest.get(job.query.camera)
+        if newest is not None and newest[0] > job.stamp_ns and \
+                self._last_sent.get(job.query.id) == job.stamp_ns:
+            job.stamp_ns, job.load, job.offered = newest
+            job.keyframe = None
+            self._last_sent[job.query.id] = job.stamp_ns
+
+    def _superseded_by(self, job: _Job, answer: CloudAnswer) -> list[_Job]:
+        """Return the older requests that could only fill what an answer lacks: nothing."""
+        complete = not answer.rejected and {f.key for f in answer.facts} == set(job.query.keys)
+        return [j for j in self._jobs if j.query is job.query
+                and j.stamp_ns < job.stamp_ns] if complete else []
 
     # The thread's own
 
@@ -293,20 +273,86 @@ class CloudBridge:
                 return
             except _Skipped as why:
                 with self._lock:
-                    self._skip(str(why))
+                    self.stats.count_skipped(str(why))
                 job.again = not str(why).startswith('budget')
                 return
             except CloudError as error:
                 wait_s = self._pause_s(job, error)
             except ValueError as error:  # the frame cannot be sent: no server's fault
-                self._note(str(error), 'frame')
+                self._count_error('frame', str(error))
                 return
             except Exception as error:  # a bug of ours must not silence the cloud for good
-                self._note(f'{type(error).__name__}: {error}', 'internal')
+                self._count_error('internal', f'{type(error).__name__}: {error}')
                 return
             if wait_s is not None:
                 await asyncio.sleep(wait_s)
-                self._renew(job)
+                with self._lock:
+                    self._renew(job)
+
+    async def _try(self, job: _Job) -> None:
+        """Ask one server after another; raise the last CloudError when all have failed."""
+        if job.keyframe is None:
+            job.keyframe = await self._loop.run_in_executor(self._encoder, job.load)
+        question = cloud_question(job.query)
+        failed: list[Endpoint] = []
+        error: CloudError | None = None
+        while error is None or not self._stopped and job.left_s >= LEAST_S:
+            with self._lock:
+                request = self._pool.begin(len(job.keyframe.jpeg), question, job.left_s,
+                                           time.monotonic(), failed)
+                self.stats.requests += isinstance(request, Request)
+            if isinstance(request, str):
+                raise error or _Skipped(request)
+            try:
+                answer = await self._ask(job, job.keyframe, request, question)
+            except CloudError as failure:
+                error = failure
+                failed.append(request.endpoint)
+                job.tries += 1
+                self._count_error(failure.kind, str(failure))
+            else:
+                self._deliver(job, request.endpoint, answer)
+                return
+        raise error
+
+    async def _ask(self, job: _Job, keyframe: EncodedKeyframe, request: Request, question: str
+                   ) -> CloudAnswer:
+        """Ask one server."""
+        endpoint, reply = request.endpoint, RawReply()
+        failure: CloudError | None = None
+        try:
+            if 0 < endpoint.max_image_bytes < len(keyframe.jpeg):
+                keyframe = await self._loop.run_in_executor(
+                    self._encoder, shrink, keyframe, endpoint.max_image_bytes)
+            self.stats.bytes_sent += len(keyframe.jpeg)
+            await endpoint.client.ask(keyframe.jpeg, question, response_format(job.query),
+                                      request.deadline_s, reply)
+        except CloudError as error:
+            failure = error
+            raise
+        finally:
+            with self._lock:
+                self._pool.end(request, reply, failure, len(keyframe.jpeg), time.monotonic())
+        answer = parse_reply(job.query, reply.text, job.stamp_ns,
+                             (keyframe.width, keyframe.height), keyframe.scale,
+                             endpoint.config.box_scale)
+        return replace(answer, wait_s=max(0.0, reply.sent - job.offered),
+                       round_trip_s=reply.round_trip_s, emulated_s=reply.emulated_s,
+                       received=reply.received, endpoint=endpoint.server.name,
+                       model=endpoint.config.model)
+
+    def _deliver(self, job: _Job, endpoint: Endpoint, answer: CloudAnswer) -> None:
+        with self._lock:
+            job.answered = True
+            self.stats.count_answer(answer, endpoint is not self._pool.endpoints[0])
+            self._pool.serving = endpoint
+            superseded = self._superseded_by(job, answer)
+        if self._stopped:
+            return
+        self._on_answer(answer)
+        with self._lock:
+            self.stats.to_answer_s.append(time.monotonic() - answer.received)
+        self._give_up(superseded)
 
     def _settle(self, job: _Job) -> None:
         with self._lock:
@@ -315,110 +361,8 @@ class CloudBridge:
             self.stats.superseded += job.superseded
             if not self._jobs:
                 self._newest.clear()
-            if job.again and not (job.answered or job.superseded) and \
-                    self._last_sent.get(job.query.id) == job.stamp_ns:
-                del self._last_sent[job.query.id]  # due as soon as a breaker allows
-
-    async def _try(self, job: _Job) -> None:
-        """Ask one server after another; raise the last CloudError when all have failed."""
-        if job.photo is None:
-            job.photo = await self._loop.run_in_executor(self._encoder, job.load)
-        question = cloud_question(job.query)
-        failed: list[Endpoint] = []
-        error: CloudError | None = None
-        while True:
-            now = time.monotonic()
-            with self._lock:
-                endpoint = self._pool.pick(self.budget, now, failed)
-                if isinstance(endpoint, Endpoint):
-                    cost = endpoint.estimate(len(job.photo.jpeg), question)
-                    lacking = self.budget.lacking(cost, now)
-                    endpoint = endpoint if not lacking else f'budget_{lacking}'
-                if isinstance(endpoint, str):
-                    if error is not None:
-                        raise error
-                    raise _Skipped(endpoint)
-                endpoint.breaker.allow(now)
-                # A trial holds all others up, and so does a request that another server could
-                # answer.
-                brief = endpoint.breaker.state is State.HALF_OPEN or isinstance(
-                    self._pool.pick(self.budget, now, [*failed, endpoint]), Endpoint)
-                endpoint.in_flight += 1
-                endpoint.requests += 1
-                self.stats.requests += 1
-                self.budget.take(cost, now)
-            try:
-                left = job.useful_until - now
-                await self._ask(job, endpoint, question, cost,
-                                endpoint.patience_s(left) if brief else left)
-                return
-            except CloudError as failure:
-                error = failure
-                failed.append(endpoint)
-                job.tries += 1
-                self._note(str(failure), failure.kind)
-            if self._stopped or job.useful_until - time.monotonic() < LEAST_S:
-                raise error
-
-    async def _ask(self, job: _Job, endpoint: Endpoint, question: str, cost: Cost,
-                   deadline_s: float) -> None:
-        """Ask one server; deliver its answer."""
-        done, failure = Completion(), None
-        raw: RawReply | None = None
-        assert job.photo is not None
-        photo = job.photo
-        try:
-            if 0 < endpoint.max_image_bytes < len(photo.jpeg):
-                photo = await self._loop.run_in_executor(
-                    self._encoder, smaller, photo, endpoint.max_image_bytes)
-            self.stats.bytes_sent += len(photo.jpeg)
-            raw = await endpoint.client.ask(
-                photo.jpeg, question, response_format(job.query), deadline_s, done)
-        except CloudError as error:
-            failure = error
-            raise
-        finally:
-            now = time.monotonic()
-            with self._lock:
-                endpoint.in_flight -= 1
-                refused = isinstance(failure, CloudRefused)
-                self.budget.take(endpoint.actual(done, cost, refused) - cost, now)
-                if raw is not None:
-                    endpoint.succeeded(raw.round_trip_s)
-                elif failure is not None:
-                    endpoint.failed(failure, now, len(photo.jpeg))
-                else:
-                    endpoint.breaker.abandon(now)
-        reply = parse_reply(job.query, raw.text, job.stamp_ns, (photo.width, photo.height),
-                            photo.scale, endpoint.config.box_scale)
-        self._deliver(job, endpoint, raw, reply, done.sent)
-
-    def _deliver(self, job: _Job, endpoint: Endpoint, raw: RawReply, reply: Reply,
-                 sent: float) -> None:
-        wait_s = max(0.0, sent - job.offered)
-        with self._lock:
-            job.answered = True
-            stats = self.stats
-            stats.answers += 1
-            stats.facts_rejected += len(reply.rejected)
-            stats.injections += reply.suspicious
-            stats.failovers += endpoint is not self._pool.endpoints[0]
-            stats.round_trips_s.append(raw.round_trip_s)
-            stats.emulated_s.append(raw.emulated_s)
-            stats.to_wire_s.append(wait_s)
-            stats.last_error = ''
-            self._pool.serving = endpoint
-            older = [j for j in self._jobs if j.query is job.query and j.stamp_ns < job.stamp_ns]
-        answer = CloudAnswer(job.query.id, job.stamp_ns, reply.facts, reply.text, reply.rejected,
-                             wait_s, raw.round_trip_s, raw.emulated_s,
-                             endpoint.config.name, endpoint.config.model)
-        if self._stopped:
-            return
-        self._on_answer(answer)
-        with self._lock:
-            self.stats.to_answer_s.append(time.monotonic() - raw.received)
-        if not reply.rejected and {f.key for f in reply.facts} == set(job.query.keys):
-            self._give_up(older)  # an older answer could only fill what this one lacks
+            if job.again and not (job.answered or job.superseded):
+                self._note_unsent(job)
 
     def _pause_s(self, job: _Job, error: CloudError) -> float | None:
         """Return how long to wait before trying again, None when that is pointless."""
@@ -433,33 +377,17 @@ class CloudBridge:
             self.stats.retries += 1
         return wait_s
 
-    def _renew(self, job: _Job) -> None:
-        """Ask about the newest frame instead: the answer will be true for longer."""
-        with self._lock:
-            newest = self._newest.get(job.query.camera)
-            if newest is not None and newest[0] > job.stamp_ns and \
-                    self._last_sent.get(job.query.id) == job.stamp_ns:
-                job.stamp_ns, job.load, job.offered = newest
-                job.photo = None
-                self._last_sent[job.query.id] = job.stamp_ns
-
     def _give_up(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             if job.task is not None and not job.task.done():
                 job.superseded = True
                 job.task.cancel()
 
-    def _skip(self, why: str) -> None:
-        self.stats.skipped += 1
-        self.stats.skipped_by[why] += 1
-
-    def _note(self, error: str, kind: str) -> None:
+    def _count_error(self, kind: str, message: str) -> None:
         with self._lock:
-            self.stats.errors += 1
-            self.stats.errors_by[kind] += 1
-            self.stats.last_error = error
+            self.stats.count_error(kind, message)
         if not self._stopped:
-            self._on_error(error)
+            self._on_error(message)
 
     async def _close(self) -> None:
         tasks = [j.task for j in self._jobs if j.task is not None]
@@ -468,9 +396,3 @@ class CloudBridge:
         await asyncio.gather(*tasks, return_exceptions=True)
         for endpoint in self._pool.endpoints:
             await endpoint.client.close()
-
-
-def percentile(values: Sequence[float] | deque[float], share: float) -> float:
-    """Return the value below which a share (0..1) of the values lies; 0 without values."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -30,16 +30,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated
 import unicodedata
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
 
 from .schema import FACTS
-from ..method.facts import Fact, Query, Region
+from ..config.nodes import BoxScale
+from ..method.facts import Fact, Query, Region, Source, Turn
 from ..method.prompt import match_choice, neutralise, parse_answer
 
-BoxScale = Literal['relative', 'pixels']  # 0..1000 of the frame, or pixels of the frame sent
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
 MAX_FAILURES = 256  # places where an object began but could not be read
@@ -67,7 +67,7 @@ class Item(BaseModel):
 
     label: Annotated[StrictStr, Field(max_length=64)]
     value: StrictStr | bool | int | FiniteFloat
-    bbox_2d: Any = None
+    bbox_2d: object = None
 
 
 class Box(BaseModel):
@@ -77,46 +77,55 @@ class Box(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A reply as facts; ``rejected`` says, entry by entry, what was dropped and why."""
+class CloudAnswer:
+    """
+    What a reply says about the frame of ``stamp_ns``.
 
+    ``rejected`` says, entry by entry, what was dropped and why. The bridge fills in where the
+    reply is from and what it took [s].
+    """
+
+    query_id: str
+    stamp_ns: int
     facts: tuple[Fact, ...] = ()
     text: str = ''
     rejected: list[str] = field(default_factory=list)
-    suspicious: bool = False  # its text reads like instructions, and is left out
+    suspicious: bool = False    # its text reads like instructions, and is left out
+    wait_s: float = 0.0         # offer to the request on the wire: reading, encoding the frame
+    round_trip_s: float = 0.0   # request to reply, emulated part included
+    emulated_s: float = 0.0
+    received: float = 0.0       # the reply's last byte came (steady clock)
+    endpoint: str = ''          # name of the server
+    model: str = ''
+
+    @property
+    def turn(self) -> Turn:
+        """Return what enters the history."""
+        return Turn(self.query_id, self.stamp_ns, Source.CLOUD, self.facts, self.text)
 
 
 def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
-                sent_scale: float = 1.0, box_scale: BoxScale = 'relative') -> Reply:
+                sent_scale: float = 1.0, box_scale: BoxScale = 'relative') -> CloudAnswer:
     """
     Read the reply to ``query`` about the frame of ``stamp_ns``.
 
-    ``size`` is the camera's (width, height), ``sent_scale`` the size of the frame sent over it.
-    Never raises.
+    ``size`` is the camera's (width, height) [pixels], ``sent_scale`` the size of the image sent
+    over it. Never raises.
     """
     text = text[:MAX_REPLY]
     clean, suspicious = _screened(text)
+    facts: tuple[Fact, ...] = ()
     if query.format == 'text':
-        rejected = ['text: reads like instructions'] if suspicious else []
-        return Reply((), clean, rejected or parse_answer(query, clean, stamp_ns)[1], suspicious)
-    if _too_deep(text):
-        return Reply((), '', ['reply: nested too deeply'], suspicious)
-    rejected = []
-    by_key: dict[str, Fact] = {}
-    for raw in _objects(text):
-        for item in _items(raw, query, rejected):
-            fact = _fact(item, query, stamp_ns, size, sent_scale, box_scale, rejected)
-            if fact is not None and fact.key in by_key:
-                rejected.append(f'{fact.key}: answered twice')
-            elif fact is not None:
-                by_key[fact.key] = fact
-        if len(rejected) > MAX_REJECTED:
-            break
-    if not by_key and not rejected:  # no JSON at all: perhaps plain lines
-        facts, rejected = parse_answer(query, text, stamp_ns)
+        rejected = ['text: reads like instructions'] if suspicious else \
+            parse_answer(query, clean, stamp_ns)[1]
+    elif _too_deep(text):
+        clean, rejected = '', ['reply: nested too deeply']
     else:
-        facts = tuple(by_key[k] for k in query.keys if k in by_key)
-    return Reply(facts, clean, rejected[:MAX_REJECTED], suspicious)
+        rejected = []
+        facts = _facts(query, text, stamp_ns, _BoxReader(size, sent_scale, box_scale), rejected)
+        if not facts and not rejected:  # no JSON at all: perhaps plain lines
+            facts, rejected = parse_answer(query, text, stamp_ns)
+    return CloudAnswer(query.id, stamp_ns, facts, clean, rejected[:MAX_REJECTED], suspicious)
 
 
 def _screened(text: str) -> tuple[str, bool]:
@@ -137,11 +146,11 @@ def _too_deep(text: str) -> bool:
     return False
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+def _objects(text: str) -> Iterator[dict[str, object]]:
     """Yield the complete JSON objects in the text, outermost first."""
     decoder = json.JSONDecoder()
-    at, found, failed = 0, 0, 0
-    while found < MAX_ITEMS and failed < MAX_FAILURES:
+    at, count, failed = 0, 0, 0
+    while count < MAX_ITEMS and failed < MAX_FAILURES:
         at = text.find('{', at)
         if at < 0:
             return
@@ -151,15 +160,16 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             failed += 1
             at += 1
             continue
-        found += 1
+        count += 1
         yield value
 
 
-def _items(raw: dict[str, Any], query: Query, rejected: list[str]) -> list[Item]:
+def _items(raw: dict[str, object], query: Query, rejected: list[str]) -> list[Item]:
     """Return the items of an object: itself, a list of them, or ``{key: value}`` pairs."""
-    candidates: list[Any] = [raw]
-    if isinstance(raw.get(FACTS), list):
-        candidates = raw[FACTS][:MAX_ITEMS]
+    candidates: list[object] = [raw]
+    listed = raw.get(FACTS)
+    if isinstance(listed, list):
+        candidates = listed[:MAX_ITEMS]
     elif 'label' not in raw and any(key in query.choices for key in raw):
         candidates = [{'label': k, 'value': v} for k, v in list(raw.items())[:MAX_ITEMS]]
     items = []
@@ -174,8 +184,24 @@ def _items(raw: dict[str, Any], query: Query, rejected: list[str]) -> list[Item]
     return items
 
 
-def _fact(item: Item, query: Query, stamp_ns: int, size: tuple[int, int], sent_scale: float,
-          box_scale: BoxScale, rejected: list[str]) -> Fact | None:
+def _facts(query: Query, text: str, stamp_ns: int, boxes: _BoxReader,
+           rejected: list[str]) -> tuple[Fact, ...]:
+    """Return the facts in a reply, in the order of the query's keys."""
+    by_key: dict[str, Fact] = {}
+    for raw in _objects(text):
+        for item in _items(raw, query, rejected):
+            fact = _fact(item, query, stamp_ns, boxes, rejected)
+            if fact is not None and fact.key in by_key:
+                rejected.append(f'{fact.key}: answered twice')
+            elif fact is not None:
+                by_key[fact.key] = fact
+        if len(rejected) > MAX_REJECTED:
+            break
+    return tuple(by_key[k] for k in query.keys if k in by_key)
+
+
+def _fact(item: Item, query: Query, stamp_ns: int, boxes: _BoxReader,
+          rejected: list[str]) -> Fact | None:
     key = item.label.strip()
     if key not in query.choices:
         rejected.append(f'{neutralise(key, 40)!r}: no such key')
@@ -186,22 +212,29 @@ def _fact(item: Item, query: Query, stamp_ns: int, size: tuple[int, int], sent_s
         return None
     region = None
     if item.bbox_2d:
-        region = _region(item.bbox_2d, size, sent_scale, box_scale)
+        region = boxes.region(item.bbox_2d)
         if region is None:
             rejected.append(f'{key}: malformed box')
     return Fact(key, value, stamp_ns, region=region)
 
 
-def _region(raw: Any, size: tuple[int, int], sent_scale: float,
-            box_scale: BoxScale) -> Region | None:
-    """Return the box in camera pixels, None when malformed or outside the frame."""
-    try:
-        x0, y0, x1, y1 = Box(corners=raw).corners
-    except ValidationError:
-        return None
-    sx, sy = ((size[0] / 1000, size[1] / 1000) if box_scale == 'relative'
-              else (1 / sent_scale, 1 / sent_scale))
-    region = Region(x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy).clipped(*size)
-    if region is None or region.w < MIN_SIDE_PX or region.h < MIN_SIDE_PX:
-        return None
-    return region
+@dataclass(frozen=True)
+class _BoxReader:
+    """Turns a model's boxes into regions of the camera's frame; see `parse_reply`."""
+
+    size: tuple[int, int]
+    sent_scale: float
+    box_scale: BoxScale
+
+    def region(self, raw: object) -> Region | None:
+        """Return the box in camera pixels, None when malformed or outside the frame."""
+        try:
+            x0, y0, x1, y1 = Box.model_validate({'corners': raw}).corners
+        except ValidationError:
+            return None
+        sx, sy = ((self.size[0] / 1000, self.size[1] / 1000) if self.box_scale == 'relative'
+                  else (1 / self.sent_scale, 1 / self.sent_scale))
+        region = Region(x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy).clipped(*self.size)
+        if region is None or region.w < MIN_SIDE_PX or region.h < MIN_SIDE_PX:
+            return None
+        return region

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 import statistics
 
 from .breaker import Breaker, State
 from .budget import Budget, Cost, NAMES
-from .client import CloudClient, CloudConfig
-from .completion import Completion
+from .client import CloudClient, CloudServer
 from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
+from .reply import RawReply
 
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
 BESIDE_S = 15.0  # and where another serves meanwhile
@@ -47,10 +48,10 @@ LEAST_BYTES = 8192  # a server that finds this too large takes no images
 class Endpoint:
     """A server, and what is known of it."""
 
-    def __init__(self, config: CloudConfig, alone: bool) -> None:
+    def __init__(self, server: CloudServer, alone: bool) -> None:
         """Connect lazily."""
-        self.config = config
-        self.client = CloudClient(config)
+        self.server, self.config = server, server.config
+        self.client = CloudClient(server)
         self.breaker = Breaker(longest_s=ALONE_S) if alone else \
             Breaker(threshold=2, longest_s=BESIDE_S)
         self.in_flight = 0
@@ -77,17 +78,17 @@ class Endpoint:
         expected = self.expected if self._costs else guess
         return Cost(guess.bytes, expected.tokens, expected.money)
 
-    def actual(self, done: Completion, estimate: Cost, refused: bool) -> Cost:
+    def actual(self, reply: RawReply, estimate: Cost, refused: bool) -> Cost:
         """Return what a request has cost: as the server says, else as guessed."""
-        if not done.began:
+        if not reply.began:
             return Cost()
-        size = float(done.bytes_sent + done.bytes_received)
+        size = float(reply.bytes_sent + reply.bytes_received)
         if refused:
             return Cost(size)
-        if done.usage is None or sum(done.usage) > IMPLAUSIBLE * self._guess(0, 0).tokens:
-            self.usage_missing += done.finished
+        if reply.usage is None or sum(reply.usage) > IMPLAUSIBLE * self._guess(0, 0).tokens:
+            self.usage_missing += reply.finished
             return Cost(size, estimate.tokens, estimate.money)
-        cost = Cost(size, sum(done.usage), self._money(*done.usage))
+        cost = Cost(size, sum(reply.usage), self._money(*reply.usage))
         self._costs.append(cost)
         return cost
 
@@ -109,21 +110,29 @@ class Endpoint:
         self._round_trips_s.append(round_trip_s)
         self.breaker.success()
 
-    def failed(self, error: CloudError, now: float, photo_bytes: int) -> None:
+    def failed(self, error: CloudError, now: float, jpeg_bytes: int) -> None:
         """Note a request without an answer."""
         self.errors += 1
         self._late += isinstance(error, CloudTimeout)
         if not isinstance(error, CloudRefused):
             self.breaker.failure(now)
-        elif error.status == 413 and photo_bytes > LEAST_BYTES:  # the server is well
+        elif error.status == 413 and jpeg_bytes > LEAST_BYTES:  # the server is well
             self.breaker.success()
-            self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * photo_bytes))
+            self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * jpeg_bytes))
         elif error.retry_after_s:
             self.breaker.open_for(now, error.retry_after_s)
         elif error.status not in PASSING and self.breaker.state is not State.CLOSED:
             self.breaker.open_for(now, DENIED_S)
         else:
             self.breaker.failure(now)
+
+    def report(self) -> dict[str, str | float]:
+        """Return how the server is, for diagnostics."""
+        return {f'{self.server.name}.{key}': value for key, value in (
+            ('breaker', self.breaker.state.name.lower()), ('in_flight', self.in_flight),
+            ('requests', self.requests), ('answers', self.answers), ('errors', self.errors),
+            ('dialect', self.client.dialect.name.lower()),
+            ('usage_missing', self.usage_missing))}
 
     def _guess(self, size: int, question: int) -> Cost:
         prompt = IMAGE_TOKENS + question // CHARS_PER_TOKEN
@@ -136,21 +145,30 @@ class Endpoint:
             prompt * config.price_input + completion * config.price_output)
 
 
-class Pool:
+@dataclass(frozen=True)
+class Request:
+    """A request that a server is about to get."""
+
+    endpoint: Endpoint
+    cost: Cost          # as estimated; taken from the budget until the real one is known
+    deadline_s: float
+
+
+class EndpointPool:
     """Picks the server for a request. Not thread-safe: the bridge holds its lock."""
 
-    def __init__(self, configs: Sequence[CloudConfig]) -> None:
+    def __init__(self, servers: Sequence[CloudServer], budget: Budget) -> None:
         """Keep the servers in order of preference."""
-        if not configs:
+        if not servers:
             raise ValueError('no server is named; set base_url')
-        names = [c.name for c in configs]
+        names = [s.name for s in servers]
         if len(set(names)) != len(names):
             raise ValueError(f'two servers have one name: {names}; name each once')
-        self.endpoints = [Endpoint(c, len(configs) == 1) for c in configs]
+        self.endpoints = [Endpoint(s, len(servers) == 1) for s in servers]
         self.serving = self.endpoints[0]  # answered last
+        self.budget = budget
 
-    def pick(self, budget: Budget, now: float, without: Collection[Endpoint] = ()
-             ) -> Endpoint | str:
+    def pick(self, now: float, without: Collection[Endpoint] = ()) -> Endpoint | str:
         """Return the server for the next request, or why there is none."""
         why = 'breaker'
         for endpoint in self.endpoints:
@@ -159,12 +177,61 @@ class Pool:
             if not endpoint.room:
                 why = 'busy'
                 continue
-            lacking = budget.lacking(endpoint.expected, now)
+            lacking = self.budget.lacking(endpoint.expected, now)
             if not lacking:
                 return endpoint
             why = f'budget_{lacking}'
         return why
 
+    def begin(self, jpeg_bytes: int, question: str, left_s: float, now: float,
+              without: Collection[Endpoint]) -> Request | str:
+        """
+        Take a server and the budget for a request that is useful for ``left_s`` longer.
+
+        Return why that cannot be where it cannot.
+        """
+        endpoint = self.pick(now, without)
+        if isinstance(endpoint, str):
+            return endpoint
+        cost = endpoint.estimate(jpeg_bytes, question)
+        lacking = self.budget.lacking(cost, now)
+        if lacking:
+            return f'budget_{lacking}'
+        endpoint.breaker.allow(now)
+        # A trial holds all others up, and so does a request that another server could answer.
+        brief = endpoint.breaker.state is State.HALF_OPEN or isinstance(
+            self.pick(now, [*without, endpoint]), Endpoint)
+        endpoint.in_flight += 1
+        endpoint.requests += 1
+        self.budget.take(cost, now)
+        return Request(endpoint, cost, endpoint.patience_s(left_s) if brief else left_s)
+
+    def end(self, request: Request, reply: RawReply, failure: CloudError | None,
+            jpeg_bytes: int, now: float) -> None:
+        """Note what a request cost and how it ended; without reply or failure it was given up."""
+        endpoint = request.endpoint
+        endpoint.in_flight -= 1
+        refused = isinstance(failure, CloudRefused)
+        self.budget.take(endpoint.actual(reply, request.cost, refused) - request.cost, now)
+        if failure is not None:
+            endpoint.failed(failure, now, jpeg_bytes)
+        elif reply.round_trip_s:
+            endpoint.succeeded(reply.round_trip_s)
+        else:
+            endpoint.breaker.abandon(now)
+
     def next_at(self, now: float) -> float:
         """Return when a server may be asked again."""
         return min(now if e.breaker.ready(now) else e.breaker.retry_at for e in self.endpoints)
+
+    def report(self, now: float) -> dict[str, str | float]:
+        """Return what was spent and how the servers are, flat, for diagnostics."""
+        spent, limit = self.budget.spent(now), self.budget.per_hour
+        report: dict[str, str | float] = {
+            'spent_hour_mb': spent.bytes / 1e6, 'spent_hour_tokens': int(spent.tokens),
+            'spent_hour_money': spent.money, 'spent_total_money': self.budget.total.money,
+            'budget_mb': limit.bytes / 1e6, 'budget_tokens': int(limit.tokens),
+            'budget_money': limit.money}
+        for endpoint in self.endpoints:
+            report |= endpoint.report()
+        return report

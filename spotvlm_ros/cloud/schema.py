@@ -22,14 +22,12 @@ servers demand. ``parse`` reads such replies, and the free ones of servers that 
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..method.facts import Query
 
 FACTS = 'facts'  # name of the list in the reply
 
 
-def response_format(query: Query) -> dict[str, Any] | None:
+def response_format(query: Query) -> dict[str, object] | None:
     """Return the ``response_format`` of a request; None for free text."""
     if query.format == 'text':
         return None
@@ -42,13 +40,13 @@ def response_format(query: Query) -> dict[str, Any] | None:
             'json_schema': {'name': 'answer', 'strict': True, 'schema': body}}
 
 
-def _fact(key: str, values: tuple[str, ...]) -> dict[str, Any]:
+def _fact(key: str, values: tuple[str, ...]) -> dict[str, object]:
     box = {'type': 'array', 'items': {'type': 'number'}}
     return _object({'label': {'type': 'string', 'enum': [key]},
                     'bbox_2d': {'anyOf': [box, {'type': 'null'}]},
                     'value': {'type': 'string', 'enum': list(values)}})
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: dict[str, object]) -> dict[str, object]:
     return {'type': 'object', 'properties': properties, 'required': list(properties),
             'additionalProperties': False}

@@ -43,16 +43,16 @@ import httpx2
 import openai
 from openai.types.chat import ChatCompletionChunk
 
-from .completion import Completion
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
                      CloudUnreachable, LOOPBACK)
+from .reply import RawReply
 
 MAX_BODY = 524_288      # bytes of a reply, SSE framing and reasoning included
 MAX_TEXT = 16_384       # characters of the text in it
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
 IDLE_S = 30.0           # an unused connection is kept this long
-_PRESENT: ContextVar[Completion] = ContextVar('completion')  # of the task's request
+_PRESENT: ContextVar[RawReply] = ContextVar('completion')  # of the task's request
 
 
 class Transport:
@@ -71,8 +71,8 @@ class Transport:
             raise ValueError(f'{base_url} is no address; check base_url') from None
         self._create = self._client.chat.completions.with_streaming_response.create
 
-    async def complete(self, body: Mapping[str, Any], deadline_s: float,
-                       done: Completion) -> None:
+    async def complete(self, body: Mapping[str, object], deadline_s: float,
+                       done: RawReply) -> None:
         """Send a request and read the reply into ``done``; raise CloudError."""
         _PRESENT.set(done)
         with _translated(self.base_url, deadline_s, done):
@@ -98,7 +98,7 @@ class Transport:
         """Close connections."""
         await self._client.close()
 
-    def _take(self, reply: Any, done: Completion) -> None:
+    def _take(self, reply: Any, done: RawReply) -> None:
         """Add a reply or a piece of one; the client does not check what type anything has."""
         choices = getattr(reply, 'choices', None)
         choice = choices[0] if isinstance(choices, list) and choices else None
@@ -163,7 +163,7 @@ class _Counted(httpx2.AsyncByteStream):
 
     stream: httpx2.AsyncByteStream
     url: str
-    done: Completion
+    done: RawReply
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self.stream:
@@ -177,7 +177,7 @@ class _Counted(httpx2.AsyncByteStream):
 
 
 @contextmanager
-def _translated(url: str, deadline_s: float, done: Completion) -> Iterator[None]:
+def _translated(url: str, deadline_s: float, done: RawReply) -> Iterator[None]:
     """Turn errors of the client and asyncio into ours; nothing that the server said stays."""
     try:
         yield

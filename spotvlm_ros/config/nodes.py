@@ -186,22 +186,19 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
-class CloudNodeConfig(QueriesConfig, ImageInputConfig, ServerConfig, NodeConfig):
-    """Parameters of node cloud; those of its preferred server are among them."""
+class RequestConfig:
+    """How many requests are made."""
 
-    fallbacks: tuple[str, ...] = parameter(
-        (), 'names of servers to ask, in this order, while the preferred one fails; each is a '
-        'group of parameters fallback.<name>.*')
     max_in_flight: int = parameter(
         2, 'requests under way at once, at most: fewer where the round trips allow', 1, 16,
         changeable='while_running')
-    cut_below: float = parameter(
-        0.4, 'a frame that correlates less than this with one shortly before brings the next '
-        'keyframe forward (scene cut); -1: never', -1.0, 1.0, changeable='while_running')
-    unsure_below: float = parameter(
-        0.5, 'a fact of the edge with less confidence brings the next keyframe of its query '
-        'forward; 0: never', 0.0, 1.0, changeable='while_running')
     retries: int = parameter(2, 'tries after a failed one, each about the newest frame', 0, 10)
+
+
+@dataclass(frozen=True)
+class KeyframeConfig:
+    """Limits on the images that leave the robot."""
+
     max_side: int = parameter(
         0, 'shrink keyframes to this many pixels on the long side; 0: never', 0, 8192)
     jpeg_quality: int = parameter(85, 'JPEG quality of keyframes', 10, 100)
@@ -211,16 +208,38 @@ class CloudNodeConfig(QueriesConfig, ImageInputConfig, ServerConfig, NodeConfig)
     privacy_masks: tuple[str, ...] = parameter(
         (), "parts that never leave the robot, each '<left> <top> <right> <bottom>' or the "
         'corners of a polygon, 0 to 1 of width and height')
+
+
+@dataclass(frozen=True)
+class EmulatedDelayConfig:
+    """A delay added to real round trips, labelled as such."""
+
+    emulated_delay_median_s: float = parameter(
+        0.0, 'delay added to each reply on purpose, lognormal [s]; 0: none', 0.0, 600.0)
+    emulated_delay_sigma: float = parameter(0.4, 'spread of the added delay', 0.0, 3.0)
+    emulated_delay_seed: int = parameter(0, 'makes the added delays repeatable', 0, MAX_INT32)
+
+
+@dataclass(frozen=True)
+class CloudNodeConfig(RequestConfig, KeyframeConfig, EmulatedDelayConfig, QueriesConfig,
+                      ImageInputConfig, ServerConfig):
+    """Parameters of node cloud; those of its preferred server are among them."""
+
+    fallbacks: tuple[str, ...] = parameter(
+        (), 'names of servers to ask, in this order, while the preferred one fails; each is a '
+        'group of parameters fallback.<name>.*')
+    cut_below: float = parameter(
+        0.4, 'a frame that correlates less than this with one shortly before brings the next '
+        'keyframe forward (scene cut); -1: never', -1.0, 1.0, changeable='while_running')
+    unsure_below: float = parameter(
+        0.5, 'a fact of the edge with less confidence brings the next keyframe of its query '
+        'forward; 0: never', 0.0, 1.0, changeable='while_running')
     budget_mb_per_hour: float = parameter(
         0.0, 'megabytes sent and received per hour; 0: no limit', 0.0, 1e6)
     budget_tokens_per_hour: int = parameter(
         0, 'tokens per hour, prompts and replies; 0: no limit', 0, MAX_INT32)
     budget_money_per_hour: float = parameter(
         0.0, 'money per hour, in the currency of the prices; 0: no limit', 0.0, 1e6)
-    emulated_delay_median_s: float = parameter(
-        0.0, 'delay added to each reply on purpose, lognormal [s]; 0: none', 0.0, 600.0)
-    emulated_delay_sigma: float = parameter(0.4, 'spread of the added delay', 0.0, 3.0)
-    emulated_delay_seed: int = parameter(0, 'makes the added delays repeatable', 0, MAX_INT32)
 
 
 @dataclass(frozen=True)

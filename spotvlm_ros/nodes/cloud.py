@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 import json
@@ -28,11 +29,12 @@ from spotvlm_msgs.msg import Answer, CloudStatus
 from .base import latched, RELIABLE, SpotNode
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from .input import FrameInput
-from ..cloud.bridge import CloudAnswer, CloudBridge
+from ..cloud.bridge import CloudBridge
 from ..cloud.budget import Budget, Cost
-from ..cloud.client import CloudConfig, read_api_key
+from ..cloud.client import CloudServer, read_api_key
 from ..cloud.errors import KEY_ENV
-from ..cloud.photo import KeyframeEncoder, PhotoRules, read_masks
+from ..cloud.keyframe_encoder import KeyframeEncoder
+from ..cloud.parse import CloudAnswer
 from ..config.nodes import CloudNodeConfig, NodeConfig, ServerConfig
 from ..config.profiles import fallback_prefix
 from ..config.spec import ParameterError
@@ -52,8 +54,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         super().__init__('cloud', CloudNodeConfig, **kwargs)
         self._hub = hub
         self._bridge: CloudBridge | None = None
-        self._configs: list[CloudConfig] = []
-        self._photographer = KeyframeEncoder()
+        self._servers: list[CloudServer] = []
+        self._encoder = KeyframeEncoder()
         self._inputs: list[FrameInput] = []
         self._cameras: dict[str, str] = {}       # query -> its camera
         self._answers: Any = None
@@ -69,10 +71,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         if not self.config.base_url:
             raise ParameterError('base_url is empty; give the address of an OpenAI-compatible '
                                  'server, or use spotvlm run, which starts one')
-        self._configs = [self._server(''), *map(self._server, self.config.fallbacks)]
-        self._photographer = KeyframeEncoder(PhotoRules(
-            self.config.max_side, self.config.max_image_bytes, self.config.jpeg_quality,
-            read_masks(self.config.privacy_masks)))
+        self._servers = [self._server(''), *map(self._server, self.config.fallbacks)]
+        self._encoder = KeyframeEncoder(self.config)
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
         if self.config.emulated_delay_median_s:
@@ -85,8 +85,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         limits = Cost(self.config.budget_mb_per_hour * 1e6,
                       self.config.budget_tokens_per_hour, self.config.budget_money_per_hour)
         self._bridge = CloudBridge(
-            self._configs, self._queries, self._on_answer,
-            max_in_flight=self.config.max_in_flight, retries=self.config.retries,
+            self._servers, self._queries, self._on_answer, self.config,
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count('request_errors', text))
         self._inputs = [FrameInput(self, self._hub, self._offer, partial(self._reset, camera),
@@ -104,7 +103,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
 
     def release(self) -> None:
         """Forget the configuration."""
-        self._configs = []
+        self._servers = []
         for publisher in (self._answers, self._status):
             if publisher is not None:
                 self.destroy_lifecycle_publisher(publisher)
@@ -125,31 +124,21 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             own |= one.report()
         return own
 
-    def _server(self, name: str) -> CloudConfig:
+    def _server(self, name: str) -> CloudServer:
         """Read the parameters of a server; '' is the preferred one."""
         prefix = fallback_prefix(name) if name else ''
         server = self.read(ServerConfig, prefix)
         try:
-            extra = json.loads(server.extra_body or '{}')
+            extra_body = json.loads(server.extra_body or '{}')
         except ValueError:
-            extra = None
-        if not isinstance(extra, dict):
+            extra_body = None
+        if not isinstance(extra_body, dict):
             raise ParameterError(f'{prefix}extra_body is no JSON object; write one such as '
                                  """'{"seed": 1}'""")
         variable = KEY_ENV + (f'_{name.upper()}' if name else '')
-        return CloudConfig(
-            name=name or 'primary', base_url=server.base_url,
-            model=model_name_or_path(server.model),
-            api_key=read_api_key(server.api_key_file, variable),
-            plain_key=server.allow_plain_key, deadline_s=server.deadline_s,
-            max_tokens=server.max_tokens, max_tokens_field=server.max_tokens_field,
-            temperature=server.temperature, structured_output=server.structured_output,
-            stream=server.stream, box_scale=server.box_scale, concurrency=server.concurrency,
-            price_input=server.price_input, price_output=server.price_output,
-            price_request=server.price_request, extra=extra,
-            emulated_delay_median_s=self.config.emulated_delay_median_s,
-            emulated_delay_sigma=self.config.emulated_delay_sigma,
-            seed=self.config.emulated_delay_seed)
+        return CloudServer(
+            replace(server, model=model_name_or_path(server.model)), name or 'primary',
+            read_api_key(server.api_key_file, variable), extra_body, self.config)
 
     def _reset(self, camera: str) -> None:
         """Forget what is of another time: the stream of a camera starts over."""
@@ -164,7 +153,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._frame_ids[frame.camera] = frame.frame_id
         self._watch(self._bridge, frame)
         self._bridge.offer(frame.stamp_ns,
-                           lambda: self._photographer.photo(frame.jpeg, frame.rgb),
+                           lambda: self._encoder.encode(frame.jpeg, frame.rgb),
                            frame.camera)
 
     def _watch(self, bridge: CloudBridge, frame: Frame) -> None:
@@ -204,16 +193,15 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         bridge = self._bridge
         if bridge is None:
             return
-        stats, report = bridge.stats, bridge.report()
+        stats, spent = bridge.stats, bridge.spent_hour()
         kinds = sorted(stats.errors_by.items())
         status = CloudStatus(
-            endpoint=bridge.endpoint.base_url, endpoint_name=report['endpoint'],
+            endpoint=bridge.server.config.base_url, endpoint_name=bridge.server.name,
             retries=stats.retries, failovers=stats.failovers, superseded=stats.superseded,
-            injections=stats.injections, spent_hour_mb=report['spent_hour_mb'],
-            spent_hour_tokens=report['spent_hour_tokens'],
-            spent_hour_money=float(report['spent_hour_money']),
+            injections=stats.injections, spent_hour_mb=spent.bytes / 1e6,
+            spent_hour_tokens=int(spent.tokens), spent_hour_money=spent.money,
             error_kinds=[kind for kind, _ in kinds], error_counts=[n for _, n in kinds],
-            model=bridge.endpoint.model, in_flight=bridge.in_flight, requests=stats.requests,
+            model=bridge.server.config.model, in_flight=bridge.in_flight, requests=stats.requests,
             answers=stats.answers, errors=stats.errors, skipped=stats.skipped,
             facts_rejected=stats.facts_rejected, bytes_sent=stats.bytes_sent,
             round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),

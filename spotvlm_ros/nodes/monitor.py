@@ -29,7 +29,7 @@ from spotvlm_msgs.msg import Answer, CloudStatus, Context
 
 from .base import latched
 from .convert import duration_s, stamp_ns
-from ..cloud.bridge import percentile
+from ..cloud.bridge_statistics import percentile
 from ..method.facts import NS
 
 

@@ -40,7 +40,7 @@ import psutil
 from . import network
 from .chaos import FAULTS
 from .relay import Link
-from .rig import ChaosProcess, Robot
+from .rig import ChaosProcess, RobotGraph
 from ...system.machine import cpu_time
 
 CLEAN_S = 5.0
@@ -67,7 +67,7 @@ class Trouble:
         return self.hz / self.clean_hz
 
 
-def meet(robot: Robot, name: str, seconds: float, begin: Callable[[], object],
+def meet(robot: RobotGraph, name: str, seconds: float, begin: Callable[[], object],
          end: Callable[[], object], clean_s: float = CLEAN_S) -> Trouble:
     """Bring a trouble about and end it; return what came of it."""
     others = OtherLoad()
@@ -139,7 +139,7 @@ def all_faults(names: Sequence[str], seconds: float, clean_s: float, times: int 
     """Meet faults of the server, one after another, and an outage."""
     troubles = []
     with ChaosProcess(pause_s=0.3) as server, \
-            Robot(server.url, {'deadline_s': 5.0}, load_edge) as robot:
+            RobotGraph(server.url, {'deadline_s': 5.0}, load_edge) as robot:
         robot.wait(lambda: robot.since('edge', 0.0), BACK_S)
         for name in names:
             troubles.append(undisturbed(lambda: meet(
@@ -154,7 +154,7 @@ def real_network(outage_s: float, seconds: float, clean_s: float,
     link = Link(delay_s=0.04, jitter_s=0.01, bytes_per_s=20e6 / 8)
     troubles = []
     with network.TwoHosts(link) as hosts, \
-            Robot(hosts.url, {'deadline_s': 5.0}) as robot:
+            RobotGraph(hosts.url, {'deadline_s': 5.0}) as robot:
         shaped = 'tc netem' if hosts.netem else 'relay'
         print(f'link: 40 ms and 10 ms of jitter each way, 20 Mbit/s ({shaped})', flush=True)
         robot.wait(lambda: robot.since('edge', 0.0), BACK_S)

@@ -80,7 +80,7 @@ class Listener(Node):
         self.cloud.append((time.monotonic(), bool(message.facts)))
 
 
-class Robot:
+class RobotGraph:
     """The driving profile on the miniature world, with the cloud at ``base_url``."""
 
     def __init__(self, base_url: str, cloud: Mapping[str, Any] | None = None,
@@ -94,7 +94,7 @@ class Robot:
         self._load = {'load': load_edge} if load_edge is not None else {}
         self._graph: Any = None
 
-    def __enter__(self) -> Robot:
+    def __enter__(self) -> RobotGraph:
         """Start, and wait for the first answer."""
         self._graph = started(self._make, {f'/**/{k}': v for k, v in self._nodes.items()},
                               find_profile('driving'))

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 import json
 from pathlib import Path
 import sys
@@ -33,13 +34,15 @@ import threading
 import time
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ...cloud.bridge import CloudAnswer, CloudBridge, percentile
-from ...cloud.client import CloudConfig, read_api_key
-from ...cloud.photo import Photo
+from ...cloud.bridge import CloudBridge
+from ...cloud.bridge_statistics import percentile
+from ...cloud.client import CloudServer, read_api_key
+from ...cloud.keyframe_encoder import KeyframeEncoder
+from ...cloud.parse import CloudAnswer
 from ...cloud.server import EmbeddedServer
+from ...config.nodes import RequestConfig, ServerConfig
 from ...config.profiles import load_profile
 from ...method.facts import Query
 from ...mini.shipped import checkpoint_path
@@ -52,19 +55,22 @@ DISTINCT = 24  # frames per robot, then again from the first
 MOST_ERRORS = 0.01
 
 
-class Robot:
+class SimulatedRobot:
     """A camera and a bridge."""
 
-    def __init__(self, number: int, config: CloudConfig, queries: Sequence[Query],
+    def __init__(self, number: int, server: CloudServer, queries: Sequence[Query],
                  in_flight: int, world_name: str) -> None:
         """Begin to ask."""
         world = make_world(world_name, TUNE_SEEDS.start + number)
-        self._photos = [_photo(world.frame(5 * i)) for i in range(DISTINCT)]
+        frames = [world.frame(5 * i) for i in range(DISTINCT)]
+        encoder = KeyframeEncoder()
+        self._keyframes = [encoder.encode(None, partial(np.asarray, f)) for f in frames]
         self._main = queries[0].id
         self.answers: list[CloudAnswer] = []
         self.ages_s: list[float] = []
         self._began = time.monotonic_ns()
-        self.bridge = CloudBridge(config, queries, self.answers.append, max_in_flight=in_flight)
+        self.bridge = CloudBridge([server], queries, self.answers.append,
+                                  RequestConfig(max_in_flight=in_flight))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._drive, name=f'robot-{number}', daemon=True)
         self._thread.start()
@@ -86,25 +92,18 @@ class Robot:
         """Offer frames, and note how old the newest answer to the first query is."""
         sent, newest = 0, self._began
         while not self._ended.wait(1.0 / CAMERA_HZ):
-            now, photo = time.monotonic_ns(), self._photos[sent % DISTINCT]
-            self.bridge.offer(now, lambda photo=photo: photo)  # type: ignore[misc]
+            now, keyframe = time.monotonic_ns(), self._keyframes[sent % DISTINCT]
+            self.bridge.offer(now, lambda keyframe=keyframe: keyframe)  # type: ignore[misc]
             sent += 1
             newest = max([newest, *(a.stamp_ns for a in self.answers[-4:]
                                     if a.query_id == self._main)])
             self.ages_s.append((now - newest) / 1e9)
 
 
-def _photo(pixels: Any) -> Photo:
-    height, width = pixels.shape[:2]
-    data = cv2.imencode('.jpg', cv2.cvtColor(np.asarray(pixels), cv2.COLOR_RGB2BGR),
-                        [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return Photo(data.tobytes(), width, height)
-
-
-def carry(count: int, config: CloudConfig, queries: Sequence[Query], seconds: float,
+def carry(count: int, server: CloudServer, queries: Sequence[Query], seconds: float,
           in_flight: int = 2, warm_up_s: float = 3.0, world: str = 'driving') -> dict[str, Any]:
     """Return what ``count`` robots get of a server."""
-    robots = [Robot(number, config, queries, in_flight, world) for number in range(count)]
+    robots = [SimulatedRobot(number, server, queries, in_flight, world) for number in range(count)]
     try:
         time.sleep(warm_up_s)
         for robot in robots:
@@ -149,11 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not url:
             model = str(checkpoint_path('spot-mini-cloud'))
             url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
-        config = CloudConfig(url, model, api_key=read_api_key())
+        server = CloudServer(ServerConfig(base_url=url, model=model), api_key=read_api_key())
         rows = []
         print('robots  answers/s  each   round trip p50, p95   context age p50, p95   errors')
         for count in arguments.robots:
-            rows.append(carry(count, config, queries, arguments.seconds, arguments.in_flight,
+            rows.append(carry(count, server, queries, arguments.seconds, arguments.in_flight,
                               world=world))
             row = rows[-1]
             print(f'{count:6}  {row["answers_per_s"]:9.2f}  {row["answers_per_s_per_robot"]:4.2f}'

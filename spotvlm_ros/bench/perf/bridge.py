@@ -35,7 +35,7 @@ import threading
 import time
 from typing import Any
 
-from ..faults.rig import ChaosProcess, resources, Robot, row
+from ..faults.rig import ChaosProcess, resources, RobotGraph, row
 from ...cloud.bridge import percentile
 
 KEYFRAMES = 150
@@ -163,7 +163,7 @@ def outage(pairs: int = 5, seconds: float = 6.0) -> list[dict[str, Any]]:
     up, down = [], []
     server = ChaosProcess(pause_s=0.3)
     try:
-        with Robot(server.url) as robot:
+        with RobotGraph(server.url) as robot:
             robot.wait(lambda: robot.since('edge', 0.0), 30.0)
             for _ in range(pairs):
                 up.append(robot.watch(seconds))
@@ -208,10 +208,10 @@ def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: Any = None,
     with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder, \
             ChaosProcess('random') as server:
         camera = {'source': 'video', 'path': _clip(folder), 'loop': True}
-        with Robot(server.url, cloud, load_edge, camera):
+        with RobotGraph(server.url, cloud, load_edge, camera):
             pass  # what ROS and torch keep for ever is no leak of a run
         before = resources()
-        with Robot(server.url, cloud, load_edge, camera) as robot:
+        with RobotGraph(server.url, cloud, load_edge, camera) as robot:
             began = time.monotonic()
             while (passed := time.monotonic() - began) < 60 * minutes:
                 time.sleep(min(SAMPLE_S, 60 * minutes / 20))

@@ -30,9 +30,10 @@ import numpy as np
 
 from .cache import Cache, pack, unpack
 from .streams import Image, JPEG_QUALITY, Stream
-from ...cloud.client import CloudClient, CloudConfig
+from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
-from ...cloud.parse import BoxScale, parse_reply
+from ...cloud.parse import parse_reply
+from ...config.nodes import BoxScale, ServerConfig
 from ...edge.model import EdgeModel
 from ...method import guard, prompt
 from ...method.facts import Context, Fact, Query, Source, Turn
@@ -147,14 +148,14 @@ class RemoteCloud:
 
     def __init__(self, url: str, model: str, api_key: str = '') -> None:
         """Prepare; nothing is sent yet."""
-        self._config = CloudConfig(url, model, api_key=api_key)
+        self._server = CloudServer(ServerConfig(base_url=url, model=model), api_key=api_key)
         self.round_trips_s: list[float] = []
         self.errors: list[str] = []
 
     def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
         """Ask one after the other."""
         async def ask() -> list[str | None]:
-            client = CloudClient(self._config)
+            client = CloudClient(self._server)
             found: list[str | None] = []
             try:
                 for image in images:
@@ -185,8 +186,8 @@ def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache,
     turns = {}
     for stamp, text in texts.items():
         if text is not None:
-            reply = parse_reply(stream.query, text, stamp, stream.size, box_scale=box_scale)
-            turns[stamp] = Turn(stream.query.id, stamp, Source.CLOUD, reply.facts, reply.text)
+            turns[stamp] = parse_reply(stream.query, text, stamp, stream.size,
+                                       box_scale=box_scale).turn
     return turns
 
 

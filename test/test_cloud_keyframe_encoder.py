@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image as PilImage
 import pytest
 
-from spotvlm_ros.cloud.photo import KeyframeEncoder, PhotoRules, read_masks, smaller
+from spotvlm_ros.cloud.keyframe_encoder import KeyframeEncoder, read_masks, shrink
+from spotvlm_ros.config.nodes import KeyframeConfig
 
 
 def scene(noise=40, size=(480, 640), seed=0):
@@ -39,8 +40,8 @@ def jpeg_of(pixels, **options):
     return out.getvalue()
 
 
-def decoded(photo):
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(photo.jpeg, np.uint8), 1), cv2.COLOR_BGR2RGB)
+def decoded(keyframe):
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(keyframe.jpeg, np.uint8), 1), cv2.COLOR_BGR2RGB)
 
 
 def never():
@@ -49,19 +50,19 @@ def never():
 
 def test_jpeg_passes_through_without_decoding():
     data = jpeg_of(scene())
-    photo = KeyframeEncoder().photo(data, never)
-    assert photo.jpeg is data and (photo.width, photo.height, photo.scale) == (640, 480, 1.0)
+    keyframe = KeyframeEncoder().encode(data, never)
+    assert keyframe.jpeg is data and (keyframe.width, keyframe.height, keyframe.scale) == (640, 480, 1.0)
 
 
-@pytest.mark.parametrize('rules', [
-    PhotoRules(max_side=320), PhotoRules(max_bytes=20_000),
-    PhotoRules(masks=read_masks(['0 0 1 0.5']))])
-def test_jpeg_is_made_anew_where_a_rule_asks_for_it(rules):
+@pytest.mark.parametrize('limits', [
+    KeyframeConfig(max_side=320), KeyframeConfig(max_image_bytes=20_000),
+    KeyframeConfig(privacy_masks=('0 0 1 0.5',))])
+def test_jpeg_is_made_anew_where_a_rule_asks_for_it(limits):
     pixels = scene()
-    photo = KeyframeEncoder(rules).photo(jpeg_of(pixels), lambda: pixels)
-    assert photo.jpeg[:2] == b'\xff\xd8' and (photo.width, photo.height) == (640, 480)
-    assert not rules.max_bytes or len(photo.jpeg) <= rules.max_bytes
-    assert decoded(photo).shape[1] == round(640 * photo.scale)
+    keyframe = KeyframeEncoder(limits).encode(jpeg_of(pixels), lambda: pixels)
+    assert keyframe.jpeg[:2] == b'\xff\xd8' and (keyframe.width, keyframe.height) == (640, 480)
+    assert not limits.max_image_bytes or len(keyframe.jpeg) <= limits.max_image_bytes
+    assert decoded(keyframe).shape[1] == round(640 * keyframe.scale)
 
 
 @pytest.mark.parametrize('data', [
@@ -70,7 +71,7 @@ def test_what_is_no_whole_jpeg_is_decoded_first(data):
     def broken():
         raise ValueError('truncated JPEG')
     with pytest.raises(ValueError, match='truncated'):
-        KeyframeEncoder().photo(data, broken)
+        KeyframeEncoder().encode(data, broken)
 
 
 def test_camera_on_its_side_is_sent_upright():
@@ -79,30 +80,30 @@ def test_camera_on_its_side_is_sent_upright():
     pixels = scene()
     data = jpeg_of(pixels, exif=exif)
     turned = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
-    photo = KeyframeEncoder().photo(data, lambda: turned)
-    assert (photo.width, photo.height) == (480, 640) and decoded(photo).shape == (640, 480, 3)
+    keyframe = KeyframeEncoder().encode(data, lambda: turned)
+    assert (keyframe.width, keyframe.height) == (480, 640) and decoded(keyframe).shape == (640, 480, 3)
 
 
 @pytest.mark.parametrize('limit', [60_000, 30_000, 12_000, 5_000])
 def test_byte_budget_costs_as_little_as_possible(limit):
-    maker = KeyframeEncoder(PhotoRules(max_bytes=limit))
-    photos = [maker.photo(None, lambda i=i: scene(seed=i)) for i in range(4)]
-    assert all(0.2 * limit < len(p.jpeg) <= limit for p in photos)
-    easy = maker.photo(None, lambda: np.full((480, 640, 3), 90, np.uint8))
+    maker = KeyframeEncoder(KeyframeConfig(max_image_bytes=limit))
+    keyframes = [maker.encode(None, lambda i=i: scene(seed=i)) for i in range(4)]
+    assert all(0.2 * limit < len(p.jpeg) <= limit for p in keyframes)
+    easy = maker.encode(None, lambda: np.full((480, 640, 3), 90, np.uint8))
     for _ in range(20):  # quality comes back step by step
-        easy = maker.photo(None, lambda: np.full((480, 640, 3), 90, np.uint8))
-    assert easy.scale >= 0.75 and easy.scale >= photos[-1].scale
+        easy = maker.encode(None, lambda: np.full((480, 640, 3), 90, np.uint8))
+    assert easy.scale >= 0.75 and easy.scale >= keyframes[-1].scale
 
 
 def test_impossible_byte_budget_is_told():
     with pytest.raises(ValueError, match='raise max_image_bytes'):
-        KeyframeEncoder(PhotoRules(max_bytes=200)).photo(None, scene)
+        KeyframeEncoder(KeyframeConfig(max_image_bytes=200)).encode(None, scene)
 
 
-def test_smaller():
-    photo = KeyframeEncoder(PhotoRules(max_side=320)).photo(None, scene)
-    again = smaller(photo, len(photo.jpeg) // 3)
-    assert len(again.jpeg) <= len(photo.jpeg) // 3 and again.width == 640
+def test_shrink():
+    keyframe = KeyframeEncoder(KeyframeConfig(max_side=320)).encode(None, scene)
+    again = shrink(keyframe, len(keyframe.jpeg) // 3)
+    assert len(again.jpeg) <= len(keyframe.jpeg) // 3 and again.width == 640
     assert decoded(again).shape[1] == round(640 * again.scale)
 
 
@@ -113,11 +114,11 @@ def test_masked_parts_hold_nothing_of_the_frame():
         cv2.putText(pixels, text, (60, 120), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (0, 0, 0), 2)
         cv2.putText(pixels, 'EXIT', (400, 400), cv2.FONT_HERSHEY_SIMPLEX, 2.0, (0, 0, 0), 3)
         return pixels
-    masks = read_masks(['0.05 0.1 0.5 0.35', '0.6 0 1 0 1 0.3'])
+    masks = ('0.05 0.1 0.5 0.35', '0.6 0 1 0 1 0.3')
     sent = {}
     for text in ('B-XY 4711', 'H-KL 8023'):
         pixels = frame(text)
-        sent[text] = decoded(KeyframeEncoder(PhotoRules(masks=masks)).photo(
+        sent[text] = decoded(KeyframeEncoder(KeyframeConfig(privacy_masks=masks)).encode(
             jpeg_of(pixels), lambda p=pixels: p)).astype(int)
         assert np.array_equal(pixels, frame(text)), 'the frame is shared: it must not change'
         assert np.abs(sent[text][360:410, 390:560] - pixels[360:410, 390:560]).mean() < 4
@@ -130,8 +131,8 @@ def test_masked_parts_hold_nothing_of_the_frame():
 
 def test_polygon_is_blurred_inside_only():
     pixels = np.repeat(scene(noise=90)[..., :1], 3, axis=2)  # JPEG halves only colour
-    out = decoded(KeyframeEncoder(PhotoRules(quality=100, masks=read_masks(['0 0 0.5 0 0 0.5'])))
-                  .photo(None, lambda: pixels)).astype(int)
+    limits = KeyframeConfig(jpeg_quality=100, privacy_masks=('0 0 0.5 0 0 0.5',))
+    out = decoded(KeyframeEncoder(limits).encode(None, lambda: pixels)).astype(int)
     assert pixels[10:60, 10:60].std() > 2 * out[10:60, 10:60].std()
     assert np.abs(out[200:, 300:] - pixels[200:, 300:]).mean() < 6
 

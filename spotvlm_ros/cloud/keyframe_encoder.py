@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
 
+from ..config.nodes import KeyframeConfig
+
 Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
 Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
 LEAST_QUALITY = 40
@@ -36,7 +38,7 @@ ORIENTATION = 274  # EXIF tag; 1 = upright
 
 
 @dataclass(frozen=True)
-class Photo:
+class EncodedKeyframe:
     """A keyframe as it is sent; ``width`` and ``height`` are the camera's [pixels]."""
 
     jpeg: bytes
@@ -45,61 +47,53 @@ class Photo:
     scale: float = 1.0  # side of the image sent over the camera's
 
 
-@dataclass(frozen=True)
-class PhotoRules:
-    """Limits on what is sent; 0 is none."""
-
-    max_side: int = 0     # [pixels]
-    max_bytes: int = 0
-    quality: int = 85
-    masks: tuple[Polygon, ...] = ()
-
-
 class KeyframeEncoder:
-    """Makes photos by one set of rules; remembers what fitted, so that most are encoded once."""
+    """Encodes within the limits set; remembers what fitted, so that most are encoded once."""
 
-    def __init__(self, rules: PhotoRules = PhotoRules()) -> None:
-        """Start with the best quality."""
-        self.rules = rules
-        worst = min(LEAST_QUALITY, rules.quality)
-        qualities = sorted({rules.quality, (rules.quality + worst) // 2, worst}, reverse=True)
+    def __init__(self, config: KeyframeConfig = KeyframeConfig()) -> None:
+        """Start with the best quality; raise ValueError for a malformed privacy mask."""
+        self._config, self._masks = config, read_masks(config.privacy_masks)
+        best, worst = config.jpeg_quality, min(LEAST_QUALITY, config.jpeg_quality)
+        qualities = sorted({best, (best + worst) // 2, worst}, reverse=True)
         self._steps = [(q, SCALES[0]) for q in qualities] + [(worst, s) for s in SCALES[1:]]
         self._step = 0
 
-    def photo(self, jpeg: bytes | None, rgb: Callable[[], Image]) -> Photo:
+    def encode(self, jpeg: bytes | None, rgb: Callable[[], Image]) -> EncodedKeyframe:
         """
-        Return a frame as it may leave; a camera's own JPEG as it is if the rules allow.
+        Return a frame as it may leave; a camera's own JPEG as it is if the limits allow.
 
         ``rgb`` is called only where pixels are needed. Raise ValueError for what cannot be sent.
         """
-        if jpeg is not None and not self.rules.masks:
+        limits = self._config
+        if jpeg is not None and not self._masks:
             size = _sendable(jpeg)
-            if size and not (self.rules.max_side and max(size) > self.rules.max_side) and \
-                    not (self.rules.max_bytes and len(jpeg) > self.rules.max_bytes):
-                return Photo(jpeg, *size)
+            if size and not (limits.max_side and max(size) > limits.max_side) and \
+                    not (limits.max_image_bytes and len(jpeg) > limits.max_image_bytes):
+                return EncodedKeyframe(jpeg, *size)
         pixels = rgb()
         height, width = pixels.shape[:2]
-        data, scale = self._fit(masked(pixels, self.rules.masks))
-        return Photo(data, width, height, scale)
+        data, scale = self._fit(masked(pixels, self._masks))
+        return EncodedKeyframe(data, width, height, scale)
 
     def _fit(self, pixels: Image) -> tuple[bytes, float]:
-        side = max(pixels.shape[:2])
-        limit = min(1.0, self.rules.max_side / side) if self.rules.max_side else 1.0
-        if not self.rules.max_bytes:
-            return encode(pixels, limit, self.rules.quality), limit
+        """Return the JPEG and its scale; raise ValueError where no step fits."""
+        side, limits = max(pixels.shape[:2]), self._config
+        shrunk = min(1.0, limits.max_side / side) if limits.max_side else 1.0
+        if not limits.max_image_bytes:
+            return encode_jpeg(pixels, shrunk, limits.jpeg_quality), shrunk
         data = b''
         for step in range(max(0, self._step - 1), len(self._steps)):
             quality, scale = self._steps[step]
-            data = encode(pixels, limit * scale, quality)
-            if len(data) <= self.rules.max_bytes:
+            data = encode_jpeg(pixels, shrunk * scale, quality)
+            if len(data) <= limits.max_image_bytes:
                 self._step = step
-                return data, limit * scale
+                return data, shrunk * scale
         raise ValueError(f'a frame of {pixels.shape[1]}x{pixels.shape[0]} pixels has {len(data)} '
                          f'bytes at its smallest; raise max_image_bytes')
 
 
-def encode(pixels: Image, scale: float, quality: int) -> bytes:
-    """Return the JPEG of a frame."""
+def encode_jpeg(pixels: Image, scale: float, quality: int) -> bytes:
+    """Return the JPEG of an RGB frame, its sides multiplied by ``scale``."""
     if scale < 1.0:
         height, width = pixels.shape[:2]
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -111,15 +105,15 @@ def encode(pixels: Image, scale: float, quality: int) -> bytes:
     return bytes(data)
 
 
-def smaller(photo: Photo, max_bytes: int) -> Photo:
-    """Return a photo again in fewer bytes, for a server that found it too large."""
-    bgr = cv2.imdecode(np.frombuffer(photo.jpeg, np.uint8), cv2.IMREAD_COLOR)
+def shrink(keyframe: EncodedKeyframe, max_bytes: int) -> EncodedKeyframe:
+    """Return a keyframe again in fewer bytes, for a server that found it too large."""
+    bgr = cv2.imdecode(np.frombuffer(keyframe.jpeg, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise ValueError('the keyframe cannot be decoded; check the camera driver')
     pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    maker = KeyframeEncoder(PhotoRules(max_bytes=max_bytes))
-    again = maker.photo(None, lambda: pixels)
-    return Photo(again.jpeg, photo.width, photo.height, photo.scale * again.scale)
+    again = KeyframeEncoder(KeyframeConfig(max_image_bytes=max_bytes)).encode(None, lambda: pixels)
+    return EncodedKeyframe(again.jpeg, keyframe.width, keyframe.height,
+                           keyframe.scale * again.scale)
 
 
 def masked(pixels: Image, masks: Sequence[Polygon]) -> Image:

@@ -13,7 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""A reply, as far as it has come."""
+"""What a server sent in return for a request."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Completion:
+class RawReply:
     """
-    A reply, what it cost so far, and when things happened (steady clock) [s].
+    A reply as far as it has come, what it cost, and when things happened (steady clock) [s].
 
-    Kept where the request fails or is cancelled, too.
+    The caller owns it, so that the costs are known where the request fails or is cancelled, too.
     """
 
     text: str = ''
-    usage: tuple[int, int] | None = None  # tokens asked and replied; None: nothing usable is said
+    usage: tuple[int, int] | None = None  # tokens of prompt and reply; None: nothing usable said
     bytes_sent: int = 0    # bodies of all requests that it took
     bytes_received: int = 0
     began: bool = False    # the request is, at least in part, on its way
     sent: float = 0.0      # the request's last byte went to the kernel; 0: not yet
-    received: float = 0.0  # the reply's last byte came
+    received: float = 0.0  # the reply's last byte came; with an emulated delay the end of that
     finished: bool = False
+    round_trip_s: float = 0.0  # request to reply, emulated part included
+    emulated_s: float = 0.0

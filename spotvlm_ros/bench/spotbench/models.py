@@ -36,7 +36,7 @@ from ...cloud.parse import parse_reply
 from ...config.nodes import BoxScale, ServerConfig
 from ...edge.model import EdgeModel
 from ...method import guard, prompt
-from ...method.facts import Context, Fact, Query, Source, Turn
+from ...method.facts import Context, Fact, Query, Turn
 
 BATCH = 8               # keyframes that the cloud model is asked about at once
 GREY = 127              # of a blank picture

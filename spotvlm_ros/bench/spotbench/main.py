@@ -163,13 +163,10 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def hands_folder(named: Path | None) -> Path | None:
-    """Return the folder of photographs, None when there is none; a named one must exist."""
-    if named is not None:
-        return named
-    if os.environ.get(HANDS_ENV):
+    """Return the folder of photographs, from --hands or SPOTVLM_HANDS; None without either."""
+    if named is None and os.environ.get(HANDS_ENV):
         return Path(os.environ[HANDS_ENV])
-    beside = Path(__file__).resolve().parents[3].parent / 'shared' / 'data' / 'hands'
-    return beside if beside.is_dir() else None
+    return named
 
 
 def _setup(args: argparse.Namespace, plan: Plan, hands: Path | None) -> Any:

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import threading
@@ -26,26 +25,12 @@ import time
 from typing import Any
 
 from spotvlm_ros.cloud.client import CloudServer
-from spotvlm_ros.config.nodes import EmulatedDelayConfig, ServerConfig
+from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConfig
+from spotvlm_ros.edge.answer import EdgeAnswer
 from spotvlm_ros.method.facts import Fact
 
 SCENE_REPLY = ('```json\n[{"label": "light", "bbox_2d": [100, 100, 200, 200], "value": "red"}, '
                '{"label": "lead", "value": "none"}]\n```')
-
-
-@dataclass
-class FakeAnswer:
-    """What EdgeModel.answer returns."""
-
-    text: str
-    facts: tuple[Fact, ...]
-    rejected: list[str] = field(default_factory=list)
-    used_context: bool = False
-    used_focus: bool = False
-    context_tokens: int = 0
-    preprocess_s: float = 0.0
-    inference_s: float = 0.0
-    partial: bool = False
 
 
 class FakeEdge:
@@ -57,7 +42,7 @@ class FakeEdge:
         self.seconds = seconds
         self.seen: list[tuple[int, Any]] = []  # frame stamp, context
 
-    def load(self, path: str, device: str, threads: int, **options: Any) -> FakeEdge:
+    def load(self, config: EdgeConfig) -> FakeEdge:
         """Take the place of load_edge_model."""
         return self
 
@@ -66,7 +51,7 @@ class FakeEdge:
 
     def answer(self, rgb: Any, query: Any, context: Any, stamp_ns: int,
                on_text: Callable[[str, int], None] | None = None,
-               should_stop: Callable[[], bool] | None = None) -> FakeAnswer:
+               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """Answer word by word when somebody listens."""
         started = time.monotonic()
         self.seen.append((stamp_ns, context))
@@ -79,9 +64,11 @@ class FakeEdge:
             if partial:
                 break
         facts = tuple(Fact(k, v[0], stamp_ns) for k, v in query.choices.items())
-        return FakeAnswer(' '.join(f.value for f in facts) or 'word word word word word', facts,
-                          used_context=context is not None and not context.empty,
-                          inference_s=time.monotonic() - started, partial=partial)
+        return EdgeAnswer(
+            ' '.join(f.value for f in facts) or 'word word word word word', facts, rejected=(),
+            used_context=context is not None and not context.empty, used_focus=False,
+            context_tokens=0, preprocess_s=0.0, inference_s=time.monotonic() - started,
+            partial=partial)
 
 
 class FakeServer:

@@ -35,6 +35,7 @@ from spotvlm_ros.bench.spotbench.seeds import episodes
 from spotvlm_ros.bench.spotbench.streams import Plan, START_NS, WorldStream
 from spotvlm_ros.bench.spotbench.systems import edge_alone, transfer
 from spotvlm_ros.bench.spotbench.wallclock import real_time
+from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.guard import ODDS, OFF
@@ -100,7 +101,7 @@ def test_kept_answers_are_those_of_the_model(setup, tmp_path):
 def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
     stream = WorldStream(EPISODE, PLAN)
     edge = Edge(work.edge_model(), stream, Cache(None, ''))
-    guarded = EdgeModel.load(setup.edge, odds=ODDS)
+    guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=ODDS))
     came = [Reply(START_NS, START_NS)]
     run = transfer('full', stream, edge, true_turns(stream), came, TOOK)
     twice = 0

@@ -15,10 +15,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine says what `generate` says, whatever it kept or guessed, and computes less."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
+from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge.cpu import Eye
 from spotvlm_ros.edge.families import family_of, Visual
 from spotvlm_ros.edge.gpu.graphs import GraphEngine, LENGTHS
@@ -26,7 +29,7 @@ from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
 from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
-from spotvlm_ros.mini import shipped
+from spotvlm_ros.method.guard import OFF
 from spotvlm_ros.mini.driving.scene import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
@@ -46,8 +49,8 @@ def pairs():
     made = {}
     for family in tiny.MAKERS:
         model, processor = tiny.checkpoint(family)
-        made[family] = (EdgeModel(family, model, processor, decoding='free'),
-                        EdgeModel(family, model, processor, engine='generate'))
+        made[family] = (tiny.edge_model(model, processor, decoding='free'),
+                        tiny.edge_model(model, processor, engine='generate'))
     return made
 
 
@@ -57,7 +60,7 @@ def fixed(pairs):
     made = {}
     for family in tiny.FIXED:
         free = pairs[family][0]
-        made[family] = EdgeModel(family, free._model, free._inputs.processor, decoding='free')
+        made[family] = tiny.edge_model(free._model, free._inputs.processor, decoding='free')
         made[family]._engine = GraphEngine(family_of(free._model), tokens=512, capture=False)
         made[family]._engine._ahead = True
     return made
@@ -66,9 +69,9 @@ def fixed(pairs):
 @pytest.fixture(scope='module')
 def mini():
     """Return the shipped model: constrained, free, and by `generate`."""
-    path = shipped.checkpoint_path('spot-mini-edge')
-    return (EdgeModel.load(path, threads=2), EdgeModel.load(path, threads=2, decoding='free'),
-            EdgeModel.load(path, threads=2, engine='generate'))
+    config = EdgeConfig(threads=2, guard_odds=OFF)
+    return tuple(EdgeModel.load(c) for c in (
+        config, replace(config, decoding='free'), replace(config, engine='generate')))
 
 
 def frame_of(number):
@@ -206,8 +209,8 @@ def test_attention_by_plain_matrix_products_gives_the_same():
     """Attention 'eager' takes other masks than 'sdpa'."""
     for family in ('idefics3', 'gemma3'):
         model, processor = tiny.checkpoint(family, attention='eager')
-        fast = EdgeModel(family, model, processor, decoding='free')
-        slow = EdgeModel(family, model, processor, engine='generate')
+        fast = tiny.edge_model(model, processor, decoding='free')
+        slow = tiny.edge_model(model, processor, engine='generate')
         for number in (0, 0, 1):
             assert (tokens(fast, frame_of(number), FACTS, None)[0]
                     == tokens(slow, frame_of(number), FACTS, None)[0])
@@ -219,7 +222,7 @@ def test_attention_by_plain_matrix_products_gives_the_same():
 def test_constrained_answers_are_always_complete(family, pairs, data):
     """Even of a model that knows nothing; each key is answered with one of its choices."""
     free, _ = pairs[family]
-    model = EdgeModel(family, free._model, free._inputs.processor)
+    model = tiny.edge_model(free._model, free._inputs.processor)
     for _ in range(2):
         query = data.draw(st.sampled_from([FACTS, CHOICE]))
         query = Query(query.id, query.prompt, query.format, query.choices)
@@ -281,7 +284,7 @@ def test_the_clouds_news_are_the_guess(mini):
 def test_a_choice_costs_one_pass(pairs):
     """Though some choices are the beginning of others."""
     for family, (free, _) in pairs.items():
-        model = EdgeModel(family, free._model, free._inputs.processor)
+        model = tiny.edge_model(free._model, free._inputs.processor)
         said = set()
         for number in range(4):
             answer = model.answer(frame_of(number), CHOICE, None, 0)
@@ -293,7 +296,7 @@ def test_a_choice_costs_one_pass(pairs):
 def test_a_choice_scored_at_once_is_that_scored_step_by_step(pairs):
     """The tree of choices sees no more than each choice alone would."""
     free, slow = pairs['idefics3']
-    model = EdgeModel('idefics3', free._model, free._inputs.processor)
+    model = tiny.edge_model(free._model, free._inputs.processor)
     for number in range(6):
         answer = model.answer(frame_of(number), CHOICE, None, 0)
         inputs = slow._inputs([{'role': 'user', 'content': [

@@ -20,8 +20,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from spotvlm_ros.method.guard import OFF
 from spotvlm_ros.method.history import History
 import tiny
 import transformers
@@ -48,9 +50,9 @@ def test_whole_path(tmp_path, family):
     if family in ('idefics3', 'llava', 'gemma3'):
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
-        edge = EdgeModel.load(tmp_path)
+        edge = EdgeModel.load(EdgeConfig(model=str(tmp_path), guard_odds=OFF))
     else:
-        edge = EdgeModel(family, model, processor)
+        edge = tiny.edge_model(model, processor)
     edge.warm_up([SCENE])
     prompts = []
     assert edge._engine is not None
@@ -70,9 +72,9 @@ def test_whole_path(tmp_path, family):
 def test_an_unknown_architecture_is_run_by_generate():
     """The engine is for the families that it knows; others still answer."""
     model, processor = tiny.checkpoint('llava')
-    known = EdgeModel('a', model, processor, decoding='free').answer(FRAME, SCENE, None, 0)
+    known = tiny.edge_model(model, processor, decoding='free').answer(FRAME, SCENE, None, 0)
     model.config.model_type = 'vipllava'
-    edge = EdgeModel('a', model, processor)
+    edge = tiny.edge_model(model, processor)
     assert edge._engine is None
     assert edge.answer(FRAME, SCENE, None, 0).text == known.text
 
@@ -81,7 +83,8 @@ def assert_same_answers(folder, model, processor, inputs):
     """Compare a checkpoint loaded from its folder with one that has our inputs."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    theirs, ours = EdgeModel.load(folder), EdgeModel('a', model, inputs)
+    theirs = EdgeModel.load(EdgeConfig(model=str(folder), guard_odds=OFF))
+    ours = tiny.edge_model(model, inputs)
     for context in (None, late()):
         assert (theirs.answer(FRAME, SCENE, context, 9 * NS).text
                 == ours.answer(FRAME, SCENE, context, 9 * NS).text)

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.edge.families import check_focus
-from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region
 import tiny
@@ -89,8 +88,8 @@ def test_the_middle_of_a_region_is_kept_first():
 @pytest.mark.parametrize('backend', ['tokens', 'attention'])
 @pytest.mark.parametrize('family', ABLE)
 def test_without_a_region_all_are_the_edge_alone(made, family, backend):
-    model = EdgeModel(family, *made[family], replace(CONFIG, backend=backend), 'free')
-    plain = EdgeModel(family, *made[family], CONFIG, engine='generate')
+    model = tiny.edge_model(*made[family], replace(CONFIG, backend=backend), decoding='free')
+    plain = tiny.edge_model(*made[family], CONFIG, engine='generate')
     for number in (0, 1):
         model.answer(frame_of(number), FACTS, SEEN, 9 * NS)
         plain.answer(frame_of(number), FACTS, None, 9 * NS)
@@ -100,15 +99,16 @@ def test_without_a_region_all_are_the_edge_alone(made, family, backend):
 
 @pytest.mark.parametrize('family', ABLE)
 def test_tokens_uses_fewer(made, family):
-    crop = EdgeModel(family, *made[family], CONFIG, 'free')
-    thin = EdgeModel(family, *made[family], replace(CONFIG, backend='tokens'), 'free')
+    crop = tiny.edge_model(*made[family], CONFIG, decoding='free')
+    thin = tiny.edge_model(*made[family], replace(CONFIG, backend='tokens'), decoding='free')
     full = crop.answer(frame_of(0), FACTS, SEEN, 9 * NS)
     few = thin.answer(frame_of(0), FACTS, SEEN, 9 * NS)
     visual = 2 * (64 if family == 'llava' else 16)
     first_pass = full.computed_tokens - full.passes, few.computed_tokens - few.passes
     assert first_pass[0] - first_pass[1] == visual - int(0.4 * visual)
     assert few.used_focus
-    every = EdgeModel(family, *made[family], replace(CONFIG, backend='tokens', keep=1.0), 'free')
+    every = tiny.edge_model(*made[family], replace(CONFIG, backend='tokens', keep=1.0),
+                            decoding='free')
     every.answer(frame_of(0), FACTS, SEEN, 9 * NS)
     assert every._drafts['scene'].tokens == crop._drafts['scene'].tokens, 'all kept: as crop'
 
@@ -144,7 +144,7 @@ def _reference(model, prompt_, limit):
 @pytest.mark.parametrize('backend', ['tokens', 'attention'])
 def test_cached_and_drafted_answers_are_those_of_whole_passes(made, backend):
     """Over frames that repeat, with regions left out or favoured."""
-    model = EdgeModel('a', *made['idefics3'], replace(CONFIG, backend=backend), 'free')
+    model = tiny.edge_model(*made['idefics3'], replace(CONFIG, backend=backend), decoding='free')
     asked = []
     model._engine.answer, kept = lambda q, p, *a: asked.append(p) or kept(q, p, *a), \
         model._engine.answer
@@ -158,8 +158,8 @@ def test_cached_and_drafted_answers_are_those_of_whole_passes(made, backend):
 def test_attention_draws_to_the_region(made):
     """Favoured without bound, the region's tokens are all that is seen of the picture."""
     def answer(number, bias):
-        model = EdgeModel('a', *made['idefics3'], replace(CONFIG, backend='attention', bias=bias),
-                          'free')
+        model = tiny.edge_model(*made['idefics3'], replace(CONFIG, backend='attention', bias=bias),
+                                decoding='free')
         frame = frame_of(1)
         frame[4:14, 4:14] = frame_of(number)[4:14, 4:14]
         model.answer(frame, FACTS, SEEN, 9 * NS)
@@ -179,4 +179,4 @@ def test_what_does_not_suit_says_why():
 
 def test_the_model_refuses_what_does_not_suit(made):
     with pytest.raises(ValueError, match='both directions'):
-        EdgeModel('g', *made['gemma3'], replace(CONFIG, backend='tokens'))
+        tiny.edge_model(*made['gemma3'], replace(CONFIG, backend='tokens'))

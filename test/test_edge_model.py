@@ -21,11 +21,11 @@ import itertools
 import numpy as np
 import pytest
 
+from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.method.facts import Context, NS
-from spotvlm_ros.method.guard import is_confident, ODDS, select_by_odds
+from spotvlm_ros.method.guard import is_confident, ODDS, OFF, select_by_odds
 from spotvlm_ros.method.prompt import answer_text
-from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.scene import ACTION, DESCRIBE, SCENE
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
@@ -36,13 +36,13 @@ import transformers
 @pytest.fixture(scope='module')
 def model():
     """Return the shipped edge model."""
-    return EdgeModel.load(shipped.checkpoint_path('spot-mini-edge'), threads=2)
+    return EdgeModel.load(EdgeConfig(threads=2, guard_odds=OFF))
 
 
 @pytest.fixture(scope='module')
 def guarded():
     """Return it with the guard."""
-    return EdgeModel.load(shipped.checkpoint_path('spot-mini-edge'), threads=2, odds=ODDS)
+    return EdgeModel.load(EdgeConfig(threads=2))
 
 
 @pytest.fixture(scope='module')
@@ -155,10 +155,10 @@ def test_any_frame_size(model, size):
 
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match='save_pretrained'):
-        EdgeModel.load(tmp_path / 'none')
+        EdgeModel.load(EdgeConfig(model=str(tmp_path / 'none')))
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='doctor'):
-        EdgeModel.load(tmp_path)
+        EdgeModel.load(EdgeConfig(model=str(tmp_path)))
 
 
 def test_the_doctor_knows_which_transformers_can_load_it(monkeypatch):

@@ -23,7 +23,9 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
+from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
+from spotvlm_ros.method.guard import OFF
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.scene import SCENE
@@ -51,7 +53,7 @@ def folder(tmp_path_factory):
     context, edge = record.Recorder(path, 'context'), record.Recorder(path, 'edge')
     context.write('start', queries=[record.plain(query)], config=record.plain(config))
     checkpoint = str(shipped.checkpoint_path('spot-mini-edge'))
-    model = EdgeModel.load(checkpoint)
+    model = EdgeModel.load(EdgeConfig(model=checkpoint, guard_odds=OFF))
     model.warm_up((SCENE,))
     edge.write('start', queries=[record.plain(SCENE)],
                load={'path': checkpoint, 'focus': record.plain(model.focus)})

@@ -20,6 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.method.focus import FocusConfig
+from spotvlm_ros.method.guard import OFF
 import torch
 import transformers as hf
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -184,6 +188,12 @@ def checkpoint(family: str, seed: int = 0, attention: str = 'sdpa') -> tuple[Any
     torch.manual_seed(seed)
     model, processor = MAKERS[family](tokenizer())
     return loud(model, attention), processor
+
+
+def edge_model(model: Any, processor: Any, focus_config: FocusConfig | None = None,
+               **options: Any) -> EdgeModel:
+    """Return an edge model without a guard; ``options`` are fields of `EdgeConfig`."""
+    return EdgeModel(model, processor, EdgeConfig(guard_odds=OFF, **options), focus_config)
 
 
 def loud(model: Any, attention: str = 'sdpa') -> Any:

@@ -32,7 +32,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config.nodes import EdgeConfig
 from ..method.facts import Fact, NS, Query
+from ..method.guard import OFF
 from ..mini.driving.scene import FPS, SCENE
 from ..mini.worlds import make_world
 from ..system.machine import machine
@@ -176,8 +178,7 @@ def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> boo
     from rich.progress import track
 
     from ..edge.model import EdgeModel
-    from ..mini.shipped import model_name_or_path
-    model = EdgeModel.load(model_name_or_path(model_name))
+    model = EdgeModel.load(EdgeConfig(model=model_name, guard_odds=OFF))
     for row in track(rows, 'edge alone'):
         if stop():
             return False

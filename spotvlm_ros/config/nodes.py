@@ -27,9 +27,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from .spec import parameter
+from ..method.focus import FocusBackend
 from ..method.guard import ODDS
 
-FocusBackend = Literal['crop', 'tokens', 'attention']
 Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
 BoxScale = Literal['relative', 'pixels']

@@ -28,90 +28,70 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .answer import EdgeAnswer
 from .cpu import quicken
 from .engine import Decoded, Engine, Prompt
 from .families import check_focus, FAMILIES, Family, family_of, use_masks
 from .gpu.graphs import GraphEngine
 from .grammar import Free, Grammar, Templates
 from .inputs import Inputs
+from ..config.nodes import EdgeConfig
 from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query, Region
 from ..method.history import compress
+from ..mini.shipped import checkpoint_path
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
 SIDE = 384  # of a view where the processor takes any size [pixels]
-Decoding = Literal['constrained', 'free']
-EngineKind = Literal['fast', 'generate']
-
-
-@dataclass(frozen=True)
-class EdgeAnswer:
-    """What the model said about one frame, and what it took. Durations in seconds."""
-
-    text: str
-    facts: tuple[Fact, ...]
-    rejected: tuple[str, ...]    # what could not be read as an answer, and why
-    used_context: bool
-    used_focus: bool
-    context_tokens: int
-    preprocess_s: float
-    inference_s: float
-    partial: bool                # stopped before the model was done
-    passes: int = 0              # forward passes of the decoder
-    computed_tokens: int = 0     # that went through it; the others were kept from before
 
 
 class EdgeModel:
     """A loaded checkpoint. Not thread-safe: one inference thread per model."""
 
-    def __init__(self, name: str, model: Any, processor: Any,
-                 focus_config: focus.FocusConfig | None = None,
-                 decoding: Decoding = 'constrained', engine: EngineKind = 'fast',
-                 odds: float = guard.OFF) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, config: EdgeConfig,
+                 focus_config: focus.FocusConfig | None = None) -> None:
         """
         Wrap a model and its processor; `load` is the usual way in.
 
-        `odds` are those of the guard (`method/guard.py`); 0: there is none.
-        `decoding` constrained: answers keep to the query's keys and choices (see `grammar`);
-        free: the model may say anything, and what is no answer is rejected afterwards.
-        `engine` generate: run `model.generate` as it is, to compare with; it is always free.
+        ``config`` says how to answer; ``focus_config``, where given, takes the place of its
+        ``focus_backend``. Raise ValueError where a focus back-end does not suit the model.
         """
-        self.name, self.odds = name, odds
-        self.focus = focus_config or focus.FocusConfig()
+        self.name, self._odds = Path(config.model).name, config.guard_odds
+        self.focus = focus_config or focus.FocusConfig(backend=config.focus_backend)
         self._model = model.eval().requires_grad_(False)
-        if engine == 'fast' and model.config.model_type in FAMILIES:
+        fast, kind = config.engine == 'fast', model.config.model_type
+        if fast and kind in FAMILIES:
             use_masks(model)
         self._tokenizer = processor.tokenizer
-        check_focus(self.focus.backend, model.config.model_type, engine)
+        check_focus(self.focus.backend, kind, config.engine)
         self._view_size = _view_size(processor)
         self._inputs = Inputs(processor, self._view_size)
-        family = family_of(model) if engine == 'fast' else None
+        family = family_of(model) if fast else None
         self._engine = _engine(family) if family is not None else None
         self._ends = _ends(model)
         self._templates = (Templates(self._tokenizer, processor.chat_template, self._ends)
-                           if decoding == 'constrained' and self._engine is not None else None)
+                           if config.decoding == 'constrained' and self._engine is not None
+                           else None)
         self._drafts: dict[str, _Draft] = {}
         self._count = lru_cache(256)(self._count_tokens)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = 'cpu', threads: int = 1,
-             focus_config: focus.FocusConfig | None = None, decoding: Decoding = 'constrained',
-             engine: EngineKind = 'fast', odds: float = guard.OFF) -> EdgeModel:
+    def load(cls, config: EdgeConfig, focus_config: focus.FocusConfig | None = None) -> EdgeModel:
         """
-        Load a checkpoint folder.
+        Load the checkpoint that ``config.model`` names: a shipped one, or a folder.
 
-        Raise FileNotFoundError or ValueError with a remedy when that is not possible.
-        `threads` is the number of CPU threads torch may use in this process.
+        Raise FileNotFoundError or ValueError with a remedy when that is not possible. Torch may
+        use ``config.threads`` CPU threads in this process from then on.
         """
-        path = Path(path)
+        path, device = checkpoint_path(config.model), config.device
         if not (path / 'config.json').is_file():
             raise FileNotFoundError(
                 f'{path} is no checkpoint: it has no config.json; name a folder written by '
@@ -119,16 +99,16 @@ class EdgeModel:
         if device.startswith('cuda') and not torch.cuda.is_available():
             raise ValueError(f'device is {device!r} but torch {torch.__version__} finds no GPU; '
                              "use 'cpu' or install a CUDA build of torch")
-        torch.set_num_threads(max(1, threads))
+        torch.set_num_threads(max(1, config.threads))
         try:
             processor = AutoProcessor.from_pretrained(path, local_files_only=True)
             model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ValueError(f'{path} cannot be loaded: {error}; see `spotvlm doctor` for what '
                              'this installation lacks') from error
-        if device == 'cpu' and engine == 'fast':
+        if device == 'cpu' and config.engine == 'fast':
             quicken(model)
-        return cls(path.name, model.to(device), processor, focus_config, decoding, engine, odds)
+        return cls(model.to(device), processor, config, focus_config)
 
     def use_processor(self) -> None:
         """Have the processor prepare all inputs from now on, to compare with."""
@@ -149,7 +129,7 @@ class EdgeModel:
                                           focus=focus_on)):
                 self._inputs.check(prompt.messages(query, context, 0, len(views)), views)
                 for frame in frames:  # the second as most will be, with what was kept
-                    alone = context is None and guard.is_guarded(query, self.odds)
+                    alone = context is None and guard.is_guarded(query, self._odds)
                     self._pass(_alone(query) if alone else query.id, frame, query, context, 0)
         if self._engine is not None:
             self._engine.prepare()
@@ -165,13 +145,13 @@ class EdgeModel:
         the answer so far and its number of tokens; `should_stop` is asked before each forward
         pass. An answer without context that is complete stands when there is no time for more.
         """
-        guarded = guard.is_guarded(query, self.odds)
+        guarded = guard.is_guarded(query, self._odds)
 
         def pass_(given: Context | None) -> EdgeAnswer:
             name = _alone(query) if guarded and given is None else query.id
             streamed = on_text if given is None or not guarded else None
             return self._pass(name, frame, query, given, stamp_ns, streamed, should_stop)
-        return guard.guarded_answer(query, context, self.odds, pass_, partial(_combined, query))
+        return guard.guarded_answer(query, context, self._odds, pass_, partial(_combined, query))
 
     def shown(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
               ) -> Shown:

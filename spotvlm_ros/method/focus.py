@@ -42,7 +42,7 @@ from .facts import Context, NS, Query, Region
 Image = npt.NDArray[np.uint8]   # height x width x 3
 Array = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
-Backend = Literal['crop', 'tokens', 'attention']
+FocusBackend = Literal['crop', 'tokens', 'attention']
 CELLS = 4                       # cells of the mosaic
 ELSEWHERE = 1 / 6               # share of the kept tokens that show no region, where there are any
 
@@ -55,7 +55,7 @@ class FocusConfig:
     margin: float = 1.4         # side of the crop over the longer side of the region
     growth_per_s: float = 0.12  # the crop's side grows by this share per second of age
     min_side_px: float = 40.0   # smallest crop, at camera resolution
-    backend: Backend = 'crop'
+    backend: FocusBackend = 'crop'
     keep: float = 0.4           # tokens: share of the image tokens that is kept
     bias: float = 1.0           # attention: added before the softmax where a region covers all
 

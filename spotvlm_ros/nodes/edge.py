@@ -41,27 +41,24 @@ from .convert import context_from_msg, duration_msg, duration_s, fact_from_msg, 
 from .convert import header_msg, MAX_FACTS, stamp_ns
 from .input import FrameInput
 from ..config.nodes import EdgeConfig, NodeConfig
+from ..edge.answer import EdgeAnswer, EdgeVLM
 from ..frames.frame import Frame, FrameError, FrameHub, Mailbox
 from ..frames.schedule import Schedule
 from ..method.audit import Audit
 from ..method.facts import cameras, Context, NS, Query
-from ..method.focus import Backend, FocusConfig
 from ..method.history import unexpired
 from ..method.prompt import neutralise
-from ..mini.shipped import model_name_or_path
-from ..recording.recorder import plain, Recorder
+from ..recording.recorder import plain, recorded_load, Recorder
 
 IDLE_S = 0.1  # the inference thread looks up at least this often
 TRUTHS = 64   # frames whose labels are kept for the audit
-Load = Callable[..., Any]  # path, device, threads and options -> EdgeModel
+Load = Callable[[EdgeConfig], EdgeVLM]
 
 
-def load_edge_model(path: str, device: str, threads: int, focus_backend: Backend = 'crop',
-                    **options: Any) -> Any:
+def load_edge_model(config: EdgeConfig) -> EdgeVLM:
     """Load the model; torch is imported here, not when the node is created."""
     from ..edge.model import EdgeModel
-    return EdgeModel.load(path, device=device, threads=threads,
-                          focus_config=FocusConfig(backend=focus_backend), **options)
+    return EdgeModel.load(config)
 
 
 @dataclass
@@ -84,7 +81,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Create the node; ``hub`` is shared with the other nodes of this process."""
         super().__init__('edge', EdgeConfig, **kwargs)
         self._hub, self._load = hub, load
-        self._model: Any = None
+        self._model: EdgeVLM | None = None
         self._queries: dict[str, Query] = {}
         self._schedule = Schedule(())
         self._contexts: dict[str, ContextMsg] = {}  # read when used: more come than are needed
@@ -106,21 +103,22 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._latency_s: deque[float] = deque(maxlen=256)
         self._inference_s: deque[float] = deque(maxlen=256)
 
+    @property
+    def model(self) -> EdgeVLM:
+        """Return the model, which is there between configure and cleanup."""
+        assert self._model is not None
+        return self._model
+
     def setup(self) -> None:
         """Load the model."""
         self._queries = {q.id: q for q in self.queries(self.config)}
         self._schedule = Schedule(tuple(self._queries.values()))
-        path = model_name_or_path(self.config.model)
-        options = {'device': self.config.device, 'threads': self.config.threads,
-                   'decoding': self.config.decoding, 'engine': self.config.engine,
-                   'odds': self.config.guard_odds}
-        self._model = self._load(path, focus_backend=self.config.focus_backend, **options)
+        self._model = self._load(self.config)
         if self.config.record_dir:
             self._recorder = Recorder(self.config.record_dir, 'edge')
             self._recorder.write(
                 'start', queries=[plain(q) for q in self._queries.values()],
-                load={'path': path, 'focus': plain(FocusConfig(
-                    backend=self.config.focus_backend)), **options})
+                load=recorded_load(self.config))
         self._audits = self.advertise(Answer, 'audit', RELIABLE)
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         try:
@@ -241,7 +239,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def _run(self, warm: threading.Event) -> None:
         try:
-            self._model.warm_up(tuple(self._queries.values()))
+            self.model.warm_up(tuple(self._queries.values()))
         except Exception as error:
             self.count('model_errors', f'warm-up: {type(error).__name__}: {error}')
         warm.set()
@@ -285,7 +283,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 canceled: Callable[[], bool]) -> Answer:
         """Return the answer to a query about a frame; errors are in it, never raised."""
         message = Answer(header=header_msg(frame.stamp_ns, frame.frame_id), query_id=query.id,
-                         source=Answer.SOURCE_EDGE, model=self._model.name,
+                         source=Answer.SOURCE_EDGE, model=self.model.name,
                          wait=duration_msg(max(0, started_ns - frame.stamp_ns) / NS))
         context = None
         if self.config.use_context and query.id in self._contexts:
@@ -297,7 +295,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             message.error_code, message.error_msg = Answer.ERROR_IMAGE, str(error)
             return message
         try:
-            result = self._model.answer(
+            result = self.model.answer(
                 rgb, query, context, frame.stamp_ns, on_text=on_text,
                 should_stop=lambda: (not self._running or canceled()
                                      or time.monotonic() > until))
@@ -332,7 +330,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         return message
 
     def _note(self, frame: Frame, rgb: Any, query: Query, context: Context | None,
-              result: Any) -> None:
+              result: EdgeAnswer) -> None:
         """Record an answer and what it was made of."""
         assert self._recorder is not None
         own = {} if query.id in self._queries else {'query': plain(query)}
@@ -346,8 +344,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def _compare(self, frame: Frame, query: Query, given: Answer) -> None:
         """Answer a frame once more, without context, and count what context did."""
         context = self._used
-        alone = self._model.answer(frame.rgb(), query, None, frame.stamp_ns,
-                                   should_stop=lambda: not self._running)
+        alone = self.model.answer(frame.rgb(), query, None, frame.stamp_ns,
+                                  should_stop=lambda: not self._running)
         self._audit.add([fact_from_msg(f) for f in given.facts], alone.facts,
                         context.facts if context is not None else (),
                         self._truth.get(frame.stamp_ns) if query.format == 'facts' else None)
@@ -355,7 +353,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             self._audits.publish(Answer(
                 header=given.header, query_id=query.id, source=Answer.SOURCE_EDGE,
                 text=alone.text, facts=[fact_msg(f, frame.stamp_ns) for f in alone.facts],
-                inference=duration_msg(alone.inference_s), model=self._model.name))
+                inference=duration_msg(alone.inference_s), model=self.model.name))
 
     def _publish(self, message: Answer) -> None:
         publisher = self._answers

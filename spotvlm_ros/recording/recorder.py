@@ -39,8 +39,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from ..config.nodes import EdgeConfig
 from ..method.facts import Context, Fact, Query, Turn
+from ..method.focus import FocusConfig
+from ..method.guard import OFF
 from ..method.transfer import TransferConfig, Transfers
+from ..mini.shipped import model_name_or_path
 
 Image = npt.NDArray[np.uint8]
 WAITING = 512   # lines and pictures that may wait to be written
@@ -60,6 +64,26 @@ def plain(value: Any) -> Any:
 def read(kind: Any, value: Any) -> Any:
     """Return what `plain` was given."""
     return _adapter(kind).validate_python(value)
+
+
+def recorded_load(config: EdgeConfig) -> dict[str, Any]:
+    """Return how an edge model was loaded, as it stands in a recording."""
+    return {'path': model_name_or_path(config.model),
+            'focus': plain(FocusConfig(backend=config.focus_backend)),
+            'device': config.device, 'threads': config.threads, 'decoding': config.decoding,
+            'engine': config.engine, 'odds': config.guard_odds}
+
+
+def edge_config(load: dict[str, Any]) -> tuple[EdgeConfig, FocusConfig]:
+    """
+    Return what `recorded_load` was given; raise TypeError for an option that is no more.
+
+    Recordings made before there was a guard have no odds.
+    """
+    options = dict(load)
+    path, focus = options.pop('path'), read(FocusConfig, options.pop('focus'))
+    odds = options.pop('odds', OFF)
+    return EdgeConfig(model=path, focus_backend=focus.backend, guard_odds=odds, **options), focus
 
 
 class Recorder:
@@ -217,13 +241,10 @@ def replay_edge(folder: Path, pictures: Pictures,
                 progress: Callable[[Sequence[Any]], Iterator[Any]] = iter) -> Counter[str]:
     """Answer the frames of a recording again; count answers equal and different."""
     from ..edge.model import EdgeModel
-    from ..method.focus import FocusConfig
 
     counts: Counter[str] = Counter()
     start, *answers = lines(folder / 'edge.jsonl')
-    load = start['load']
-    model = EdgeModel.load(load.pop('path'), focus_config=read(FocusConfig, load.pop('focus')),
-                           **load)
+    model = EdgeModel.load(*edge_config(start['load']))
     queries = {q.id: q for q in (read(Query, q) for q in start['queries'])}
     model.warm_up(tuple(queries.values()))
     for line in progress(answers):

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import json
 from pathlib import Path
 import time
@@ -58,17 +59,20 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
     from openai import OpenAI
 
     from ...cloud.server import EmbeddedServer
+    from ...config.nodes import EdgeConfig
     from ...edge.model import EdgeModel
+    from ...method.guard import OFF
     from ...mini.training import dataset
     from ...mini import shipped
     from ...mini.driving.scene import SCENE
     from ...mini.worlds import make_world, TUNE_SEEDS
 
     path = shipped.checkpoint_path('spot-mini-edge')
-    engine = EdgeModel.load(path, threads=threads)
-    plain = EdgeModel.load(path, threads=threads, engine='generate')
-    usual = EdgeModel.load(path, threads=threads, engine='generate')
-    others = {name: EdgeModel(name, change(EdgeModel.load(path)._model), usual._inputs.processor)
+    config = EdgeConfig(model=str(path), threads=threads, guard_odds=OFF)
+    engine = EdgeModel.load(config)
+    plain, usual = (EdgeModel.load(replace(config, engine='generate')) for _ in range(2))
+    others = {name: EdgeModel(change(EdgeModel.load(replace(config, threads=1))._model),
+                              usual._inputs.processor, replace(config, model=name))
               for name, change in (('int8', as_int8), ('bf16', as_bf16))}
     rng = np.random.default_rng(5)
     items = [dataset.sample(make_world('driving', TUNE_SEEDS[k]),

@@ -85,6 +85,7 @@ def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats:
     """Measure on this machine, on frames of a training drive; ``cloud_path`` is served."""
     from .models import decode, encode, RemoteCloud, timed
     from ...cloud.server import EmbeddedServer
+    from ...config.nodes import EdgeConfig
     from ...edge.model import EdgeModel
     from ...method.facts import Context, NS, Source, Turn
     from ...method.guard import ODDS, OFF
@@ -98,8 +99,8 @@ def measure(edge_path: Path, cloud_path: Path | None, threads: int = 1, repeats:
     stamp = [NS + i * NS // 10 for i in range(repeats)]
     told = world.facts(300, stamp[0])
     # A model for each way of answering: none finds what another has kept of a frame.
-    alone, with_context, guarded = (EdgeModel.load(edge_path, threads=threads, odds=odds)
-                                    for odds in (OFF, OFF, ODDS))
+    alone, with_context, guarded = (EdgeModel.load(EdgeConfig(
+        model=str(edge_path), threads=threads, guard_odds=odds)) for odds in (OFF, OFF, ODDS))
     for edge in (alone, with_context, guarded):
         edge.warm_up([query])
     method = Transfer([query])

@@ -34,7 +34,7 @@ from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
 from ...cloud.parse import parse_reply
 from ...config.nodes import BoxScale, ServerConfig
-from ...edge.model import EdgeModel
+from ...edge.answer import EdgeVLM
 from ...method import guard, prompt
 from ...method.facts import Context, Fact, Query, Turn
 
@@ -61,7 +61,7 @@ class Answer:
 class Edge:
     """The edge model over one stream. The same input is answered once, which never shows."""
 
-    def __init__(self, model: EdgeModel, stream: Stream, cache: Cache,
+    def __init__(self, model: EdgeVLM, stream: Stream, cache: Cache,
                  odds: float = guard.ODDS) -> None:
         """Share the cache with whoever asks about the same stream; ``odds``: of the guard."""
         self._model, self._stream, self._cache, self._odds = model, stream, cache, odds

@@ -36,9 +36,12 @@ from .latencies import Latencies
 from .models import Cloud, cloud_turns, decode, Edge, encode, LocalCloud, RemoteCloud, timed
 from .replay import Extent, Replay
 from .streams import Image, Plan, START_NS
+from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
+from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel
 from ...method.facts import Context, Fact, NS, Query, Region
+from ...method.guard import OFF
 from ...method.transfer import Transfer
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
@@ -128,7 +131,7 @@ def shots(args: argparse.Namespace) -> dict[int, bytes]:
     return found
 
 
-def measured(edge: EdgeModel, stream: RecordedStream, repeats: int = 20) -> Latencies:
+def measured(edge: EdgeVLM, stream: RecordedStream, repeats: int = 20) -> Latencies:
     """Return what the steps take here, on this recording."""
     stamps = (stream.frames * repeats)[:repeats]
     images = [stream.image(s) for s in stamps]
@@ -165,7 +168,7 @@ def run_own(args: argparse.Namespace) -> int:
     plan = Plan()
     jpegs = shots(args)
     stream = RecordedStream(Path(args.bag or args.video).name, query, jpegs, labels, plan)
-    edge = EdgeModel.load(checkpoint_path(args.edge), threads=1)
+    edge = EdgeModel.load(EdgeConfig(model=args.edge, guard_odds=OFF))
     for name in (args.edge, args.cloud_model or args.cloud):
         if is_miniature(name):
             print(f'{name}: {MINIATURE_WARNING}')

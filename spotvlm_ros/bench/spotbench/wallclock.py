@@ -37,6 +37,8 @@ from .score import Said
 from .seeds import episodes, Split
 from .streams import START_NS, WorldStream
 from .systems import ALONE, FULL, values
+from ...config.nodes import EdgeConfig
+from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel
 from ...method.facts import NS, Source, Turn
 from ...method.transfer import Transfer
@@ -52,7 +54,7 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     from . import work
     work.begin(setup)
     cells, differences = [], {}
-    guarded = EdgeModel.load(setup.edge, threads=1, odds=setup.odds)
+    guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=setup.odds))
     for name in track(sets, 'real time'):
         pairs: dict[str, list[tuple[float, float]]] = {FULL: [], ALONE: []}
         late: dict[str, list[int]] = {FULL: [], ALONE: []}
@@ -85,7 +87,7 @@ def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], 
     return cells, differences
 
 
-def real_time(stream: WorldStream, model: EdgeModel, turns: dict[int, Turn],
+def real_time(stream: WorldStream, model: EdgeVLM, turns: dict[int, Turn],
               came: Sequence[Reply] | None) -> list[Said]:
     """
     Run an episode in real time and return what was published when.

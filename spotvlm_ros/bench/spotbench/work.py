@@ -34,9 +34,10 @@ from .replay import Extent, Replay
 from .seeds import Episode, SETS
 from .streams import Plan, WorldStream
 from .tally import Tally
+from ...config.nodes import EdgeConfig
 from ...edge.model import EdgeModel
 from ...method.facts import Context
-from ...method.guard import ODDS
+from ...method.guard import ODDS, OFF
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world, TRAIN_SEEDS
 from ...system.processes import exit_with_parent
@@ -88,7 +89,7 @@ def _setup() -> Setup:
 @lru_cache(maxsize=None)
 def edge_model() -> EdgeModel:
     """Return the edge model, loaded when first needed."""
-    return EdgeModel.load(_setup().edge, threads=1)
+    return EdgeModel.load(EdgeConfig(model=str(_setup().edge), guard_odds=OFF))
 
 
 @lru_cache(maxsize=None)

@@ -1,0 +1,51 @@
+# Copyright 2026 spotvlm maintainers
+# SPDX-License-Identifier: Apache-2.0
+"""What nodes, recording and benchmark know of an edge model; importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..method.facts import Context, Fact, Query
+from ..method.focus import Image
+
+
+@dataclass(frozen=True)
+class EdgeAnswer:
+    """What the model said about one frame, and what it took. Durations in seconds."""
+
+    text: str
+    facts: tuple[Fact, ...]
+    rejected: tuple[str, ...]    # what could not be read as an answer, and why
+    used_context: bool
+    used_focus: bool
+    context_tokens: int
+    preprocess_s: float
+    inference_s: float
+    partial: bool                # stopped before the model was done
+    passes: int = 0              # forward passes of the decoder
+    computed_tokens: int = 0     # that went through it; the others were cached
+
+
+class EdgeVLM(Protocol):
+    """A small vision-language model that answers about one frame at a time, in one thread."""
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, as in messages and reports."""
+
+    def warm_up(self, queries: Iterable[Query]) -> None:
+        """Answer each query about made-up frames, so that the first real one is not slower."""
+
+    def answer(self, frame: Image, query: Query, context: Context | None, stamp_ns: int,
+               on_text: Callable[[str, int], None] | None = None,
+               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+        """
+        Answer a query about a frame.
+
+        `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with the
+        answer so far and its number of tokens; `should_stop` is asked before each forward pass,
+        and where it says so the answer is partial.
+        """

@@ -25,9 +25,13 @@ import cv2
 import numpy as np
 import pytest
 
-from spotvlm_ros.mini.hri import hands, world as hri
+from spotvlm_ros.method.facts import Fact
+from spotvlm_ros.mini.hri import hand_shape, hands
+from spotvlm_ros.mini.hri.episode import split_of
 from spotvlm_ros.mini.hri.hands import HandBank, SPLITS
-from spotvlm_ros.mini.hri.world import HEIGHT, HRI_SCENE, HriWorld, WIDTH
+from spotvlm_ros.mini.hri.labels import intent
+from spotvlm_ros.mini.hri.scene import Hand, HEIGHT, HRI_SCENE, INTENT, WIDTH
+from spotvlm_ros.mini.hri.world import HriWorld
 from spotvlm_ros.mini.worlds import make_world, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
 PHOTOS = Path(os.environ.get('SPOTVLM_HANDS', Path(__file__).resolve().parents[2]
@@ -98,21 +102,21 @@ def test_regions_are_in_the_frame_and_of_a_size(condition, toy_bank):
 def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, toy_bank,
                                                                   monkeypatch):
     """A frame drawn without the hand, or the object, differs in the region and only there."""
-    from spotvlm_ros.mini.hri import render as hri_render
+    from spotvlm_ros.mini.hri import render_people
     seen = Counter()
     for world in _worlds(condition, toy_bank, range(10)):
         for index in range(200, 2300, 300):
             facts = {f.key: f for f in world.facts(index, 0)}
             whole = world.frame(index).astype(int)
-            for key, patched in (('gesture', '_hand'), ('object', '_HELD')):
+            for key, patched in (('gesture', 'draw_hand'), ('object', 'HELD')):
                 if facts[key].value == 'none':
                     continue
                 with monkeypatch.context() as patch:
                     if key == 'object':
-                        patch.setattr(hri_render, patched, {facts[key].value: lambda *_: None})
+                        patch.setattr(render_people, patched, {facts[key].value: lambda *_: None})
                     else:
-                        draw = hri_render._hand
-                        patch.setattr(hri_render, patched,
+                        draw = render_people.draw_hand
+                        patch.setattr(render_people, patched,
                                       lambda canvas, hand, *a: hand.pose == 'digit'
                                       or draw(canvas, hand, *a))
                     without = world.frame(index).astype(int)
@@ -133,12 +137,12 @@ def test_what_is_labelled_is_drawn_in_its_region_and_nowhere_else(condition, toy
 
 
 def test_two_digits_look_different_at_the_same_place():
-    from spotvlm_ros.mini.hri import hand_shape, render as hri_render
+    from spotvlm_ros.mini.hri.render_hands import draw_hand, SKIN
     pictures = []
     for digit in range(10):
         canvas = np.full((60, 60, 3), 90, np.uint8)
-        hand = hri.Hand(30, 50, 38.0, 0.0, False, 'digit', digit, hand_shape.STEPS)
-        hri_render._hand(canvas, hand, hri_render.SKIN[0], 1.0)
+        hand = Hand(30, 50, 38.0, 0.0, False, 'digit', digit, hand_shape.STEPS)
+        draw_hand(canvas, hand, SKIN[0], 1.0)
         pictures.append(canvas.astype(int))
     for k, a in enumerate(pictures):
         for b in pictures[:k]:
@@ -173,7 +177,7 @@ def test_values_are_spread_and_change_at_a_realistic_rate(condition):
         before = None
         for index in range(0, 2400, 20):
             facts = world.facts(index, 0)
-            wanted[hri.intent(facts)] += 1
+            wanted[intent(facts)] += 1
             for k, fact in enumerate(facts):
                 values[fact.key][fact.value] += 1
                 changes[fact.key] += before is not None and before[k].value != fact.value
@@ -184,7 +188,7 @@ def test_values_are_spread_and_change_at_a_realistic_rate(condition):
         most = 0.80 if key in ('pointing', 'object') else 0.72  # mostly one person is there
         assert max(values[key].values()) / seconds < most, (key, values[key])
         assert 0.04 < changes[key] / seconds < 0.5, (key, changes[key] / seconds)
-    assert set(wanted) == set(hri.INTENT.choices['intent'])
+    assert set(wanted) == set(INTENT.choices['intent'])
     assert min(wanted.values()) / seconds > 0.02 and max(wanted.values()) / seconds < 0.5
 
 
@@ -197,12 +201,12 @@ def test_hands_are_all_over_the_frame():
 
 def test_intent_follows_the_facts():
     def facts(**value):
-        return tuple(hri.Fact(k, value.get(k, 'none'), 0) for k in HRI_SCENE.keys)
-    assert hri.intent(facts(object='key', pointing='cup', gesture='two', gaze='robot')) == 'give'
-    assert hri.intent(facts(pointing='cup', gesture='two', gaze='robot')) == 'fetch'
-    assert hri.intent(facts(gesture='two', gaze='robot')) == 'order'
-    assert hri.intent(facts(gaze='robot')) == 'attention'
-    assert hri.intent(facts(gesture='two', gaze='left')) == 'nothing'
+        return tuple(Fact(k, value.get(k, 'none'), 0) for k in HRI_SCENE.keys)
+    assert intent(facts(object='key', pointing='cup', gesture='two', gaze='robot')) == 'give'
+    assert intent(facts(pointing='cup', gesture='two', gaze='robot')) == 'fetch'
+    assert intent(facts(gesture='two', gaze='robot')) == 'order'
+    assert intent(facts(gaze='robot')) == 'attention'
+    assert intent(facts(gesture='two', gaze='left')) == 'nothing'
 
 
 def test_what_is_wrong_is_said_with_a_remedy(tmp_path):
@@ -221,7 +225,7 @@ def test_what_is_wrong_is_said_with_a_remedy(tmp_path):
 
 def test_splits_of_seeds_are_those_of_the_data_set():
     for split, seeds in zip(SPLITS, (TRAIN_SEEDS, TUNE_SEEDS, TEST_SEEDS)):
-        assert hri.split_of(seeds[0]) == hri.split_of(seeds[-1]) == split
+        assert split_of(seeds[0]) == split_of(seeds[-1]) == split
 
 
 def test_people_are_in_one_split_each(bank):

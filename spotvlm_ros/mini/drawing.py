@@ -24,13 +24,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]     # height x width x 3, RGB; sprites have alpha as a fourth
-Noise = npt.NDArray[np.int16]
-Color = tuple[float, float, float]
-Point = tuple[float, float]       # x, y [pixels]
+from .pictures import Color, Image, Point
 
-SHIFT = 4                         # bits behind the point, so that slow motion looks continuous
-SPARE = 64                        # rows and columns by which a bank of noise is larger
+Noise = npt.NDArray[np.int16]
+
+SHIFT = 4     # bits behind the point, so that slow motion looks continuous
+SPARE = 64    # rows and columns by which a bank of noise is larger than a picture
 NOISE_SHAPE = (480 + SPARE, 640 + SPARE, 3)
 _ARC = np.linspace(0, np.pi, 9)
 
@@ -44,6 +43,11 @@ def polygon(canvas: Image, points: Iterable[Point], color: Color) -> None:
     """Fill a polygon."""
     corners = np.rint(np.array(list(points)) * (1 << SHIFT)).astype(np.int32)
     cv2.fillPoly(canvas, [corners], color, cv2.LINE_AA, SHIFT)
+
+
+def rectangle(canvas: Image, x: float, y: float, w: float, h: float, color: Color) -> None:
+    """Fill a rectangle from its left upper corner."""
+    polygon(canvas, [(x, y), (x + w, y), (x + w, y + h), (x, y + h)], color)
 
 
 def ellipse(canvas: Image, center: Point, axes: Point, color: Color, angle: float = 0.0,

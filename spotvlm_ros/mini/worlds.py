@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .driving import scene as driving
 from .driving.world import DrivingWorld
-from .hri import world as hri
+from .hri import scene as hri
 from .hri.world import HriWorld
 from ..method.facts import Fact, Query, Region
 

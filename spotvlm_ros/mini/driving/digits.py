@@ -28,7 +28,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..drawing import Color, Image, Point, SHIFT
+from ..drawing import SHIFT
+from ..pictures import Color, Image, Point
 
 Points = npt.NDArray[np.float64]
 

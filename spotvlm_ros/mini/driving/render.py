@@ -26,8 +26,8 @@ import numpy as np
 
 from . import digits
 from .scene import DrivingScene, FOCAL, HEIGHT, RANGE, Thing, WIDTH
-from ..drawing import add_noise, Color, fixed, Image, motion_blur, Noise, NOISE_SHAPE
-from ..drawing import polygon, shade, SHIFT
+from ..drawing import (add_noise, fixed, motion_blur, Noise, NOISE_SHAPE, polygon, shade, SHIFT)
+from ..pictures import Color, Image
 
 LAMPS: dict[str, Color] = {'red': (255, 40, 30), 'yellow': (255, 200, 30), 'green': (40, 235, 90)}
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import math
 
-Point = tuple[float, float]
+from ..pictures import Point
 
 # index, middle, ring, little: base, length, radius, angle from upright [degrees, clockwise]
 FINGERS = (((0.180, 0.50), 0.42, 0.062, 13.0), ((0.050, 0.53), 0.47, 0.064, 2.5),
@@ -40,6 +40,7 @@ STRETCHED = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1), 4: (0, 1, 2, 3), 5: (0, 1, 2,
 TOUCHED = {6: 3, 7: 2, 8: 1, 9: 0}     # the finger that the thumb touches
 EDGE = 0.016                           # width of the dark outline
 STEPS = 5                              # a hand forms in this many steps
+FORMED = 3                             # from this step on it is a digit, and labelled
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,21 @@ def strokes(pose: str, digit: int, step: int) -> tuple[Stroke, ...]:
     if digit == 0 and form > 0.5:
         return _ring(form)
     up = STRETCHED[digit]
-    found = []
+    fingers = []
     for k, (base, length, radius, angle) in enumerate(FINGERS):
         if k in up and form > 0.3:
             tip = _along(base, length * form, angle)
-            found.append(Stroke((base, tip), radius, False))
+            fingers.append(Stroke((base, tip), radius, False))
         elif digit in TOUCHED and TOUCHED[digit] == k and form > 0.5:
             # bent forward onto the thumb: a short knuckle above the palm
             knuckle = _along(base, 0.07, angle)
-            found.append(Stroke((knuckle, (knuckle[0] + 0.02, base[1] - 0.05)), radius * 1.1,
-                                True))
+            fingers.append(Stroke((knuckle, (knuckle[0] + 0.02, base[1] - 0.05)), radius * 1.1,
+                                  True))
         else:
             top = (base[0], base[1] + 0.02)
-            found.append(Stroke((top, (base[0] * 0.85 + 0.01, base[1] - 0.17)), radius * 1.08,
-                                True))
-    found.append(_thumb(digit, form))
-    return tuple(found)
+            fingers.append(Stroke((top, (base[0] * 0.85 + 0.01, base[1] - 0.17)), radius * 1.08,
+                                  True))
+    return (*fingers, _thumb(digit, form))
 
 
 def _along(base: Point, length: float, angle: float) -> Point:

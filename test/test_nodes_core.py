@@ -28,10 +28,13 @@ from spotvlm_ros.config.profiles import check_file
 from spotvlm_ros.config.spec import ParameterError, specs
 from spotvlm_ros.config.tables import markdown
 from spotvlm_ros.frames import sources
-from spotvlm_ros.frames.frame import (decode_jpeg, encode_jpeg, Frame, FrameError, FrameHub,
-                                      Mailbox, StampOrder)
-from spotvlm_ros.frames.pixels import check_image, fast_bytes, image_to_rgb
+from spotvlm_ros.frames.frame import Frame
+from spotvlm_ros.frames.hub import FrameHub, Mailbox
+from spotvlm_ros.frames.pace import Pace
+from spotvlm_ros.frames.pixels import (
+    check_image, decode_compressed, encode_jpeg, fast_bytes, FrameError, image_to_rgb)
 from spotvlm_ros.frames.schedule import Schedule
+from spotvlm_ros.frames.stamps import StampOrder
 from spotvlm_ros.method.facts import NS, Query
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -97,8 +100,8 @@ def test_wrong_images_say_what(change, word):
 
 def test_jpeg():
     data = encode_jpeg(np.full((25, 50, 3), (200, 30, 30), np.uint8))
-    assert decode_jpeg(data).shape == (25, 50, 3)
-    assert abs(int(decode_jpeg(data)[5, 5, 0]) - 200) < 4  # RGB, not BGR
+    assert decode_compressed(data).shape == (25, 50, 3)
+    assert abs(int(decode_compressed(data)[5, 5, 0]) - 200) < 4  # RGB, not BGR
     for bad in (data[:len(data) // 2], b'', b'hello', b'\xff\xd8\xff\xd9'):
         with pytest.raises(FrameError):
             Frame(1, 'c', jpeg=bad).rgb()
@@ -248,8 +251,8 @@ def test_pace_skips_what_is_late():
         shown.append(shot.at_s)
         if len(shown) == 1:
             stop.wait(0.2)
-    pace = sources.Pace(late_s=0.05)
-    pace.run((sources.Shot(i * 0.02) for i in range(15)), show, stop)
+    pace = Pace(late_s=0.05)
+    pace.run((sources.SourceFrame(i * 0.02) for i in range(15)), show, stop)
     assert pace.skipped >= 5 and len(shown) + pace.skipped == 15 and shown[-1] == 14 * 0.02
 
 

@@ -41,7 +41,8 @@ from rosbags.typesys import get_typestore, Stores  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from spotvlm_msgs.action import Ask  # noqa: E402
 from spotvlm_msgs.msg import Answer, CloudStatus, Context  # noqa: E402
-from spotvlm_ros.frames.frame import Frame, FrameHub  # noqa: E402
+from spotvlm_ros.frames.frame import Frame  # noqa: E402
+from spotvlm_ros.frames.hub import FrameHub  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
 from spotvlm_ros.nodes.base import latched, SENSOR  # noqa: E402
 from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402

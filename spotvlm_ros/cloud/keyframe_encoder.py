@@ -24,12 +24,11 @@ import math
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image as PilImage
 
 from ..config.nodes import KeyframeConfig
+from ..frames.pixels import decode_image, encode_jpeg, Image
 
-Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
 Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
 LEAST_QUALITY = 40
 SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125)
@@ -80,11 +79,11 @@ class KeyframeEncoder:
         side, limits = max(pixels.shape[:2]), self._config
         shrunk = min(1.0, limits.max_side / side) if limits.max_side else 1.0
         if not limits.max_image_bytes:
-            return encode_jpeg(pixels, shrunk, limits.jpeg_quality), shrunk
+            return encode_scaled(pixels, shrunk, limits.jpeg_quality), shrunk
         data = b''
         for step in range(max(0, self._step - 1), len(self._steps)):
             quality, scale = self._steps[step]
-            data = encode_jpeg(pixels, shrunk * scale, quality)
+            data = encode_scaled(pixels, shrunk * scale, quality)
             if len(data) <= limits.max_image_bytes:
                 self._step = step
                 return data, shrunk * scale
@@ -92,25 +91,20 @@ class KeyframeEncoder:
                          f'bytes at its smallest; raise max_image_bytes')
 
 
-def encode_jpeg(pixels: Image, scale: float, quality: int) -> bytes:
+def encode_scaled(pixels: Image, scale: float, quality: int) -> bytes:
     """Return the JPEG of an RGB frame, its sides multiplied by ``scale``."""
     if scale < 1.0:
         height, width = pixels.shape[:2]
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    ok, data = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
-                            [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise ValueError(f'OpenCV cannot encode a frame of shape {pixels.shape} as JPEG')
-    return bytes(data)
+    return encode_jpeg(pixels, quality)
 
 
 def shrink(keyframe: EncodedKeyframe, max_bytes: int) -> EncodedKeyframe:
     """Return a keyframe again in fewer bytes, for a server that found it too large."""
-    bgr = cv2.imdecode(np.frombuffer(keyframe.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
+    pixels = decode_image(keyframe.jpeg)
+    if pixels is None:
         raise ValueError('the keyframe cannot be decoded; check the camera driver')
-    pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     again = KeyframeEncoder(KeyframeConfig(max_image_bytes=max_bytes)).encode(None, lambda: pixels)
     return EncodedKeyframe(again.jpeg, keyframe.width, keyframe.height,
                            keyframe.scale * again.scale)

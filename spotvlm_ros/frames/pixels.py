@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Pixels of sensor_msgs/Image to RGB and back, for messages of rclpy and of rosbags alike.
+Encodings of pixels: those of sensor_msgs/Image, of rclpy and rosbags alike, JPEG and PNG.
 
 cv_bridge is not used: its compiled part breaks with NumPy 2, and this is faster than its copies.
 """
@@ -22,13 +22,13 @@ cv_bridge is not used: its compiled part breaks with NumPy 2, and this is faster
 from __future__ import annotations
 
 import array
-from typing import Any
+from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .frame import FrameError, Image
+Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
 
 # encoding -> (bytes per channel, channels, OpenCV conversion to RGB or None)
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -47,25 +47,45 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
 }
 
 
-def check_image(message: Any) -> None:
-    """Raise FrameError unless encoding, step and size of an Image agree; costs nothing."""
-    known = ENCODINGS.get(message.encoding)
-    if known is None:
+class FrameError(ValueError):
+    """A frame that cannot be decoded or encoded; the message names the cause and the remedy."""
+
+
+class ImageMessage(Protocol):
+    """The fields of a sensor_msgs/Image that tell its pixels."""
+
+    encoding: str
+    width: int
+    height: int
+    step: int          # bytes per row
+    is_bigendian: int
+    data: bytes | array.array[int] | npt.NDArray[np.uint8]
+
+
+def check_image(message: ImageMessage) -> None:
+    """Raise FrameError unless encoding, step and size of an image agree; costs nothing."""
+    encoding = ENCODINGS.get(message.encoding)
+    if encoding is None:
         raise FrameError(f'encoding {message.encoding!r} is not supported; publish one of '
                          f'{", ".join(ENCODINGS)}')
     width, height, step = message.width, message.height, message.step
     if not width or not height:
         raise FrameError(f'image of {width}x{height} pixels')
-    if step < width * known[0] * known[1]:
+    row = width * encoding[0] * encoding[1]
+    if step < row:
         raise FrameError(f'step is {step} bytes, a row of {width} pixels of {message.encoding} '
-                         f'needs {width * known[0] * known[1]}')
+                         f'needs {row}')
     if len(message.data) < step * height:
         raise FrameError(f'{len(message.data)} bytes of data, step times height is '
                          f'{step * height}; the image is cut off')
 
 
-def image_to_rgb(message: Any) -> Image:
-    """Return the pixels as height x width x 3, RGB; a view of the data for rgb8."""
+def image_to_rgb(message: ImageMessage) -> Image:
+    """
+    Return the pixels as height x width x 3, RGB; a view of the data for rgb8.
+
+    Raise FrameError for what `check_image` refuses and OpenCV cannot convert.
+    """
     check_image(message)
     size, channels, conversion = ENCODINGS[message.encoding]
     width, height, step = message.width, message.height, message.step
@@ -96,3 +116,44 @@ def fast_bytes(pixels: npt.NDArray[np.uint8]) -> array.array[int]:
     data = array.array('B')
     data.frombytes(np.ascontiguousarray(pixels).data)
     return data
+
+
+def decode_image(data: bytes) -> Image | None:
+    """Decode JPEG, PNG or what else OpenCV can; None where it cannot. The end may be missing."""
+    raw = np.frombuffer(data, np.uint8)
+    rgb = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB) if raw.size else None
+    return None if rgb is None else np.asarray(rgb, np.uint8)
+
+
+def decode_compressed(data: bytes) -> Image:
+    """
+    Decode the data of a sensor_msgs/CompressedImage.
+
+    Raise FrameError for what is no image; a truncated JPEG is none, not a half grey picture.
+    """
+    if data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-64:]:
+        raise FrameError(f'truncated JPEG of {len(data)} bytes; check the transport and its '
+                         'packet loss')
+    rgb = decode_image(data)
+    if rgb is None:
+        raise FrameError(f'{len(data)} bytes are no image that OpenCV can decode; publish JPEG '
+                         'or PNG')
+    return rgb
+
+
+def encode_jpeg(rgb: Image, quality: int = 85) -> bytes:
+    """Return the JPEG of a frame; ``quality`` is 0 to 100. Raise FrameError."""
+    ok, data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
+                            [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise FrameError(f'OpenCV cannot encode a frame of shape {rgb.shape} as JPEG')
+    return data.tobytes()
+
+
+def encode_png(rgb: Image) -> bytes:
+    """Return the PNG of a frame, compressed little for speed. Raise FrameError."""
+    ok, data = cv2.imencode('.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
+                            [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise FrameError(f'OpenCV cannot encode a frame of shape {rgb.shape} as PNG')
+    return data.tobytes()

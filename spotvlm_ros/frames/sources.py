@@ -14,27 +14,32 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Where frames come from, as iterators of shots in recorded order, and the clock that paces them.
+Where frames come from, as iterators in recorded order.
 
-Needs no ROS: bags are read with rosbags.
+Needs no ROS: bags are read with rosbags. Each raises SourceError where it cannot be opened, when
+its first frame is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 import json
 from pathlib import Path
-import threading
-import time
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from .frame import FrameError, Image
-from .pixels import image_to_rgb
-from ..method.facts import Fact
+from .pixels import Image, image_to_rgb
+from ..config.nodes import CameraConfig
+from ..method.facts import Fact, NS
+from ..mini.worlds import make_world
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.webp')
 BAG_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
@@ -45,18 +50,44 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One recorded or rendered image, due ``at_s`` seconds after the start of the stream."""
+class SourceFrame:
+    """
+    One recorded or rendered frame, due ``at_s`` seconds after the start of the stream.
+
+    Either ``load`` makes its pixels, and may raise FrameError, or ``jpeg`` holds them.
+    """
 
     at_s: float
-    load: Callable[[], Image] | None = None  # makes RGB pixels; None: jpeg holds them
+    load: Callable[[], Image] | None = None
     jpeg: bytes | None = None
-    stamp_ns: int = 0                        # stamp in the recording; 0: it has none
+    stamp_ns: int = 0                        # in the recording; 0: it has none
     truth: Callable[[int], tuple[Fact, ...]] | None = None  # frame stamp -> exact facts
     reference: str = ''                      # what renders this frame again, as JSON
 
 
-def video(path: str, rate_hz: float = 0.0) -> Iterator[Shot]:
+def open_source(config: CameraConfig, stop: Callable[[], bool]) -> Iterator[SourceFrame]:
+    """
+    Return the stream that node camera is to show, its first frame read already.
+
+    So SourceError comes at once. ``stop`` ends the endless miniature world.
+    """
+    frames: Iterator[SourceFrame]
+    match config.source:
+        case 'mini':
+            frames = mini(config.world, config.seed, config.condition, config.rate_hz, stop)
+        case 'video':
+            frames = video(config.path, config.rate_hz)
+        case 'images':
+            frames = images(config.path, config.rate_hz)
+        case 'usb':
+            frames = usb(config.device, config.rate_hz)
+        case _:
+            frames = bag(config.path, config.topic, config.rate_hz)
+    first = next(frames)
+    return chain((first,), frames)
+
+
+def video(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
     """Yield the frames of a video file."""
     capture = cv2.VideoCapture(path)
     try:
@@ -71,23 +102,23 @@ def video(path: str, rate_hz: float = 0.0) -> Iterator[Shot]:
                 if not index:
                     raise SourceError(f'{path} holds no frame that OpenCV can decode')
                 return
-            yield Shot(index / rate, _constant(bgr))
+            yield SourceFrame(index / rate, partial(_rgb, bgr))
             index += 1
     finally:
         capture.release()
 
 
-def images(path: str, rate_hz: float = 0.0) -> Iterator[Shot]:
+def images(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
     """Yield the images in a folder, sorted by name."""
     files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) \
         if Path(path).is_dir() else []
     if not files:
         raise SourceError(f'path {path!r} is no folder with images ({" ".join(IMAGE_SUFFIXES)})')
     for index, file in enumerate(files):
-        yield Shot(index / (rate_hz or 10.0), jpeg=file.read_bytes())
+        yield SourceFrame(index / (rate_hz or 10.0), jpeg=file.read_bytes())
 
 
-def usb(device: int, rate_hz: float = 0.0) -> Iterator[Shot]:
+def usb(device: int, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
     """Yield frames of a USB camera as they come; the camera paces."""
     capture = cv2.VideoCapture(device)
     try:
@@ -102,12 +133,12 @@ def usb(device: int, rate_hz: float = 0.0) -> Iterator[Shot]:
             if not ok:
                 raise SourceError(f'device {device}: the camera stopped delivering frames; is '
                                   'it still plugged in?')
-            yield Shot(0.0, _constant(bgr))
+            yield SourceFrame(0.0, partial(_rgb, bgr))
     finally:
         capture.release()
 
 
-def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[Shot]:
+def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[SourceFrame]:
     """Yield the images of one topic of a rosbag2 (mcap or sqlite3), paced as recorded."""
     from rosbags.highlevel import AnyReader, AnyReaderError  # slow to import
     from rosbags.typesys import get_typestore, Stores
@@ -120,13 +151,13 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[Shot]:
             for index, (_, received_ns, raw) in enumerate(messages):
                 message: Any = reader.deserialize(raw, connection.msgtype)
                 first_ns = received_ns if first_ns is None else first_ns
-                at_s = index / rate_hz if rate_hz else (received_ns - first_ns) / 1e9
+                at_s = index / rate_hz if rate_hz else (received_ns - first_ns) / NS
                 stamp = message.header.stamp
-                stamp_ns = stamp.sec * 10**9 + stamp.nanosec
+                stamp_ns = stamp.sec * NS + stamp.nanosec
                 if connection.msgtype == BAG_TYPES[1]:
-                    yield Shot(at_s, jpeg=message.data.tobytes(), stamp_ns=stamp_ns)
+                    yield SourceFrame(at_s, jpeg=message.data.tobytes(), stamp_ns=stamp_ns)
                 else:
-                    yield Shot(at_s, _later(image_to_rgb, message), stamp_ns=stamp_ns)
+                    yield SourceFrame(at_s, partial(image_to_rgb, message), stamp_ns=stamp_ns)
             if first_ns is None:
                 raise SourceError(f'bag {path}: topic {connection.topic} is empty')
     except (AnyReaderError, OSError) as error:
@@ -135,9 +166,8 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[Shot]:
 
 
 def mini(world: str, seed: int, condition: str = '', rate_hz: float = 0.0,
-         stop: Callable[[], bool] = lambda: False) -> Iterator[Shot]:
+         stop: Callable[[], bool] = lambda: False) -> Iterator[SourceFrame]:
     """Yield frames of the miniature world without end; pure functions of seed and index."""
-    from ..mini.worlds import make_world
     scene = make_world(world, seed=seed, condition=condition or None)
     rate = rate_hz or scene.fps
     step = scene.fps / rate  # frames of the world per frame of the camera
@@ -146,62 +176,22 @@ def mini(world: str, seed: int, condition: str = '', rate_hz: float = 0.0,
         index = round(count * step)
         reference = json.dumps({'world': world, 'seed': seed, 'index': index,
                                 'condition': condition or None})
-        yield Shot(count / rate, _later(scene.frame, index), truth=_truth(scene, index),
-                   reference=reference)
+        yield SourceFrame(count / rate, partial(scene.frame, index),
+                          truth=partial(scene.facts, index), reference=reference)
         count += 1
 
 
-def _truth(scene: Any, index: int) -> Callable[[int], tuple[Fact, ...]]:
-    def facts(stamp_ns: int) -> tuple[Fact, ...]:
-        return tuple(scene.facts(index, stamp_ns))
-    return facts
+def _rgb(bgr: Image) -> Image:
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _later(make: Callable[[Any], Image], argument: Any) -> Callable[[], Image]:
-    return lambda: make(argument)
-
-
-def _constant(bgr: Any) -> Callable[[], Image]:
-    return lambda: np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def _image_connection(connections: list[Any], topic: str, path: str) -> Any:
-    found = [c for c in connections if c.msgtype in BAG_TYPES and topic in ('', c.topic)]
-    topics = sorted({c.topic for c in connections if c.msgtype in BAG_TYPES})
-    if len({c.topic for c in found}) == 1:
-        return found[0]
-    if not topics:
+def _image_connection(connections: Sequence[Connection], topic: str, path: str) -> Connection:
+    images = [c for c in connections if c.msgtype in BAG_TYPES]
+    chosen = [c for c in images if topic in ('', c.topic)]
+    if len({c.topic for c in chosen}) == 1:
+        return chosen[0]
+    if not images:
         raise SourceError(f'bag {path} has no topic of type Image or CompressedImage')
+    topics = sorted({c.topic for c in images})
     raise SourceError(f'bag {path}: set topic to one of {", ".join(topics)}'
                       + (f'; {topic} is not there' if topic else ''))
-
-
-@dataclass
-class Pace:
-    """
-    Real-time schedule of one stream on the steady clock.
-
-    Shots that are already late by more than a frame are skipped and counted, so that a slow
-    consumer never turns into old frames.
-    """
-
-    late_s: float = 0.1
-    skipped: int = 0
-    failed: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def run(self, shots: Iterator[Shot], show: Callable[[Shot], None],
-            stop: threading.Event) -> None:
-        """Show each shot when it is due until the stream or the event ends it."""
-        self.started = time.monotonic()
-        for shot in shots:
-            wait = self.started + shot.at_s - time.monotonic()
-            if stop.is_set() or (wait > 0 and stop.wait(wait)):
-                return
-            if shot.at_s and wait < -self.late_s:
-                self.skipped += 1
-                continue
-            try:
-                show(shot)
-            except FrameError:
-                self.failed += 1

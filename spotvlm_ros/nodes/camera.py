@@ -30,8 +30,11 @@ from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
 from ..config.spec import ParameterError
-from ..frames.frame import encode_jpeg, Frame, FrameHub, HEAD_START_S
-from ..frames.sources import bag, images, mini, Pace, Shot, SourceError, usb, video
+from ..frames.frame import Frame
+from ..frames.hub import FrameHub, HEAD_START_S
+from ..frames.pace import Pace
+from ..frames.pixels import encode_jpeg
+from ..frames.sources import open_source, SourceError, SourceFrame
 
 
 class CameraNode(SpotNode[CameraConfig]):
@@ -50,7 +53,7 @@ class CameraNode(SpotNode[CameraConfig]):
         self._image: Any = None
         self._compressed: Any = None
         self._truth: Any = None
-        self._shots: Iterator[Shot] | None = None
+        self._stream: Iterator[SourceFrame] | None = None
         self._sent = 0
         self.finished = self.hub.finished
         self.failure = ''  # why the source ended early; empty when it did not
@@ -65,7 +68,7 @@ class CameraNode(SpotNode[CameraConfig]):
                 f'cameras names {", ".join(names)}, but source {self.config.source} is one '
                 'camera; name one, and start a camera node for each of the others')
         self._name = names[0]
-        self._shots = self._open()
+        self._stream = self._open()
         topic = image_topic(self._name)
         self._image = self.advertise(Image, topic, RELIABLE)
         self._compressed = self.advertise(CompressedImage, f'{topic}/compressed', RELIABLE)
@@ -93,7 +96,7 @@ class CameraNode(SpotNode[CameraConfig]):
 
     def release(self) -> None:
         """Close the source."""
-        self._shots = None
+        self._stream = None
         for publisher in (self._image, self._compressed, self._truth):
             if publisher is not None:
                 self.destroy_lifecycle_publisher(publisher)
@@ -108,36 +111,16 @@ class CameraNode(SpotNode[CameraConfig]):
             own |= one.report()
         return own
 
-    def _open(self) -> Iterator[Shot]:
-        """Return the stream, its first shot already read so that errors show at once."""
-        config = self.config
-        source, path, rate = config.source, config.path, config.rate_hz
-        shots: Iterator[Shot]
-        if source == 'mini':
-            shots = mini(self.config.world, self.config.seed, self.config.condition, rate,
-                         self._stop.is_set)
-        elif source == 'video':
-            shots = video(path, rate)
-        elif source == 'images':
-            shots = images(path, rate)
-        elif source == 'usb':
-            shots = usb(self.config.device, rate)
-        else:
-            shots = bag(path, self.config.topic, rate)
-        first = next(shots)
-
-        def all_shots() -> Iterator[Shot]:
-            yield first
-            yield from shots
-        return all_shots()
+    def _open(self) -> Iterator[SourceFrame]:
+        return open_source(self.config, self._stop.is_set)
 
     def _run(self) -> None:
         try:
             self._wait_for_listener()
             while not self._stop.is_set():
-                shots = self._shots or self._open()
-                self._shots = None
-                self._pace.run(shots, self._show, self._stop)
+                frames = self._stream or self._open()
+                self._stream = None
+                self._pace.run(frames, self._show, self._stop)
                 if not self.config.loop:
                     break
         except SourceError as error:
@@ -165,27 +148,27 @@ class CameraNode(SpotNode[CameraConfig]):
         return any(info.node_name in ('edge', 'camera') for topic in topics
                    for info in self.get_subscriptions_info_by_topic(topic))
 
-    def _show(self, shot: Shot) -> None:
+    def _show(self, recorded: SourceFrame) -> None:
         """Acquire, stamp and hand out one frame."""
-        pixels = shot.load() if shot.load is not None else None
-        keep = self.config.keep_stamps and shot.stamp_ns
-        stamp = shot.stamp_ns if keep else self.now_ns()
+        pixels = recorded.load() if recorded.load is not None else None
+        keep = self.config.keep_stamps and recorded.stamp_ns
+        stamp = recorded.stamp_ns if keep else self.now_ns()
         if stamp == 0:
             self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
             return
-        frame = Frame(stamp, self.config.frame_id, pixels=pixels, jpeg=shot.jpeg,
-                      reference=shot.reference, camera=self._name)
+        frame = Frame(stamp, self.config.frame_id, pixels=pixels, jpeg=recorded.jpeg,
+                      reference=recorded.reference, camera=self._name)
         self._sent += 1
         self.hub.publish(frame)
         shared = bool(self.hub.listeners)
         if not shared:
             self._publish(frame)
-        if self._truth is not None and shot.truth is not None:
+        if self._truth is not None and recorded.truth is not None:
             self._stop.wait(HEAD_START_S)
-            facts = shot.truth(stamp)
+            facts = recorded.truth(stamp)
             self._truth.publish(Answer(
                 header=header_msg(stamp, frame.frame_id), source=Answer.SOURCE_TRUTH,
-                text=shot.reference, facts=[fact_msg(f, stamp) for f in facts[:MAX_FACTS]]))
+                text=recorded.reference, facts=[fact_msg(f, stamp) for f in facts[:MAX_FACTS]]))
         if shared:  # those in this process have it, the others can wait
             self._publish(frame)
 

@@ -38,7 +38,8 @@ from ..cloud.parse import CloudAnswer
 from ..config.nodes import CloudNodeConfig, NodeConfig, ServerConfig
 from ..config.profiles import fallback_prefix
 from ..config.spec import ParameterError
-from ..frames.frame import Frame, FrameHub
+from ..frames.frame import Frame
+from ..frames.hub import FrameHub
 from ..method.facts import cameras
 from ..method.keyframes import is_unsure, SceneCutDetector
 from ..mini.shipped import model_name_or_path

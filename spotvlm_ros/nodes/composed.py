@@ -23,7 +23,7 @@ from .cloud import CloudNode
 from .context import ContextNode
 from .edge import EdgeNode
 from ..config.nodes import NodeConfig
-from ..frames.frame import FrameHub
+from ..frames.hub import FrameHub
 
 
 def make_nodes() -> list[SpotNode[NodeConfig]]:

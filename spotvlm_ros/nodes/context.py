@@ -29,7 +29,10 @@ from .base import latched, RELIABLE, SpotNode
 from .convert import context_msg, turn_from_msg
 from .input import FrameInput
 from ..config.nodes import ContextNodeConfig, NodeConfig
-from ..frames.frame import Frame, FrameError, FrameHub, HEAD_START_S, Mailbox, RESTART_S
+from ..frames.frame import Frame
+from ..frames.hub import FrameHub, HEAD_START_S, Mailbox
+from ..frames.pixels import FrameError
+from ..frames.stamps import RESTART_S
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
 from ..method.transfer import TransferConfig, Transfers

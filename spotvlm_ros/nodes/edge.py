@@ -42,7 +42,9 @@ from .convert import header_msg, MAX_FACTS, stamp_ns
 from .input import FrameInput
 from ..config.nodes import EdgeConfig, NodeConfig
 from ..edge.answer import EdgeAnswer, EdgeVLM
-from ..frames.frame import Frame, FrameError, FrameHub, Mailbox
+from ..frames.frame import Frame
+from ..frames.hub import FrameHub, Mailbox
+from ..frames.pixels import FrameError
 from ..frames.schedule import Schedule
 from ..method.audit import Audit
 from ..method.facts import cameras, Context, NS, Query

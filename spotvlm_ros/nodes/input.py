@@ -26,8 +26,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from .base import SENSOR, SpotNode
 from .convert import stamp_ns
 from ..config.nodes import ImageInputConfig
-from ..frames.frame import Frame, FrameError, FrameHub, StampOrder
-from ..frames.pixels import check_image, image_to_rgb
+from ..frames.frame import Frame
+from ..frames.hub import FrameHub
+from ..frames.pixels import check_image, FrameError, image_to_rgb
+from ..frames.stamps import StampOrder
 
 
 def image_topic(camera: str) -> str:
@@ -64,8 +66,9 @@ class FrameInput:
         now = time.monotonic()
         rate = self.frames / max(1e-3, now - self._since)
         self.frames, self._since = 0, now
-        own = {'input_hz': rate, 'restarts': self.order.restarts, **self.order.rejected}
-        return {f'{self._camera}.{k}' if self._camera else k: v for k, v in own.items()}
+        values: dict[str, float] = {'input_hz': rate, 'restarts': self.order.restarts}
+        values |= {str(why): count for why, count in self.order.rejected.items()}
+        return {f'{self._camera}.{k}' if self._camera else k: v for k, v in values.items()}
 
     def _share(self, frame: Frame) -> None:
         if frame.camera == self._camera:

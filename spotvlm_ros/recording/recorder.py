@@ -36,17 +36,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from ..config.nodes import EdgeConfig
+from ..frames.pixels import decode_image, encode_png, FrameError, Image
 from ..method.facts import Context, Fact, Query, Turn
 from ..method.focus import FocusConfig
 from ..method.guard import OFF
 from ..method.transfer import TransferConfig, Transfers
 from ..mini.shipped import model_name_or_path
 
-Image = npt.NDArray[np.uint8]
 WAITING = 512   # lines and pictures that may wait to be written
 DONE_S = 10.0   # longest wait for them at the end
 
@@ -142,7 +141,7 @@ class Recorder:
             while (job := self._queue.get()) is not None:
                 try:
                     job()
-                except OSError:
+                except (OSError, FrameError):
                     self.dropped += 1
             try:
                 self._line({'event': 'end', 'dropped': self.dropped})
@@ -157,10 +156,7 @@ class Recorder:
             return
         data = jpeg
         if data is None:
-            ok, png = cv2.imencode('.png', image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            if not ok:
-                raise OSError(f'OpenCV cannot encode a picture of shape {image.shape}')
-            data = png.tobytes()
+            data = encode_png(image)
         part = path.with_suffix(f'.{self._name}')  # the other recorder may write it, too
         part.write_bytes(data)
         part.replace(path)
@@ -185,9 +181,7 @@ class Pictures:
                 self._worlds[named] = make_world(*named)
             return np.asarray(self._worlds[named].frame(where['index']), np.uint8)
         path = self._folder / 'frames' / where['file']
-        data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0)
-        rgb = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-        return None if rgb is None else np.asarray(rgb, np.uint8)
+        return decode_image(path.read_bytes()) if path.is_file() else None
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

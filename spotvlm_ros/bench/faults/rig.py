@@ -36,7 +36,7 @@ from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
 from ...config.profiles import find_profile
-from ...frames.frame import FrameHub
+from ...frames.hub import FrameHub
 from ...nodes.camera import CameraNode
 from ...nodes.cloud import CloudNode
 from ...nodes.context import ContextNode

@@ -37,6 +37,7 @@ from typing import Any
 
 from ..faults.rig import ChaosProcess, resources, RobotGraph, row
 from ...cloud.bridge import percentile
+from ...frames.pixels import encode_jpeg
 
 KEYFRAMES = 150
 WARM_UP = 10
@@ -72,7 +73,8 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
     import rclpy
     from rclpy.parameter import Parameter
     from ...nodes.cloud import CloudNode
-    from ...frames.frame import Frame, FrameHub
+    from ...frames.frame import Frame
+    from ...frames.hub import FrameHub
     pixels = _frames(16)
     rclpy.init(args=['bridge_perf'])
     out, back = [], []
@@ -115,7 +117,6 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
 
 def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
     """Do the least that a node written around the vendor's client would."""
-    import cv2
     try:
         import openai
     except ImportError:
@@ -128,8 +129,7 @@ def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
         client = openai.AsyncOpenAI(base_url=server.url, api_key='none', max_retries=0)
         for number in range(keyframes + WARM_UP):
             offered = time.monotonic()
-            bgr = cv2.cvtColor(pixels[number % len(pixels)], cv2.COLOR_RGB2BGR)
-            jpeg = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+            jpeg = encode_jpeg(pixels[number % len(pixels)])
             url = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
             reply: Any = await client.chat.completions.create(
                 model='m', max_tokens=256, temperature=0.0, messages=[{'role': 'user', 'content': [

@@ -29,7 +29,8 @@ from spotvlm_msgs.msg import Answer
 
 from .edge_cpu import Row, row
 from ..faults.rig import started
-from ...frames.frame import Frame, FrameHub
+from ...frames.frame import Frame
+from ...frames.hub import FrameHub
 from ...method.facts import NS
 from ...mini.driving.scene import SCENE
 from ...mini.worlds import make_world, TUNE_SEEDS

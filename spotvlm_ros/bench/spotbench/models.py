@@ -25,7 +25,6 @@ from pathlib import Path
 import time
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from .cache import Cache, pack, unpack
@@ -35,6 +34,7 @@ from ...cloud.errors import CloudError
 from ...cloud.parse import parse_reply
 from ...config.nodes import BoxScale, ServerConfig
 from ...edge.answer import EdgeVLM
+from ...frames.pixels import decode_image, encode_jpeg
 from ...method import guard, prompt
 from ...method.facts import Context, Fact, Query, Turn
 
@@ -193,18 +193,15 @@ def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache,
 
 def encode(image: Image) -> bytes:
     """Return a picture as JPEG."""
-    ok, data = cv2.imencode('.jpg', image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not ok:
-        raise ValueError(f'OpenCV cannot encode a frame of shape {image.shape} as JPEG')
-    return bytes(data.tobytes())
+    return encode_jpeg(image, JPEG_QUALITY)
 
 
 def decode(data: bytes) -> Image:
     """Return a JPEG as a picture."""
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
+    image = decode_image(data)
+    if image is None:
         raise ValueError('a frame is no picture that OpenCV can decode; is the recording whole?')
-    return np.ascontiguousarray(bgr[:, :, ::-1])
+    return image
 
 
 def timed(run: Any, repeats: int) -> list[float]:

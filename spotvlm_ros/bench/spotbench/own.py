@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 import datetime
 from pathlib import Path
@@ -112,23 +112,22 @@ def facts_query(profile: str) -> Query:
     return found
 
 
-def shots(args: argparse.Namespace) -> dict[int, bytes]:
+def recorded_jpegs(args: argparse.Namespace) -> dict[int, bytes]:
     """Return the frames of the recording as JPEG, by stamp; the first is START_NS."""
     from ...frames import sources
-    source: Iterator[sources.Shot] = (sources.bag(args.bag, args.topic) if args.bag
-                                      else sources.video(args.video))
-    found: dict[int, bytes] = {}
+    source = sources.bag(args.bag, args.topic) if args.bag else sources.video(args.video)
+    jpegs: dict[int, bytes] = {}
     last = -1.0
-    for shot in source:
-        if shot.at_s > LONGEST_S:
+    for frame in source:
+        if frame.at_s > LONGEST_S:
             print(f'the recording is longer than {LONGEST_S:g} s; the rest is left out')
             break
-        if shot.at_s - last < 0.95 / Plan().flow_hz:
+        if frame.at_s - last < 0.95 / Plan().flow_hz:
             continue
-        last = shot.at_s
-        data = shot.jpeg if shot.jpeg is not None else encode(shot.load())  # type: ignore[misc]
-        found[START_NS + int(shot.at_s * NS)] = data
-    return found
+        last = frame.at_s
+        data = frame.jpeg if frame.load is None else encode(frame.load())
+        jpegs[START_NS + int(frame.at_s * NS)] = data or b''
+    return jpegs
 
 
 def measured(edge: EdgeVLM, stream: RecordedStream, repeats: int = 20) -> Latencies:
@@ -166,7 +165,7 @@ def run_own(args: argparse.Namespace) -> int:
     query = facts_query(args.profile)
     labels = read_labels(args.labels, query)
     plan = Plan()
-    jpegs = shots(args)
+    jpegs = recorded_jpegs(args)
     stream = RecordedStream(Path(args.bag or args.video).name, query, jpegs, labels, plan)
     edge = EdgeModel.load(EdgeConfig(model=args.edge, guard_odds=OFF))
     for name in (args.edge, args.cloud_model or args.cloud):

@@ -264,7 +264,7 @@ def test_without_context_there_is_one_turn():
 
 @pytest.mark.parametrize('query,text,values,rejected', [
     (SCENE, 'light: red\nlead: none', {'light': 'red', 'lead': 'none'}, 0),
-    (SCENE, ' LIGHT : red', {}, 3),
+    (SCENE, ' LIGHT : red', {'light': 'red'}, 1),
     (SCENE, 'light: "Red".\nlead: blue', {'light': 'red'}, 1),
     (SCENE, 'light: red\nlight: green', {'light': 'red'}, 2),
     (SCENE, 'dog: red\nlight: red', {'light': 'red'}, 2),

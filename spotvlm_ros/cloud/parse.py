@@ -16,36 +16,41 @@
 """
 Reading what a cloud model replied. The reply is untrusted text.
 
-Wanted is a JSON list of ``{"label", "bbox_2d", "value"}``, alone or as ``{"facts": [...]}``.
-Objects are picked out one by one, so code fences, prose around them, a single object and a list
-cut off by max_tokens all work.
+Wanted is a JSON list of ``{"label", "bbox_2d", "value"}``, alone or as ``{"facts": [...]}``. Where
+the value is clear, its form does not matter: reasoning, code fences and prose around it, other
+names of the fields, an object keyed by the facts, wrappers, trailing commas, Python literals, a
+list cut off by max_tokens. What is not clear is dropped, and each drop is told in ``rejected``.
 
 Facts can only be keys and values that the query names. Free text can say anything: it is one
-line without template tokens, and text that reads like instructions is dropped.
+line without template tokens, and text that reads like instructions is dropped. An empty list or
+object means that nothing was said: no fact, and one entry in ``rejected``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 import json
 import re
-from typing import Annotated
+from typing import NamedTuple
 import unicodedata
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
+import json_repair
 
+from .boxes import box_field, corners_of, ImageGeometry
 from .schema import FACTS
 from ..config.nodes import BoxScale
-from ..method.facts import Fact, Query, Region, Source, Turn
-from ..method.prompt import match_choice, neutralise, parse_answer
+from ..method.facts import Fact, Query, Source, Turn
+from ..method.final_answer import final_answer
+from ..method.prompt import match_choice, match_key, neutralise, parse_answer
 
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
 MAX_FAILURES = 256  # places where an object began but could not be read
 MAX_DEPTH = 16      # brackets within brackets; beyond it nothing is read
 MAX_REJECTED = 64   # reasons kept
-MIN_SIDE_PX = 1.0   # smaller boxes show nothing
+MAX_REPAIRS = 8     # objects that json_repair is given, each of at most
+MAX_REPAIRED = 4096  # characters: its time can grow with the square of them
 
 _INSTRUCTIONS = re.compile(
     r'\b(ignore|disregard|forget|override|bypass)\b.{0,40}\b(instruction|prompt|rule|message|'
@@ -58,22 +63,20 @@ _INSTRUCTIONS = re.compile(
 _INVISIBLE = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff'
                         '\U000e0000-\U000e007f]')
 _BRACKETS = re.compile(r'[\[\]{}]')
+# Names of fields, in the order in which they are looked for; seen in replies of real models
+# (roboflow/inference#2921, #2930).
+_LABELS = ('label', 'key', 'name', 'fact', 'field', 'attribute', 'object', 'class', 'category')
+_VALUES = ('value', 'answer', 'state', 'status', 'choice', 'class', 'prediction', 'result', 'text')
+REASONING_ONLY = ('reply: nothing but reasoning; raise max_tokens, or turn reasoning off '
+                  '(extra_body)')
 
 
-class Item(BaseModel):
-    """One object of the reply."""
+class Item(NamedTuple):
+    """One key and value as the model gave them, and the object that they stood in."""
 
-    model_config = ConfigDict(extra='ignore')
-
-    label: Annotated[StrictStr, Field(max_length=64)]
-    value: StrictStr | bool | int | FiniteFloat
-    bbox_2d: object = None
-
-
-class Box(BaseModel):
-    """Corners in the scale the model was trained on."""
-
-    corners: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    key: str
+    value: object
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -112,20 +115,43 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
     ``size`` is the camera's (width, height) [pixels], ``sent_scale`` the size of the image sent
     over it. Never raises.
     """
-    text = text[:MAX_REPLY]
-    clean, suspicious = _screened(text)
+    answer = final_answer(text[:MAX_REPLY])
+    clean, suspicious = _screened(answer)
     facts: tuple[Fact, ...] = ()
-    if query.format == 'text':
+    if not answer and text.strip():
+        rejected = [REASONING_ONLY]
+    elif query.format == 'text':
         rejected = ['text: reads like instructions'] if suspicious else \
             parse_answer(query, clean, stamp_ns)[1]
-    elif _too_deep(text):
+    elif _too_deep(answer):
         clean, rejected = '', ['reply: nested too deeply']
     else:
-        rejected = []
-        facts = _facts(query, text, stamp_ns, _BoxReader(size, sent_scale, box_scale), rejected)
-        if not facts and not rejected:  # no JSON at all: perhaps plain lines
-            facts, rejected = parse_answer(query, text, stamp_ns)
+        geometry = ImageGeometry(size, sent_scale, box_scale)
+        facts, rejected = _facts(query, answer, stamp_ns, geometry)
     return CloudAnswer(query.id, stamp_ns, facts, clean, rejected[:MAX_REJECTED], suspicious)
+
+
+def _facts(query: Query, answer: str, stamp_ns: int,
+           geometry: ImageGeometry) -> tuple[tuple[Fact, ...], list[str]]:
+    """Return the facts of a reply, in the query's order, and what was dropped."""
+    rejected: list[str] = []
+    by_key: dict[str, Fact] = {}
+    objects = 0
+    for value in _objects(answer):
+        objects += 1
+        for item in _items(value, query, rejected):
+            fact = _fact(item, query, stamp_ns, geometry, rejected)
+            if fact is not None and fact.key in by_key:
+                rejected.append(f'{fact.key}: answered twice')
+            elif fact is not None:
+                by_key[fact.key] = fact
+        if len(rejected) > MAX_REJECTED:
+            break
+    if by_key or rejected:
+        return tuple(by_key[k] for k in query.keys if k in by_key), rejected
+    if objects or answer in ('[]', '{}'):
+        return (), ['reply: an empty list tells nothing']
+    return parse_answer(query, answer, stamp_ns)  # no JSON at all: perhaps plain lines
 
 
 def _screened(text: str) -> tuple[str, bool]:
@@ -147,9 +173,10 @@ def _too_deep(text: str) -> bool:
 
 
 def _objects(text: str) -> Iterator[dict[str, object]]:
-    """Yield the complete JSON objects in the text, outermost first."""
+    """Yield the complete JSON objects in the text, outermost first, mended where need be."""
     decoder = json.JSONDecoder()
-    at, count, failed = 0, 0, 0
+    ends = _ends(text)
+    at, count, failed, repairs = 0, 0, 0, 0
     while count < MAX_ITEMS and failed < MAX_FAILURES:
         at = text.find('{', at)
         if at < 0:
@@ -157,84 +184,124 @@ def _objects(text: str) -> Iterator[dict[str, object]]:
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            failed += 1
-            at += 1
-            continue
+            end = ends.get(at, at)
+            value = None
+            if repairs < MAX_REPAIRS and 0 < end - at < MAX_REPAIRED:
+                repairs += 1
+                value = _repaired(text[at:end + 1])
+            if not value:
+                failed += 1
+                at += 1
+                continue
+            at = end + 1
         count += 1
         yield value
 
 
-def _items(raw: dict[str, object], query: Query, rejected: list[str]) -> list[Item]:
-    """Return the items of an object: itself, a list of them, or ``{key: value}`` pairs."""
-    candidates: list[object] = [raw]
-    listed = raw.get(FACTS)
-    if isinstance(listed, list):
-        candidates = listed[:MAX_ITEMS]
-    elif 'label' not in raw and any(key in query.choices for key in raw):
-        candidates = [{'label': k, 'value': v} for k, v in list(raw.items())[:MAX_ITEMS]]
-    items = []
-    for candidate in candidates:
-        try:
-            items.append(Item.model_validate(candidate))
-        except ValidationError as error:
-            where = '.'.join(str(p) for p in error.errors()[0]['loc'])
-            label = candidate.get('label') if isinstance(candidate, dict) else None
-            label = label if isinstance(label, str) else 'object'
-            rejected.append(f'{neutralise(label, 40)}: malformed {where or "object"}')
-    return items
+def _ends(text: str) -> dict[int, int]:
+    """Return where each brace that opens is closed, by counting; strings are not looked at."""
+    ends, opened = {}, []
+    for brace in re.finditer('[{}]', text):
+        if brace[0] == '{':
+            opened.append(brace.start())
+        elif opened:
+            ends[opened.pop()] = brace.start()
+    return ends
 
 
-def _facts(query: Query, text: str, stamp_ns: int, boxes: _BoxReader,
-           rejected: list[str]) -> tuple[Fact, ...]:
-    """Return the facts in a reply, in the order of the query's keys."""
-    by_key: dict[str, Fact] = {}
-    for raw in _objects(text):
-        for item in _items(raw, query, rejected):
-            fact = _fact(item, query, stamp_ns, boxes, rejected)
-            if fact is not None and fact.key in by_key:
-                rejected.append(f'{fact.key}: answered twice')
-            elif fact is not None:
-                by_key[fact.key] = fact
-        if len(rejected) > MAX_REJECTED:
-            break
-    return tuple(by_key[k] for k in query.keys if k in by_key)
-
-
-def _fact(item: Item, query: Query, stamp_ns: int, boxes: _BoxReader,
-          rejected: list[str]) -> Fact | None:
-    key = item.label.strip()
-    if key not in query.choices:
-        rejected.append(f'{neutralise(key, 40)!r}: no such key')
+def _repaired(text: str) -> dict[str, object] | None:
+    """Return an object that is nearly JSON: trailing commas, single quotes, Python literals."""
+    try:
+        value = json_repair.loads(text, skip_json_loads=True)
+    except (ValueError, RecursionError, IndexError):
         return None
-    value = match_choice(str(item.value)[:64], query.choices[key])
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else None
+
+
+def _items(value: object, query: Query, rejected: list[str], depth: int = 0) -> Iterator[Item]:
+    """Yield the keys and values in an object: its own, those it is keyed by, or those within."""
+    if isinstance(value, list):
+        for element in value[:MAX_ITEMS]:
+            yield from _items(element, query, rejected, depth + 1)
+        return
+    if not isinstance(value, dict):
+        if depth:
+            rejected.append(f'{neutralise(str(value)[:40], 40)}: malformed object')
+        return
+    fields = {str(k)[:64].strip().casefold(): v for k, v in list(value.items())[:MAX_ITEMS]}
+    label = next((n for n in _LABELS if isinstance(fields.get(n), str)
+                  and match_key(str(fields[n]), query) is not None), None)
+    if label is not None:
+        key = match_key(str(fields[label]), query) or ''
+        name = next((n for n in _VALUES if n in fields and n != label), None)
+        if name is None:
+            rejected.append(f'{key}: malformed value')
+        else:
+            yield Item(key, fields[name], fields)
+        return
+    named = {n: k for n in fields if (k := match_key(n, query)) is not None}
+    if named:
+        yield from _keyed(fields, named, rejected)
+        return
+    inner = [v for v in fields.values() if isinstance(v, (dict, list)) and v]
+    if 'label' in fields or not inner or depth > 4:
+        if fields and not (set(fields) == {FACTS} and not fields[FACTS]):
+            rejected.append(_no_such_key(fields))
+        return
+    for element in inner:
+        yield from _items(element, query, rejected, depth + 1)
+
+
+def _keyed(fields: Mapping[str, object], named: Mapping[str, str],
+           rejected: list[str]) -> Iterator[Item]:
+    """Yield the items of an object whose fields are named like the facts."""
+    for name, value in fields.items():
+        if name not in named:
+            if name not in _LABELS + _VALUES:
+                rejected.append(f'{neutralise(name, 40)!r}: no such key')
+            continue
+        if isinstance(value, dict):
+            inner = {str(k).strip().casefold(): v for k, v in list(value.items())[:MAX_ITEMS]}
+            field_name = next((n for n in _VALUES if n in inner), None)
+            if field_name is None:
+                rejected.append(f'{named[name]}: malformed value')
+            else:
+                yield Item(named[name], inner[field_name], inner)
+        else:
+            yield Item(named[name], value, {})
+
+
+def _no_such_key(fields: Mapping[str, object]) -> str:
+    label = next((fields[n] for n in _LABELS if n in fields), None)
+    if isinstance(label, str):
+        return f'{neutralise(label, 40)!r}: no such key'
+    return 'object: malformed label' if 'label' in fields else 'object: names no key'
+
+
+def _fact(item: Item, query: Query, stamp_ns: int, geometry: ImageGeometry,
+          rejected: list[str]) -> Fact | None:
+    value = _choice(item.value, query.choices[item.key])
     if value is None:
-        rejected.append(f'{key}: {neutralise(str(item.value)[:64], 40)!r} is none of the choices')
+        rejected.append(f'{item.key}: {neutralise(str(item.value)[:64], 40)!r} is none of the '
+                        'choices')
         return None
     region = None
-    if item.bbox_2d:
-        region = boxes.region(item.bbox_2d)
+    name = box_field(item.fields)
+    if name is not None:
+        corners = corners_of(name, item.fields[name])
+        region = geometry.region(corners) if corners is not None else None
         if region is None:
-            rejected.append(f'{key}: malformed box')
-    return Fact(key, value, stamp_ns, region=region)
+            rejected.append(f'{item.key}: malformed box')
+    return Fact(item.key, value, stamp_ns, region=region)
 
 
-@dataclass(frozen=True)
-class _BoxReader:
-    """Turns a model's boxes into regions of the camera's frame; see `parse_reply`."""
-
-    size: tuple[int, int]
-    sent_scale: float
-    box_scale: BoxScale
-
-    def region(self, raw: object) -> Region | None:
-        """Return the box in camera pixels, None when malformed or outside the frame."""
-        try:
-            x0, y0, x1, y1 = Box.model_validate({'corners': raw}).corners
-        except ValidationError:
-            return None
-        sx, sy = ((self.size[0] / 1000, self.size[1] / 1000) if self.box_scale == 'relative'
-                  else (1 / self.sent_scale, 1 / self.sent_scale))
-        region = Region(x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy).clipped(*self.size)
-        if region is None or region.w < MIN_SIDE_PX or region.h < MIN_SIDE_PX:
-            return None
-        return region
+def _choice(value: object, choices: tuple[str, ...]) -> str | None:
+    """Return the choice that a JSON value names, None where it names none or is no scalar."""
+    if isinstance(value, bool):
+        words = ('true', 'yes') if value else ('false', 'no')
+        return next((c for word in words if (c := match_choice(word, choices))), None)
+    if value is None:
+        return match_choice('none', choices)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return match_choice(str(value)[:64], choices) if isinstance(value, (str, int, float)) else None

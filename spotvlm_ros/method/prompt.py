@@ -34,6 +34,7 @@ MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
 # Every chat template in use marks its special tokens with one of these.
 _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}': ')', '|': '/'})
 # Some mark turns with plain words and a colon.
+_BULLET = re.compile(r'\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
 _TURNS = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
 
 
@@ -111,25 +112,22 @@ def messages(query: Query, context: Context | None, now_ns: int, n_images: int) 
 
 def parse_answer(query: Query, text: str, stamp_ns: int) -> tuple[tuple[Fact, ...], list[str]]:
     """
-    Read a model's plain-text answer.
+    Read a model's plain-text answer: a line per key, bullets and emphasis of Markdown forgiven.
 
     Return the facts and a list of what was rejected, each entry naming the key or line and why.
     A text query has no facts and rejects nothing but emptiness.
     """
-    rejected: list[str] = []
     if query.format == 'text':
         return (), [] if text.strip() else ['empty answer']
+    lines = [_BULLET.sub('', line, count=1) for line in text.splitlines() if line.strip()]
     if query.format == 'choice':
-        value = match_choice(text.strip().splitlines()[0] if text.strip() else '',
-                             query.choices[query.id])
-        if value is None:
-            return (), [f'{query.id}: {neutralise(text, 40)!r} is none of the choices']
-        return (Fact(query.id, value, stamp_ns),), []
+        return _parse_choice(query, lines, stamp_ns)
+    rejected: list[str] = []
     facts: dict[str, Fact] = {}
-    for line in text.strip().splitlines():
-        key, colon, raw = line.partition(':')
-        key = key.strip()
-        if not colon or key not in query.choices:
+    for line in lines:
+        name, raw = _split(line)
+        key = match_key(name, query)
+        if key is None or raw is None:
             rejected.append(f'{neutralise(line, 40)!r}: no such key')
         elif key in facts:
             rejected.append(f'{key}: answered twice')
@@ -144,7 +142,36 @@ def parse_answer(query: Query, text: str, stamp_ns: int) -> tuple[tuple[Fact, ..
     return tuple(facts[k] for k in query.keys if k in facts), rejected
 
 
+def _parse_choice(query: Query, lines: Sequence[str], stamp_ns: int,
+                  ) -> tuple[tuple[Fact, ...], list[str]]:
+    """Read a choice: alone on a line, or behind its key; prose around it may not name another."""
+    choices = query.choices[query.id]
+    named = [value for line in lines for raw in (line, _split(line)[1])
+             if raw is not None and (value := match_choice(raw, choices)) is not None]
+    if len(set(named)) == 1:
+        return (Fact(query.id, named[0], stamp_ns),), []
+    text = neutralise(' '.join(lines), 40)
+    why = f'names {", ".join(dict.fromkeys(named))}' if named else 'is none of the choices'
+    return (), [f'{query.id}: {text!r} {why}']
+
+
+def _split(line: str) -> tuple[str, str | None]:
+    """Return key and value of a line such as ``key: value``, or the whole line and None."""
+    match = re.match(r'(.*?)\s*(?::|=)\s*(.*)$', line[:400])
+    return (match[1], match[2]) if match else (line, None)
+
+
+def match_key(raw: str, query: Query) -> str | None:
+    """Return the key of the query that raw text names, forgiving case and Markdown."""
+    name = _bare(raw)
+    return next((key for key in query.keys if key.casefold() == name), None)
+
+
 def match_choice(raw: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that raw text names, forgiving case, quotes and a full stop."""
-    value = raw.strip().strip('\'"`.').strip().casefold()
+    """Return the choice that raw text names, forgiving case, quotes, Markdown and a full stop."""
+    value = _bare(raw)
     return next((c for c in choices if c.casefold() == value), None)
+
+
+def _bare(raw: str) -> str:
+    return raw.strip(' \t\r\n\'"`.,;*_#').casefold()

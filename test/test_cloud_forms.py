@@ -1,0 +1,188 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Forms in which cloud models give a clear answer; public reports are named beside them."""
+
+import json
+import random
+import time
+
+import pytest
+
+from spotvlm_ros.cloud.parse import parse_reply, REASONING_ONLY
+from spotvlm_ros.method.facts import Query, Region
+from spotvlm_ros.method.final_answer import final_answer
+
+SCENE = Query('scene', 'What is on the road?', 'facts', {
+    'light': ('none', 'red', 'yellow', 'green'), 'limit': ('none', '30', '50')})
+ACTION = Query('action', 'What should the car do?', 'choice', {'action': ('stop', 'slow', 'go')})
+TEXT = Query('describe', 'Describe the road.', 'text')
+SIZE = (640, 480)
+RED = '[{"label": "light", "bbox_2d": [100, 200, 300, 400], "value": "red"}]'
+BOTH = {'light': 'red', 'limit': '30'}
+
+
+def reply(text, query=SCENE, **kwargs):
+    return parse_reply(query, text, 7, SIZE, **kwargs)
+
+
+def values(text, query=SCENE, **kwargs):
+    return {f.key: f.value for f in reply(text, query, **kwargs).facts}
+
+
+@pytest.mark.parametrize('before', [  # vllm-project/vllm#17609, #48863 and the models' templates
+    '<think>At first {"label": "light", "value": "green"}, but no.</think>\n',
+    'Maybe {"label": "light", "value": "green"}.\n</think>\n\n',
+    '<thinking budget="9">green: {"light": "green"}</thinking>',
+    '<seed:think>{"light": "green"}</seed:think>',
+    '<|START_THINKING|>{"light": "green"}<|END_THINKING|>',
+    '<|begin_of_thought|>{"light": "green"}<|end_of_thought|>',
+    '[THINK]{"light": "green"}[/THINK]', '\u25c1think\u25b7{"light": "green"}\u25c1/think\u25b7',
+    '<|channel|>analysis<|message|>{"light": "green"}<|end|><|start|>assistant'
+    '<|channel|>final<|message|>', '<|channel>thought\n{"light": "green"}<channel|>',
+    '<think>{"light": "green"} <think> again </think> </think>'])
+def test_reasoning_is_not_the_answer(before):
+    assert reply(before + RED).rejected == []
+    assert values(before + RED) == {'light': 'red'}
+    assert values(before + 'stop', ACTION) == {'action': 'stop'}
+    assert reply(before + 'Wet road.', TEXT).text == 'Wet road.'
+
+
+@pytest.mark.parametrize('text', ['<think>so so so', '<think>{"light": "red"}</think>',
+                                  '<|channel|>analysis<|message|>{"light": "red"}'])
+def test_nothing_but_reasoning_is_said_to_be_that(text):
+    for query in (SCENE, ACTION, TEXT):
+        found = reply(text, query)
+        assert (found.facts, found.text, found.rejected) == ((), '', [REASONING_ONLY])
+
+
+@pytest.mark.parametrize('text', [  # roboflow/inference#2921, #2930, microsoft/OmniParser#220
+    '[{"label":"light","value":"red",},{"label":"limit","value":"30",},]',
+    '[{"label":"Light","value":"Red"},{"Label":" LIMIT ","Value":"30"}]',
+    '{"Light":"Red","Limit":30}', '{"light":"red","limit":30.0}', 'Light: Red\nLimit: 30',
+    '- light: red\n- limit: 30', '1. light: red\n2. limit: 30', '**light**: red\n**limit**: 30',
+    '**Light:** red\n**Limit:** 30', 'light = red\nlimit = 30', '`light`: `red`\n`limit`: `30`',
+    '{"light":{"value":"red","bbox_2d":[1,2,3,4]},"limit":{"value":"30"}}',
+    '{"objects":[{"label":"light","value":"red"},{"label":"limit","value":"30"}]}',
+    '{"answer":{"light":"red","limit":"30"}}', '{"facts":{"light":"red","limit":"30"}}',
+    '{"result":{"facts":[{"label":"light","value":"red"},{"label":"limit","value":"30"}]}}',
+    '[{"key":"light","value":"red"},{"key":"limit","value":"30"}]',
+    '[{"name":"light","state":"red"},{"name":"limit","answer":30}]',
+    "{'light': 'red', 'limit': 30}", "[{'label': 'light', 'value': 'red', 'bbox_2d': None}, "
+    "{'label': 'limit', 'value': '30'}]", '{light: "red", limit: 30}',
+    '"[{\\"label\\": \\"light\\", \\"value\\": \\"red\\"}, {\\"limit\\": 30}]"',
+    '```json\n{"light": "red", "limit": 30}\n```', 'The answer is:\n~~~\n{"light":"red"}\n~~~\n'
+    '{"limit": "30"} as asked.', '{&quot;light&quot;: &quot;red&quot;, &quot;limit&quot;: 30}',
+    '<answer>{"light": "red", "limit": 30}</answer>',
+    '<|begin_of_box|>{"light": "red", "limit": 30}<|end_of_box|>',
+    '{"light": "red" "limit": 30}', '// facts\n{"light": "red", /* sign */ "limit": "30"}'])
+def test_form_does_not_matter_where_the_value_is_clear(text):
+    assert values(text) == BOTH
+
+
+@pytest.mark.parametrize('text', [
+    '```\nstop\n```', '**stop**', '"Stop."', 'action: stop', '{"action": "stop"}', 'Answer: stop',
+    '{"answer": {"action": "STOP"}}', '- stop', 'The light is red.\n\nstop', '\\boxed{stop}',
+    '<answer>stop</answer>', '**Action:** Stop', 'stop<|im_end|>', '`stop`'])
+def test_choice(text):
+    assert values(text, ACTION) == {'action': 'stop'}
+
+
+@pytest.mark.parametrize('text', [
+    'stop\ngo', 'Do not stop', 'stop or go', 'action: stop\naction: go', '', 'I would wait.',
+    '{"label": "stop"}', '["stop", "go"]'])
+def test_an_unclear_choice_is_none(text):
+    found = reply(text, ACTION)
+    assert not found.facts and found.rejected
+
+
+@pytest.mark.parametrize('box', [  # google-gemini/cookbook#345, Kimi-VL#56, Qwen3-VL#1137
+    '"bbox_2d": [100, 200, 300, 400]', '"bbox": [100, 200, 300, 400]',
+    '"box_2d": [200, 100, 400, 300]', '"bbox_2d": [0.1, 0.2, 0.3, 0.4]',
+    '"BBox_2D": [100, 200, 300, 400]', '"bbox_2d": [[100, 200], [300, 400]]',
+    '"bbox_2d": [[100, 200, 300, 400]]', '"bounding_box": {"x1":100,"y1":200,"x2":300,"y2":400}',
+    '"box": {"xmin":100,"ymin":200,"xmax":300,"ymax":400}', '"bbox_2d": "[100, 200, 300, 400]"',
+    '"box": {"x":100,"y":200,"width":200,"height":200}', '"bbox_2d": "100, 200, 300, 400"',
+    '"box": {"left":"100","top":"200","right":"300","bottom":"400"}'])
+def test_boxes_are_read_in_every_spelling(box):
+    found = reply(f'[{{"label": "light", "value": "red", {box}}}]')
+    assert [(f.value, f.region) for f in found.facts] == [('red', Region(64, 96, 128, 96))]
+    assert found.rejected == []
+
+
+@pytest.mark.parametrize('box', ['"bbox": "left"', '"box_2d": [1, 2, 3]', '"bbox": true',
+                                 '"bounding_box": {"a": 1}', '"bbox_2d": [300, 400, 100, 200]',
+                                 '"bbox_2d": [4000, 4000, 5000, 5000]', '"box": [true, 1, 2, 3]'])
+def test_a_box_that_is_none_is_counted(box):
+    found = reply(f'[{{"label": "light", "value": "red", {box}}}]')
+    assert [(f.value, f.region) for f in found.facts] == [('red', None)]
+    assert found.rejected == ['light: malformed box']
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '{"facts": []}', '```json\n[]\n```'])
+def test_an_empty_list_says_nothing(text):
+    found = reply(text)
+    assert not found.facts and found.rejected == ['reply: an empty list tells nothing']
+
+
+def test_nothing_vanishes_uncounted():
+    found = reply('{"light": "red", "weather": "wet", "limit": {"speed": 30}}')
+    assert {f.key for f in found.facts} == {'light'}
+    assert found.rejected == ["'weather': no such key", 'limit: malformed value']
+
+
+def test_mutated_replies_are_kept_or_lost_but_never_wrong():
+    """1,000 known replies with a few characters changed: none raises, most facts survive."""
+    draw = random.Random(7)
+    forms = [json.dumps([{'label': 'light', 'value': 'red'}, {'label': 'limit', 'value': '30'}]),
+             json.dumps({'facts': {'light': 'red', 'limit': 30}}), 'light: red\nlimit: 30',
+             '<think>light: green</think>\n```json\n{"light": "red", "limit": "30"}\n```']
+    right = wrong = 0
+    for i in range(1000):
+        text = list(forms[i % len(forms)])
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(text))
+            text[at] = draw.choice(['', text[at] * 2, draw.choice('{}[]",:\\\'\n <>/'),
+                                    chr(draw.randrange(0x2000))])
+        for key, value in values(''.join(text)).items():
+            right += BOTH[key] == value
+            wrong += BOTH[key] != value
+    assert right >= 800 and wrong == 0  # of 2,000 facts, many of whose words are mutated
+
+
+def test_random_replies_never_raise():
+    draw = random.Random(11)
+    parts = [*'{}[]",:\'\\\n ', 'light', 'red', 'label', 'value', 'bbox_2d', '<think>', '</think>',
+             '```', '1e999', 'null', 'True', '<answer>', '&quot;', '\u25c1/think\u25b7', '9' * 400]
+    for _ in range(20_000):
+        text = ''.join(draw.choices(parts, k=draw.randint(0, 40)))
+        for fact in parse_reply(SCENE, text, 7, SIZE).facts:
+            assert fact.value in SCENE.choices[fact.key]
+
+
+@pytest.mark.parametrize('text', [
+    '{"a":1,' * 2300, '{\'' * 5400, '{"a' * 5400, '<think>' * 2300, '</think>' * 2000, '<' * 16000,
+    '\\boxed{' * 2300, '{"light":"red' * 1200, 'a {b} ' * 2700, '{' + "'" * 16000 + '}',
+    ('{' + '"a" ' * 1000 + '}') * 4, '{"light"' + ' ' * 4000 + ':}' * 3000])
+def test_hostile_text_takes_little_time(text):
+    began = time.process_time()
+    parse_reply(SCENE, text, 7, SIZE)
+    assert time.process_time() - began < 1.0
+
+
+def test_final_answer_keeps_what_only_looks_like_reasoning():
+    for text in ('Thinking about it, the road is wet.', 'I think <b>so</b>.', 'a < b and b > c',
+                 'The reason: rain.'):
+        assert final_answer(text) == text

@@ -173,7 +173,7 @@ def test_random_replies_never_raise():
 
 
 @pytest.mark.parametrize('text', [
-    '{"a":1,' * 2300, '{\'' * 5400, '{"a' * 5400, '<think>' * 2300, '</think>' * 2000, '<' * 16000,
+    '{"a":1,' * 2300, "{'" * 5400, '{"a' * 5400, '<think>' * 2300, '</think>' * 2000, '<' * 16000,
     '\\boxed{' * 2300, '{"light":"red' * 1200, 'a {b} ' * 2700, '{' + "'" * 16000 + '}',
     ('{' + '"a" ' * 1000 + '}') * 4, '{"light"' + ' ' * 4000 + ':}' * 3000])
 def test_hostile_text_takes_little_time(text):

@@ -70,7 +70,7 @@ def final_answer(text: str) -> str:
 
 
 def _final_channel(text: str) -> str:
-    """Return the final channel of a reply in channels, '' where it has none, others as they are."""
+    """Return the final channel of a reply in channels; replies without channels as they are."""
     marks = list(_CHANNEL.finditer(text))
     if not marks:
         return text

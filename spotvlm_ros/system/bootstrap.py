@@ -63,8 +63,8 @@ TORCH = 'torch==2.13.0'
 # matches the CPU build fails on import, and takes transformers down with it.
 OPENCV = 'opencv-python-headless>=4.8,<5'
 RUN = (
-    'transformers[serving]==5.23.*', 'openai', 'pydantic>=2', 'rosbags', 'rich', 'numpy',
-    'matplotlib', 'PyYAML', 'psutil', 'pillow',
+    'transformers[serving]==5.23.*', 'openai', 'json-repair', 'pydantic>=2', 'rosbags', 'rich',
+    'numpy', 'matplotlib', 'PyYAML', 'psutil', 'pillow',
 )
 DEVELOP = (
     'pytest', 'pytest-timeout', 'hypothesis', 'flake8', 'flake8-quotes',

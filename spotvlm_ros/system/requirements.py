@@ -28,7 +28,7 @@ import re
 
 @dataclass(frozen=True)
 class Library:
-    """A Python library: the module imported, what pip installs, the rosdep key."""
+    """A Python library: the module imported, what pip installs, the rosdep key or ''."""
 
     module: str
     requirement: str
@@ -60,6 +60,7 @@ LIBRARIES = (
     Library('openai', 'openai', 'python3-openai-pip'),
     # rosdep has no key for it; openai is built on it.
     Library('httpx2', 'httpx2', 'python3-openai-pip'),
+    Library('json_repair', 'json-repair', ''),  # rosdep has no key for it
     Library('pydantic', 'pydantic>=2', 'python3-pydantic'),
     Library('rosbags', 'rosbags', 'python3-rosbags-pip'),
     Library('rich', 'rich', 'python3-rich'),

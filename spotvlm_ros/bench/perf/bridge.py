@@ -16,8 +16,7 @@
 """
 What the bridge to the cloud costs, and what the edge notices of the cloud's troubles.
 
-``python -m spotvlm_ros.bench.perf.bridge`` prints rows as ``make perf`` does; ``wire``, ``outage``
-and ``soak`` return them. ``--soak 10`` is the ten-minute soak.
+``spotvlm perf bridge`` prints rows as ``make perf`` does; ``--soak 10`` is the ten-minute soak.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
 import statistics
@@ -36,16 +36,21 @@ import time
 from typing import Any
 
 from ..faults.rig import ChaosProcess, resources, RobotGraph, row
-from ...cloud.bridge import percentile
+from ...cloud.bridge import CloudBridge
+from ...cloud.bridge_statistics import percentile
 from ...frames.pixels import encode_jpeg
 
 KEYFRAMES = 150
 WARM_UP = 10
 SETTLE_S = 1.0
 SAMPLE_S = 5.0
+GROWTH_MB = 5.0  # that a soak may take
+SOAK_CLOUD: Mapping[str, object] = {  # often: faults are met by keyframes, not by the clock
+    'deadline_s': 2.0, 'max_in_flight': 4, 'scene.cloud_period_s': 0.2,
+    'action.cloud_period_s': 0.2}
 
 
-def wire(keyframes: int = KEYFRAMES) -> list[dict[str, Any]]:
+def wire(keyframes: int = KEYFRAMES) -> list[PerfResult]:
     """
     Return the rows ``keyframe_to_wire_p95_ms`` and ``reply_to_answer_p95_ms``.
 
@@ -54,12 +59,14 @@ def wire(keyframes: int = KEYFRAMES) -> list[dict[str, Any]]:
     clock. The baseline does the same with OpenCV's encoder and the ``openai`` client as it comes:
     nothing is bounded, streamed or held to a schema.
     """
-    out, back = _wire_of_node(keyframes)
-    base_out, base_back = _wire_of_openai(keyframes)
-    return [row('keyframe_to_wire_p95_ms', 1e3 * percentile(out, 0.95), 'ms',
-                1e3 * percentile(base_out, 0.95) if base_out else None),
-            row('reply_to_answer_p95_ms', 1e3 * percentile(back, 0.95), 'ms',
-                1e3 * percentile(base_back, 0.95) if base_back else None)]
+    results = []
+    for name, ours, usual in zip(('keyframe_to_wire_p95_ms', 'reply_to_answer_p95_ms'),
+                                 _wire_of_node(keyframes), _wire_of_openai(keyframes)):
+        value, base = (1e3 * percentile(times, 0.95) for times in (ours, usual))
+        results.append(PerfResult(
+            name, value, 'ms', f'OpenCV and the openai client, {base:.2f} ms' if base else '',
+            value / base if base else None, machine()))
+    return results
 
 
 def _frames(count: int) -> list[Any]:
@@ -153,7 +160,7 @@ def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
     return out, back
 
 
-def outage(pairs: int = 5, seconds: float = 6.0) -> list[dict[str, Any]]:
+def outage(pairs: int = 5, seconds: float = 6.0) -> list[PerfResult]:
     """
     Return the row ``edge_rate_under_outage_ratio``: answers per second with the server gone.
 
@@ -174,9 +181,11 @@ def outage(pairs: int = 5, seconds: float = 6.0) -> list[dict[str, Any]]:
                 time.sleep(SETTLE_S)
     finally:
         server.close()
-    result = row('edge_rate_under_outage_ratio', statistics.median(down)
-                 / statistics.median(up), '1', 1.0)
-    return [result | {'up_hz': [round(v, 2) for v in up], 'down_hz': [round(v, 2) for v in down]}]
+    for name, rates in (('up', up), ('down', down)):
+        print(f'edge rate with the server {name}:', *(f'{rate:.2f}' for rate in rates), 'Hz')
+    ratio = statistics.median(down) / statistics.median(up)
+    return [PerfResult('edge_rate_under_outage_ratio', ratio, '1', 'the rate with the server up',
+                       ratio, machine())]
 
 
 def _clip(folder: str) -> str:
@@ -194,80 +203,122 @@ def _clip(folder: str) -> str:
     return path
 
 
-def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: Any = None,
-         tell: bool = False) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Sample:
+    """What a soak looks at, once."""
+
+    at_s: float
+    resources: Resources
+    jobs: int    # of the bridge
+
+
+@dataclass(frozen=True)
+class Soak:
+    """What came of a soak; memory in MB."""
+
+    minutes: float
+    growth_mb: float
+    requests: int
+    faults: int          # kinds met
+    answers: int
+    errors: int
+    internal_errors: int
+    edge_hz: float
+    rss_mb: list[float]
+    most_threads: int
+    most_sockets: int
+    most_jobs: int
+    threads_left: int    # after the run, over those before
+    sockets_left: int
+
+    @property
+    def result(self) -> PerfResult:
+        """Return the row ``soak_growth_mb``."""
+        return PerfResult('soak_growth_mb', self.growth_mb, 'MB',
+                          f'what is allowed, {GROWTH_MB:g} MB', self.growth_mb / GROWTH_MB,
+                          machine())
+
+
+def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: LoadEdge | None = None,
+         verbose: bool = False) -> Soak:
     """
-    Return the row ``soak_growth_mb``: the whole graph while every other request meets a fault.
+    Run the whole graph while every other request meets a fault.
 
     Growth is the median memory of the last fifth after the warm-up over that of the first.
     """
-    samples: list[dict[str, Any]] = []
-    # Often: faults are met by keyframes, not by the clock.
-    cloud = {'deadline_s': 2.0, 'max_in_flight': 4, 'scene.cloud_period_s': 0.2,
-             'action.cloud_period_s': 0.2}
     with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder, \
             ChaosProcess('random') as server:
         camera = {'source': 'video', 'path': _clip(folder), 'loop': True}
-        with RobotGraph(server.url, cloud, load_edge, camera):
+        with RobotGraph(server.url, SOAK_CLOUD, load_edge, camera):
             pass  # what ROS and torch keep for ever is no leak of a run
         before = resources()
-        with RobotGraph(server.url, cloud, load_edge, camera) as robot:
+        with RobotGraph(server.url, SOAK_CLOUD, load_edge, camera) as robot:
             began = time.monotonic()
-            while (passed := time.monotonic() - began) < 60 * minutes:
-                time.sleep(min(SAMPLE_S, 60 * minutes / 20))
-                bridge = robot.bridge
-                # What a pause of the breaker would keep from being tested.
-                bridge._loop.call_soon_threadsafe(_close_breakers, bridge)
-                samples.append(resources() | {'at': passed, 'jobs': len(bridge._jobs)})
-                if tell and len(samples) % 6 == 0:
-                    print(f'{passed:6.0f} s: {samples[-1]["rss"] / 1e6:.1f} MB, '
-                          f'{samples[-1]["threads"]} threads, {samples[-1]["sockets"]} sockets, '
-                          f'{server.stats()["count"]} requests', flush=True)
+            samples = _sample(robot, server, minutes, verbose)
             report = robot.bridge.report()
-            requests, rate = server.stats(), robot.rate_hz(began, time.monotonic())
+            stats, rate = server.stats(), robot.rate_hz(began, time.monotonic())
     after = resources()
-    settled = [s for s in samples if s['at'] >= min(warm_up_s, 30 * minutes)]
+    settled = [s for s in samples if s.at_s >= min(warm_up_s, 30 * minutes)]
+    memory = [s.resources.rss / 1e6 for s in settled]
     fifth = max(1, len(settled) // 5)
-    first, last = (statistics.median(s['rss'] for s in part)
-                   for part in (settled[:fifth], settled[-fifth:]))
-    result = row('soak_growth_mb', (last - first) / 1e6, 'MB', 5.0)
-    return [result | {
-        'minutes': minutes, 'requests': requests['count'], 'faults': len(requests['served']) - 1,
-        'answers': report['answers'], 'errors': report['errors'], 'edge_hz': round(rate, 2),
-        'rss_mb': [round(s['rss'] / 1e6, 1) for s in settled[::max(1, len(settled) // 12)]],
-        'most_threads': max(s['threads'] for s in settled),
-        'most_sockets': max(s['sockets'] for s in settled),
-        'most_jobs': max(s['jobs'] for s in settled),
-        'threads_left': after['threads'] - before['threads'],
-        'sockets_left': after['sockets'] - before['sockets'],
-        'internal_errors': report.get('errors.internal', 0)}]
+    return Soak(
+        minutes, statistics.median(memory[-fifth:]) - statistics.median(memory[:fifth]),
+        requests=stats.count, faults=len(stats.served) - 1, answers=int(report['answers']),
+        errors=int(report['errors']), internal_errors=int(report.get('errors.internal', 0)),
+        edge_hz=round(rate, 2),
+        rss_mb=[round(m, 1) for m in memory[::max(1, len(settled) // 12)]],
+        most_threads=max(s.resources.threads for s in settled),
+        most_sockets=max(s.resources.sockets for s in settled),
+        most_jobs=max(s.jobs for s in settled),
+        threads_left=after.threads - before.threads,
+        sockets_left=after.sockets - before.sockets)
 
 
-def _close_breakers(bridge: Any) -> None:
+def _sample(robot: RobotGraph, server: ChaosProcess, minutes: float, verbose: bool
+            ) -> list[Sample]:
+    """Watch a graph for some minutes."""
+    samples: list[Sample] = []
+    began, bridge = time.monotonic(), robot.bridge
+    while (passed := time.monotonic() - began) < 60 * minutes:
+        time.sleep(min(SAMPLE_S, 60 * minutes / 20))
+        # What a pause of the breaker would keep from being tested.
+        bridge._loop.call_soon_threadsafe(_close_breakers, bridge)
+        samples.append(Sample(passed, resources(), len(bridge._jobs)))
+        if verbose and len(samples) % 6 == 0:
+            used = samples[-1].resources
+            print(f'{passed:6.0f} s: {used.rss / 1e6:.1f} MB, {used.threads} threads, '
+                  f'{used.sockets} sockets, {server.stats().count} requests', flush=True)
+    return samples
+
+
+def _close_breakers(bridge: CloudBridge) -> None:
     for endpoint in bridge._pool.endpoints:
         endpoint.breaker.success()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return 0."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(prog='spotvlm perf bridge', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--soak', type=float, default=0.0, metavar='MIN',
                         help='only the soak, this long; 10 is what the figures in docs are of')
     parser.add_argument('--only', choices=('wire', 'outage'), help='one of the others')
-    parser.add_argument('--out', default='', metavar='FILE', help='write the rows there, too')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows there, too')
     arguments = parser.parse_args(argv)
-    rows: list[dict[str, Any]] = []
+    results: list[PerfResult] = []
+    soaked: Soak | None = None
     if arguments.soak:
-        rows += soak(arguments.soak, tell=True)
+        soaked = soak(arguments.soak, verbose=True)
     else:
-        rows += wire() if arguments.only != 'outage' else []
-        rows += outage() if arguments.only != 'wire' else []
-        rows += soak(1.0, 20.0) if arguments.only is None else []
-    print(json.dumps(rows, indent=2), flush=True)
-    if arguments.out:
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(rows, indent=2) + '\n', encoding='utf-8')
+        results += wire() if arguments.only != 'outage' else []
+        results += outage() if arguments.only != 'wire' else []
+        soaked = soak(1.0, 20.0) if arguments.only is None else None
+    if soaked is not None:
+        print(soaked)
+        results.append(soaked.result)
+    print(json.dumps([asdict(r) for r in results], indent=2), flush=True)
+    if arguments.out is not None:
+        write_results(results, arguments.out)
     return 0
 
 

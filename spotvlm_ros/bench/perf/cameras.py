@@ -27,7 +27,7 @@ import numpy.typing as npt
 from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
-from .edge_cpu import Row, row
+from .result import PerfResult
 from ..faults.rig import started
 from ...frames.frame import Frame
 from ...frames.hub import FrameHub
@@ -40,14 +40,14 @@ from ...system.machine import machine
 
 CAMERAS = (1, 2, 4)
 RATES = (2.0, 5.0, 10.0)   # of each camera and of its question [Hz]
-SECONDS = 6.0              # of each case
+SECONDS = 6.0              # of each number of cameras
 SETTLE_S = 1.0             # not counted
 FRAMES = 24                # pictures per camera, shown again and again
 
 
 @dataclass
-class Case:
-    """What a case has shown. Times are seconds."""
+class CameraLoad:
+    """What an edge node has made of some cameras. Times are seconds."""
 
     answered: float        # share of the answers wanted
     p95_s: float           # from stamp to answer
@@ -69,26 +69,29 @@ class Watch(Node):
         self.seen.append((time.monotonic(), late, spent))
 
 
-def rows() -> list[Row]:
+def rows() -> list[PerfResult]:
     """Measure each number of cameras at each rate, without context and without a cloud."""
     drives = [make_world('driving', TUNE_SEEDS[k]) for k in range(max(CAMERAS))]
     pictures = [[w.frame(300 + 4 * i) for i in range(FRAMES)] for w in drives]
     on, slow = machine(1), min(RATES)
     # In turns, and each camera alone: neither the machine's moods nor the scenes may decide.
-    pairs = [(_case([one], slow).model_s, _case(pictures, slow).model_s) for one in pictures]
+    pairs = [(_load([one], slow).model_s, _load(pictures, slow).model_s) for one in pictures]
     one, four = (float(np.mean(values)) for values in zip(*pairs))
-    made = [row('cameras_4_over_1', 4 * four / one, 'times',
-                f'one camera alone, mean of four, all at {slow:g} Hz', 4 * four / one, on)]
-    found = {(n, hz): _case(pictures[:n], hz) for n in CAMERAS for hz in RATES}
-    for (n, hz), case in found.items():
+    results = [PerfResult(
+        'cameras_4_over_1', 4 * four / one, 'times',
+        f'one camera alone, mean of four, all at {slow:g} Hz', 4 * four / one, on)]
+    loads = {(n, hz): _load(pictures[:n], hz) for n in CAMERAS for hz in RATES}
+    for (n, hz), load in loads.items():
         name, wanted = f'cameras_{n}_at_{hz:g}_hz', f'{n} x {hz:g} answers per second'
-        made += [row(f'{name}_answered', case.answered, 'share of the answers wanted', wanted,
-                     case.answered, on),
-                 row(f'{name}_p95_ms', 1e3 * case.p95_s, 'ms from stamp to answer', '', None, on)]
-    return made
+        results += [
+            PerfResult(f'{name}_answered', load.answered, 'share of the answers wanted', wanted,
+                       load.answered, on),
+            PerfResult(f'{name}_p95_ms', 1e3 * load.p95_s, 'ms from stamp to answer', '', None,
+                       on)]
+    return results
 
 
-def _case(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Case:
+def _load(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> CameraLoad:
     """Run an edge node on some cameras."""
     names = [f'camera_{k}' for k in range(len(pictures))]
     hub, stop = FrameHub(), threading.Event()
@@ -121,8 +124,8 @@ def _case(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Case:
     if not seen:
         raise RuntimeError(f'no answer about {len(names)} cameras; run spotvlm doctor')
     late, spent = (np.array([s[i] for s in seen]) for i in (1, 2))
-    return Case(len(seen) / (SECONDS * rate_hz * len(names)), float(np.percentile(late, 95)),
-                float(spent.mean()))
+    return CameraLoad(len(seen) / (SECONDS * rate_hz * len(names)),
+                      float(np.percentile(late, 95)), float(spent.mean()))
 
 
 def _params(names: list[str], rate_hz: float) -> dict[str, Any]:

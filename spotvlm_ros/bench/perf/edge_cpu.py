@@ -27,7 +27,6 @@ import argparse
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -36,19 +35,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .result import PerfResult, write_results
 from ...system.machine import machine
 
-Row = dict[str, Any]
 
-
-def row(name: str, value: float, unit: str, baseline: str, ratio: float | None,
-        where: str) -> Row:
-    """Return one measurement as it stands in results.json."""
-    return {'name': name, 'value': round(value, 3), 'unit': unit, 'baseline': baseline,
-            'ratio': None if ratio is None else round(ratio, 3), 'machine': where}
-
-
-def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
+def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[PerfResult]:
     """
     Time whole answers, frame in to facts out, one after the other in the same run.
 
@@ -137,11 +128,10 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[Row]:
                      'the engine as it is, another scene each time', on) for name in others]
     rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
                         'transformers serve on loopback, same prompt, unchanged scene', on))
-    rows += [row(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
+    rows += [PerfResult(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
              for name, values in times.items()]
-    rows.append(row('edge_cpu_answers_that_differ', differ, f'of {answers}', 'model.generate',
-                    None, on))
-    return rows
+    return [*rows, PerfResult('edge_cpu_answers_that_differ', differ, f'of {answers}',
+                              'model.generate', None, on)]
 
 
 def as_int8(model: Any) -> Any:
@@ -175,10 +165,10 @@ def _image_part(image: npt.NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def speedup(name: str, ours: Sequence[float], base: Sequence[float], baseline: str,
-            on: str) -> Row:
+            on: str) -> PerfResult:
     """Return how many times faster the median of ours is."""
     ratio = float(np.median(base) / np.median(ours))
-    return row(name, ratio, 'times', baseline, ratio, on)
+    return PerfResult(name, ratio, 'times', baseline, ratio, on)
 
 
 def noisy(frame: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -201,12 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = gpu_rows(args.cases, args.limit)
     else:
         rows = cpu_rows(args.threads)
-    for found in rows:
-        print(f'{found["name"]:44} {found["value"]:10} {found["unit"]:8} '
-              f'{found["ratio"] or "":8} {found["baseline"]}')
+    for row in rows:
+        print(f'{row.name:44} {row.value:10} {row.unit:8} {row.ratio or "":8} {row.baseline}')
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+        write_results(rows, args.out)
     return 0
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import transformers as hf
 
-from .edge_cpu import Row, row
+from .result import PerfResult
 from ...edge.engine import Prompt
 from ...edge.families import family_of
 from ...edge.gpu.graphs import GraphEngine
@@ -221,7 +221,7 @@ def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 3,
 
 
 @torch.inference_mode()
-def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[Row]:
+def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
     """Return the measurements of one model; a way that fails says so and the others go on."""
     stays = case._words(HISTORY)
     right: list[int] = []
@@ -236,7 +236,7 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[Row]:
     }
     if case.name == COMPILED and case.device == 'cuda':  # compiling takes a minute
         ways['generate_static_compiled'] = lambda: case.generate(stays, True, True)
-    rows: list[Row] = []
+    rows: list[PerfResult] = []
     base = 0.0
     for name, run in ways.items():
         try:
@@ -246,10 +246,10 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[Row]:
             times = timed(run, case.device, seconds, 10 if name == 'generate' else 3)
             p50, p95 = (float(np.percentile(times, q)) for q in (50, 95))
             base = base or p50
-            rows.append(row(f'edge_gpu_{case.name}_{name}_ms', p50, 'ms', 'generate', base / p50,
-                            on))
-            rows.append(row(f'edge_gpu_{case.name}_{name}_jitter', p95 / p50, 'p95/p50', '', None,
-                            on))
+            rows.append(PerfResult(f'edge_gpu_{case.name}_{name}_ms', p50, 'ms', 'generate',
+                                   base / p50, on))
+            rows.append(PerfResult(f'edge_gpu_{case.name}_{name}_jitter', p95 / p50, 'p95/p50', '',
+                                   None, on))
             print(f'{case.name:16} {name:24} p50 {p50:8.2f} ms  p95/p50 {p95 / p50:5.2f}  '
                   f'{base / p50:6.2f} times generate  ({len(times)} runs)', flush=True)
         except Exception as error:
@@ -259,24 +259,24 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[Row]:
         fresh = case._words(HISTORY)
         same = sum(a == b for a, b in zip(case.generate(fresh, False),
                                           case.free('compare', fresh, [])))
-        rows.append(row(f'edge_gpu_{case.name}_tokens_as_generate', same, f'of {ANSWER}',
-                        'generate', None, on))
-        rows.append(row(f'edge_gpu_{case.name}_floor_ms', case.floor_ms(), 'ms',
-                        'weights and products alone', None, on))
+        rows.append(PerfResult(f'edge_gpu_{case.name}_tokens_as_generate', same, f'of {ANSWER}',
+                               'generate', None, on))
+        rows.append(PerfResult(f'edge_gpu_{case.name}_floor_ms', case.floor_ms(), 'ms',
+                               'weights and products alone', None, on))
         print(f'{case.name:16} {same} of {ANSWER} tokens as generate (bf16 rounds differently), '
               f'floor {case.floor_ms():.1f} ms', flush=True)
         if case.device == 'cuda':
-            rows.append(row(f'edge_gpu_{case.name}_memory_gib',
-                            torch.cuda.max_memory_allocated() / 2**30, 'GiB', '', None, on))
+            rows.append(PerfResult(f'edge_gpu_{case.name}_memory_gib',
+                                   torch.cuda.max_memory_allocated() / 2**30, 'GiB', '', None, on))
     except Exception as error:
         traceback.print_exc()
         print(f'{case.name:16} comparison failed: {type(error).__name__}: {error}', flush=True)
     return rows
 
 
-def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[Row]:
+def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[PerfResult]:
     """Return all measurements, or those of the shapes named; begin none after ``limit_s``."""
-    begin, rows = time.perf_counter(), list[Row]()
+    begin, rows = time.perf_counter(), list[PerfResult]()
     gpu = torch.cuda.is_available()
     device = 'cuda' if gpu else 'cpu'
     on = (f'{torch.cuda.get_device_name() if gpu else "CPU"}, torch {torch.__version__}, '
@@ -284,7 +284,7 @@ def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[Row]:
     shapes, chip = SHAPES if gpu else tiny_shapes(), Chip.measured(device)
     for name, value, unit in (('flops', chip.flops / 1e12, 'TFLOP/s'),
                               ('memory', chip.moved / 1e12, 'TB/s')):
-        rows.append(row(f'edge_gpu_{name}', value, unit, '', None, on))
+        rows.append(PerfResult(f'edge_gpu_{name}', value, unit, '', None, on))
     for name in names.split(',') if names else shapes:
         if time.perf_counter() - begin > limit_s:
             print(f'{name}: left out, {limit_s:g} s are over', flush=True)

@@ -25,23 +25,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 import datetime
 import json
 from pathlib import Path
 import threading
 import time
 import traceback
-from typing import Any
 
 import numpy as np
 import psutil
 
-from .edge_cpu import cpu_rows, row
+from .edge_cpu import cpu_rows
+from .result import PerfResult
 from ...system.machine import machine, StealTime
 from ...system.markdown import replace_between, table
 from ...system.signals import StopSignal
 
-Row = dict[str, Any]
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
 CAMERA_HZ = 12.0    # of that run
 SEED = 1_000_004    # a tuning drive
@@ -49,7 +49,7 @@ MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->'
          '<!-- end of figures -->')
 
 
-def overhead(stop: StopSignal) -> list[Row]:
+def overhead(stop: StopSignal) -> list[PerfResult]:
     """Measure what the graph adds to the model's own time, in one process and in four."""
     from ...nodes.runner import run, RunConfig
 
@@ -64,15 +64,16 @@ def overhead(stop: StopSignal) -> list[Row]:
         if code or stop():
             raise RuntimeError(f'the {name} graph ended early; the lines above say why')
         spent, total = summary['overhead_ms'], summary['stamp_to_answer_ms']
-        rows.append(row(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
-                        f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
-                        machine()))
         waited = summary['frame_age_at_start_ms']['p95']
-        rows.append(row(f'frame_age_at_start_{name}_p95_ms', waited, 'ms',
-                        f'camera period, {1e3 / CAMERA_HZ:.1f} ms', 1e-3 * waited * CAMERA_HZ,
-                        machine()))
-        rows.append(row(f'memory_{name}_mb', memory.most / 1e6, 'MB resident, all node processes',
-                        '', None, machine()))
+        rows += [
+            PerfResult(f'overhead_{name}_p95_ms', spent['p95'], 'ms',
+                       f'stamp to answer, p95 {total["p95"]} ms', spent['p95'] / total['p95'],
+                       machine()),
+            PerfResult(f'frame_age_at_start_{name}_p95_ms', waited, 'ms',
+                       f'camera period, {1e3 / CAMERA_HZ:.1f} ms', 1e-3 * waited * CAMERA_HZ,
+                       machine()),
+            PerfResult(f'memory_{name}_mb', memory.most / 1e6, 'MB resident, all node processes',
+                       '', None, machine())]
     return rows
 
 
@@ -100,7 +101,7 @@ class Memory:
             self.most = max(self.most, total)
 
 
-def focus() -> list[Row]:
+def focus() -> list[PerfResult]:
     """Measure what carrying six regions costs a frame, and how well they fit after 2 s."""
     import cv2
 
@@ -129,27 +130,26 @@ def focus() -> list[Row]:
             stayed.append(before[key].iou(truth[key]))
     here = machine(1)
     iou, still = float(np.mean(carried)), float(np.mean(stayed))
-    return [row('focus_step_ms', float(np.median(spent)), 'ms of CPU time', '', None, here),
-            row('focus_iou_2s', iou, 'IoU, lost regions count as 0', 'regions that stay',
-                iou / still, here),
-            row('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
+    return [PerfResult('focus_step_ms', float(np.median(spent)), 'ms of CPU time', '', None, here),
+            PerfResult('focus_iou_2s', iou, 'IoU, lost regions count as 0', 'regions that stay',
+                       iou / still, here),
+            PerfResult('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
 
 
-def measures(stop: StopSignal) -> dict[str, Callable[[], list[Row]]]:
+def measures(stop: StopSignal) -> dict[str, Callable[[], list[PerfResult]]]:
     """Return what there is to measure, by name."""
     from . import bridge as bridge_perf, cameras as cameras_perf
 
     return {'overhead': lambda: overhead(stop), 'focus': focus, 'edge': lambda: cpu_rows(1),
             'cameras': cameras_perf.rows, 'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
-            'soak': lambda: bridge_perf.soak(1.0, 20.0)}
+            'soak': lambda: [bridge_perf.soak(1.0, 20.0).result]}
 
 
-def _page(rows: Sequence[Row], stolen: Mapping[str, float]) -> str:
+def _page(rows: Sequence[PerfResult], stolen: Mapping[str, float]) -> str:
     """Return the rows as they stand in docs/performance.md; ``stolen``: see `StealTime`."""
-    lines = [[f'`{r["name"]}`', f'{r["value"]:.4g}', str(r['unit']),
-              '' if r['ratio'] is None else f'{r["ratio"]:.3g}', str(r['baseline'])]
-             for r in rows]
-    places = '; '.join(sorted({r['machine'] for r in rows}))
+    lines = [[f'`{r.name}`', f'{r.value:.4g}', r.unit, '' if r.ratio is None else f'{r.ratio:.3g}',
+              r.baseline] for r in rows]
+    places = '; '.join(sorted({r.machine for r in rows}))
     today = datetime.date.today().isoformat()
     most = max(stolen.values(), default=0.0)
     return (f'{today}, {places}; the host took at most {most:.0%} of the CPU time.\n\n'
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the table into this Markdown file, between its marks')
     args = parser.parse_args(argv)
-    rows: list[Row] = []
+    rows: list[PerfResult] = []
     failed: dict[str, str] = {}
     stolen: dict[str, float] = {}
     console = Console()
@@ -186,10 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stop():
             break
     shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
-    for found in rows:
-        ratio = found.get('ratio')
-        shown.add_row(found['name'], f'{found["value"]:.4g}', str(found['unit']),
-                      '' if ratio is None else f'{ratio:.3g}', str(found.get('baseline', '')))
+    for row in rows:
+        shown.add_row(row.name, f'{row.value:.4g}', row.unit,
+                      '' if row.ratio is None else f'{row.ratio:.3g}', row.baseline)
     console.print(shown)
     if args.update is not None:
         replace_between(args.update, _page(rows, stolen), MARKS)
@@ -199,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta = {'machine': machine(), 'failed': failed, 'measured': args.only,
             'cpu_stolen': stolen}
     (args.out / 'results.json').write_text(
-        json.dumps({'results': rows, 'meta': meta}, indent=2) + '\n')
+        json.dumps({'results': [asdict(r) for r in rows], 'meta': meta}, indent=2) + '\n')
     print(f'wrote {args.out}/results.json')
     return 1 if failed else 0
 

@@ -20,29 +20,27 @@ from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
 
 def test_cpu_rows():
-    rows = {r['name']: r for r in edge_perf.cpu_rows(drives=2, repeats=1)}
-    assert rows['edge_cpu_answers_that_differ']['value'] == 0
+    rows = {r.name: r for r in edge_perf.cpu_rows(drives=2, repeats=1)}
+    assert rows['edge_cpu_answers_that_differ'].value == 0
     for name in ('unchanged', 'changed', 'still', 'alone'):
         found = rows[f'edge_cpu_speedup_{name}']
-        assert found['ratio'] == found['value'] > 0 and 'generate' in found['baseline']
-    assert set(next(iter(rows.values()))) == {
-        'name', 'value', 'unit', 'baseline', 'ratio', 'machine'}
+        assert found.ratio == found.value > 0 and 'generate' in found.baseline
 
 
 def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
     """The same prompts, graphs aside; every way of answering worked."""
     for name in edge_gpu.tiny_shapes():
         case = edge_gpu.Case(name, edge_gpu.tiny_shapes()[name](), 'cpu', edge_gpu.Chip(1e9, 1e9))
-        rows = {r['name']: r for r in edge_gpu.case_rows(case, 'here', seconds=0.0)}
+        rows = {r.name: r for r in edge_gpu.case_rows(case, 'here', seconds=0.0)}
         for way in ('generate', 'generate_static', 'engine_16_changed', 'engine_16_same_history',
                     'engine_16_unchanged', 'engine_choice', 'vision'):
-            assert rows[f'edge_gpu_{name}_{way}_ms']['value'] > 0
-        assert rows[f'edge_gpu_{name}_tokens_as_generate']['value'] == edge_gpu.ANSWER
+            assert rows[f'edge_gpu_{name}_{way}_ms'].value > 0
+        assert rows[f'edge_gpu_{name}_tokens_as_generate'].value == edge_gpu.ANSWER
 
 
 def test_cameras_are_answered_in_turns(monkeypatch):
     monkeypatch.setattr(cameras_perf, 'SECONDS', 2.0)
     pictures = [[make_world('driving', TUNE_SEEDS[k]).frame(300)] * cameras_perf.FRAMES
                 for k in range(2)]
-    case = cameras_perf._case(pictures, 2.0)
-    assert 0.0 < case.answered <= 1.5 and 0.0 < case.model_s < case.p95_s
+    load = cameras_perf._load(pictures, 2.0)
+    assert 0.0 < load.answered <= 1.5 and 0.0 < load.model_s < load.p95_s

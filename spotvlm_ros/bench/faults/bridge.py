@@ -33,14 +33,14 @@ from pathlib import Path
 import statistics
 import sys
 import time
-from typing import Any
 
 import psutil
 
 from . import network
 from .chaos import FAULTS
 from .relay import Link
-from .rig import ChaosProcess, RobotGraph
+from .rig import ChaosProcess, LoadEdge, RobotGraph
+from ...nodes.edge import load_edge_model
 from ...system.machine import cpu_time
 
 CLEAN_S = 5.0
@@ -135,7 +135,7 @@ def undisturbed(once: Callable[[], Trouble], times: int) -> Trouble:
 
 
 def all_faults(names: Sequence[str], seconds: float, clean_s: float, times: int = 1,
-               load_edge: Any = None) -> list[Trouble]:
+               load_edge: LoadEdge = load_edge_model) -> list[Trouble]:
     """Meet faults of the server, one after another, and an outage."""
     troubles = []
     with ChaosProcess(pause_s=0.3) as server, \

@@ -27,6 +27,7 @@ import argparse
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 import gzip
 import json
 import random
@@ -263,6 +264,18 @@ FATAL = frozenset(FAULTS) - {'none', 'delay', 'jitter', 'reordered', 'duplicate_
                              'tokens', 'injection'}
 
 
+@dataclass(frozen=True)
+class ChaosStats:
+    """What the server has done."""
+
+    fault: str
+    served: dict[str, int]  # requests by the fault they met
+    count: int
+    connections: int
+    arrived: list[float]    # steady clock [s]; the last KEEP
+    replied: list[float]
+
+
 class ChaosServer:
     """
     Serves from a thread of its own; ``stop`` and ``start`` on the same port are an outage.
@@ -383,12 +396,15 @@ class ChaosServer:
         self.replied.append(time.monotonic())
         return again
 
+    def stats(self) -> ChaosStats:
+        """Return what it has done."""
+        return ChaosStats(self.fault, dict(self.served), self.count, self.connections,
+                          list(self.arrived), list(self.replied))
+
     async def _control(self, method: str, path: str, writer: asyncio.StreamWriter) -> bool:
         if method == 'PUT' and path.startswith('/fault/'):
             self.fault = path.rpartition('/')[2]
-        body = json.dumps({'fault': self.fault, 'served': self.served, 'count': self.count,
-                           'connections': self.connections, 'arrived': list(self.arrived),
-                           'replied': list(self.replied)}).encode()
+        body = json.dumps(asdict(self.stats())).encode()
         writer.write(f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: '
                      'application/json\r\n\r\n'.encode() + body)
         await writer.drain()

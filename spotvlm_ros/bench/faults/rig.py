@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 import gc
 import json
 from pathlib import Path
@@ -28,27 +29,29 @@ import tempfile
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 import urllib.request
 
 import psutil
 from rclpy.node import Node
 from spotvlm_msgs.msg import Answer
 
+from .chaos import ChaosStats
+from ...cloud.bridge import CloudBridge
 from ...config.profiles import find_profile
 from ...frames.hub import FrameHub
 from ...nodes.camera import CameraNode
 from ...nodes.cloud import CloudNode
 from ...nodes.context import ContextNode
-from ...nodes.edge import EdgeNode
+from ...nodes.edge import EdgeNode, Load as LoadEdge, load_edge_model
 from ...nodes.executor import Graph
-from ...system.machine import machine
 
+T = TypeVar('T')
 KEEP = 20_000
 START_S = 60.0  # longest wait for the models to load
 
 
-def started(make: Callable[[], Sequence[Any]], params: Mapping[str, Mapping[str, Any]],
+def started(make: Callable[[], Sequence[Node]], params: Mapping[str, Mapping[str, object]],
             *profiles: Path) -> Graph:
     """Return nodes that run on parameters, by node, which are laid over those of profiles."""
     with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder:
@@ -83,20 +86,20 @@ class Listener(Node):
 class RobotGraph:
     """The driving profile on the miniature world, with the cloud at ``base_url``."""
 
-    def __init__(self, base_url: str, cloud: Mapping[str, Any] | None = None,
-                 load_edge: Callable[..., Any] | None = None,
-                 camera: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, base_url: str, cloud: Mapping[str, object] | None = None,
+                 load_edge: LoadEdge = load_edge_model,
+                 camera: Mapping[str, object] | None = None) -> None:
         """Prepare; ``load_edge`` takes the place of the real model's."""
-        self.cloud_node: Any = None
-        self.listener: Any = None
-        self._nodes = {'cloud': {'base_url': base_url, **(cloud or {})},
-                       **({'camera': dict(camera)} if camera else {})}
-        self._load = {'load': load_edge} if load_edge is not None else {}
-        self._graph: Any = None
+        self.listener: Listener
+        self._cloud_node: CloudNode
+        self._graph: Graph
+        self._params = {'cloud': {'base_url': base_url, **(cloud or {})},
+                        **({'camera': dict(camera)} if camera else {})}
+        self._load_edge = load_edge
 
     def __enter__(self) -> RobotGraph:
         """Start, and wait for the first answer."""
-        self._graph = started(self._make, {f'/**/{k}': v for k, v in self._nodes.items()},
+        self._graph = started(self._make, {f'/**/{k}': v for k, v in self._params.items()},
                               find_profile('driving'))
         self.wait(lambda: self.listener.edge, START_S)
         return self
@@ -107,9 +110,11 @@ class RobotGraph:
         self._graph.close()
 
     @property
-    def bridge(self) -> Any:
-        """Return the bridge of the cloud node."""
-        return self.cloud_node._bridge
+    def bridge(self) -> CloudBridge:
+        """Return the bridge of the cloud node, which is active."""
+        bridge = self._cloud_node._bridge
+        assert bridge is not None
+        return bridge
 
     def rate_hz(self, began: float, ended: float) -> float:
         """Return the edge's answers per second between two moments."""
@@ -126,7 +131,7 @@ class RobotGraph:
         return next((t for t, good in tuple(getattr(self.listener, kind))
                      if good and t >= moment), None)
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float) -> Any:
+    def wait(self, condition: Callable[[], T | None], timeout_s: float) -> T:
         """Return the first true value of a condition; raise when there is none in time."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
@@ -136,10 +141,10 @@ class RobotGraph:
             time.sleep(0.01)
         raise RuntimeError(f'not within {timeout_s:g} s; is the machine overloaded?')
 
-    def _make(self) -> list[Any]:
+    def _make(self) -> list[Node]:
         hub = FrameHub()
-        self.cloud_node, self.listener = CloudNode(hub), Listener()
-        return [self.listener, ContextNode(hub), self.cloud_node, EdgeNode(hub, **self._load),
+        self._cloud_node, self.listener = CloudNode(hub), Listener()
+        return [self.listener, ContextNode(hub), self._cloud_node, EdgeNode(hub, self._load_edge),
                 CameraNode(hub)]
 
 
@@ -165,9 +170,9 @@ class ChaosProcess:
         """Change what it does."""
         self._call('PUT', f'/fault/{fault}')
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ChaosStats:
         """Return what it has done."""
-        return self._call('GET', '/stats')
+        return ChaosStats(**json.loads(self._call('GET', '/stats')))
 
     def kill(self) -> None:
         """End it at once."""
@@ -194,23 +199,24 @@ class ChaosProcess:
         """End it."""
         self.close()
 
-    def _call(self, method: str, path: str) -> dict[str, Any]:
+    def _call(self, method: str, path: str) -> bytes:
         request = urllib.request.Request(f'http://{self.host}:{self.port}{path}', method=method)
         with urllib.request.urlopen(request, timeout=10.0) as reply:
-            return dict(json.load(reply))
+            return bytes(reply.read())
 
 
-def row(name: str, value: float, unit: str, baseline: float | None) -> dict[str, Any]:
-    """Return a row of results.json; ratio is value over baseline."""
-    ratio = round(value / baseline, 4) if baseline else None
-    return {'name': name, 'value': round(value, 4), 'unit': unit,
-            'baseline': None if baseline is None else round(baseline, 4), 'ratio': ratio,
-            'machine': machine()}
+@dataclass(frozen=True)
+class Resources:
+    """What a leak would show in."""
+
+    rss: int      # memory [bytes]
+    threads: int
+    sockets: int  # TCP; those of DDS are not among them
 
 
-def resources() -> dict[str, int]:
-    """Return what a leak would show in: memory [bytes], threads, TCP connections (not DDS's)."""
+def resources() -> Resources:
+    """Return what this process holds."""
     gc.collect()
     process = psutil.Process()
-    return {'rss': process.memory_info().rss, 'threads': threading.active_count(),
-            'sockets': len(process.net_connections('tcp'))}
+    return Resources(process.memory_info().rss, threading.active_count(),
+                     len(process.net_connections('tcp')))

@@ -35,10 +35,13 @@ import threading
 import time
 from typing import Any
 
-from ..faults.rig import ChaosProcess, resources, RobotGraph, row
+from .result import PerfResult, write_results
+from ..faults.rig import ChaosProcess, LoadEdge, Resources, resources, RobotGraph
 from ...cloud.bridge import CloudBridge
 from ...cloud.bridge_statistics import percentile
 from ...frames.pixels import encode_jpeg
+from ...nodes.edge import load_edge_model
+from ...system.machine import machine
 
 KEYFRAMES = 150
 WARM_UP = 10
@@ -113,8 +116,8 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
                     raise RuntimeError(f'no answer: {node.problem}')
                 stats = server.stats()
                 if number >= WARM_UP:
-                    out.append(stats['arrived'][-1] - offered)
-                    back.append(ended[0] - stats['replied'][-1])
+                    out.append(stats.arrived[-1] - offered)
+                    back.append(ended[0] - stats.replied[-1])
             node.close()
             node.destroy_node()
     finally:
@@ -146,8 +149,8 @@ def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
             ended = time.monotonic()
             stats = server.stats()
             if number >= WARM_UP:
-                out.append(stats['arrived'][-1] - offered)
-                back.append(ended - stats['replied'][-1])
+                out.append(stats.arrived[-1] - offered)
+                back.append(ended - stats.replied[-1])
         await client.close()
     rclpy.init(args=['bridge_perf'])
     node = rclpy.create_node('baseline')
@@ -239,7 +242,7 @@ class Soak:
                           machine())
 
 
-def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: LoadEdge | None = None,
+def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: LoadEdge = load_edge_model,
          verbose: bool = False) -> Soak:
     """
     Run the whole graph while every other request meets a fault.

@@ -115,7 +115,7 @@ def focus() -> list[PerfResult]:
         world = make_world('driving', TUNE_SEEDS[number], 'day')
         first = 400 + 100 * number
         before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
-        more = {k: Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
+        more = {f'more {k}': Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
         carrier: RegionTracker[str | int] = RegionTracker()
         for n in range(21):
             frame, begin = world.frame(first + 2 * n), time.thread_time()

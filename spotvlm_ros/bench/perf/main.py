@@ -115,15 +115,16 @@ def focus() -> list[PerfResult]:
         world = make_world('driving', TUNE_SEEDS[number], 'day')
         first = 400 + 100 * number
         before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
-        more = {f'more {k}': Region(80 + 90 * k, 180 + 20 * k, 60, 50) for k in range(6 - len(before))}
-        carrier: RegionTracker[str | int] = RegionTracker()
+        more = {f'more {k}': Region(80 + 90 * k, 180 + 20 * k, 60, 50)
+                for k in range(6 - len(before))}
+        carrier: RegionTracker[str] = RegionTracker()
         for n in range(21):
             frame, begin = world.frame(first + 2 * n), time.thread_time()
             carrier.add((n + 1) * NS // 10, frame)
             if n:
                 spent.append(1e3 * (time.thread_time() - begin))
             else:
-                carrier.start({**before, **more}, NS // 10)
+                carrier.start(before | more, NS // 10)
         regions, truth = carrier.regions(), world.follow(first, first + 40)
         for key in set(truth) & set(before):
             carried.append(regions[key].iou(truth[key]) if key in regions else 0.0)

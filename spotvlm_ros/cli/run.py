@@ -1,0 +1,138 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""`spotvlm run`: camera, edge, cloud and context as a profile has them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+HELP = 'run a profile: camera, edge, cloud and context'
+Overrides = dict[str, dict[str, object]]  # values of parameters by node and name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument('profile', help='driving, hri, or the path of a params file')
+    source = parser.add_argument_group('source of frames (default: as in the profile)')
+    one = source.add_mutually_exclusive_group()
+    one.add_argument('--video', metavar='FILE', help='video file')
+    one.add_argument('--bag', metavar='DIR', help='rosbag2, mcap or sqlite3')
+    one.add_argument('--images', metavar='DIR', help='folder of images')
+    one.add_argument('--usb', metavar='N', type=int, help='number of a USB camera')
+    one.add_argument('--mini', action='store_true', help='the miniature world')
+    one.add_argument('--topic', action='store_true', help='topic image of the namespace')
+    source.add_argument('--loop', action='store_true', help='start over at the end')
+    graph = parser.add_argument_group('graph')
+    graph.add_argument('--params-file', action='append', default=[], metavar='FILE',
+                       help='laid over the profile; may be repeated')
+    graph.add_argument('-p', '--param', action='append', default=[], metavar='NODE.NAME:=VALUE',
+                       help='one parameter, as edge.threads:=2 (without a node: every node)')
+    graph.add_argument('--namespace', default='', metavar='NS', help='robot to run as')
+    graph.add_argument('--multi-process', action='store_true', help='one process per node')
+    graph.add_argument('--emulate-delay', type=float, metavar='MEDIAN',
+                       help='add a lognormal delay to each cloud reply [s]; 0 = none')
+    graph.add_argument('--server-threads', type=int, default=1, metavar='N',
+                       help='CPU threads of the embedded server (default 1)')
+    graph.add_argument('--duration', type=float, default=0.0, metavar='S',
+                       help='end this long after the first answer [s]; 0 = at the end of the '
+                       'source')
+    output = parser.add_argument_group('output')
+    output.add_argument('--log-level', default='info',
+                        choices=('debug', 'info', 'warn', 'error', 'fatal'))
+    output.add_argument('--quiet', action='store_true', help='only the summary')
+    output.add_argument('--out', default='', metavar='DIR', help='write summary.json there')
+    output.add_argument('--record', default='', metavar='DIR',
+                        help='write frames, answers and contexts there, for spotvlm replay')
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the graph and return its exit code."""
+    from ..system.signals import StopSignal
+    stop = StopSignal()  # before the slow imports
+    from ..config.spec import ParameterError
+    from ..nodes.runner import run, RunConfig
+    try:
+        overrides = _overrides(arguments)
+    except ParameterError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    config = RunConfig(
+        profile=arguments.profile, params_files=tuple(arguments.params_file),
+        overrides=overrides, namespace=arguments.namespace, duration_s=arguments.duration,
+        multi_process=arguments.multi_process, log_level=arguments.log_level,
+        quiet=arguments.quiet, server_threads=arguments.server_threads, output=arguments.out)
+    code = run(config, stop)[0]
+    stop.ignore()
+    return code
+
+
+def _overrides(arguments: argparse.Namespace) -> Overrides:
+    """Return the parameters that the command line sets; raise ParameterError where it cannot."""
+    from ..config.nodes import NODE_CONFIGS
+    overrides: Overrides = {node: {} for node in NODE_CONFIGS}
+    overrides['camera'] |= _camera(arguments)
+    if arguments.emulate_delay is not None:
+        overrides['cloud']['emulated_delay_median_s'] = arguments.emulate_delay
+    for text in arguments.param:
+        _set(overrides, text)
+    if arguments.record:
+        for node in ('edge', 'context'):
+            overrides[node]['record_dir'] = os.path.abspath(arguments.record)
+    return overrides
+
+
+def _camera(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the parameters of the camera that name the source of frames."""
+    camera: dict[str, object] = {}
+    for source in ('video', 'bag', 'images'):
+        if getattr(arguments, source):
+            camera |= {'source': source, 'path': os.path.abspath(getattr(arguments, source))}
+    if arguments.usb is not None:
+        camera |= {'source': 'usb', 'device': arguments.usb}
+    if camera:
+        camera['rate_hz'] = 0.0  # the profile's is for the miniature; recordings have their own
+    if arguments.mini or arguments.topic:
+        camera['source'] = 'mini' if arguments.mini else 'topic'
+    if arguments.loop:
+        camera['loop'] = True
+    return camera
+
+
+def _set(overrides: Overrides, text: str) -> None:
+    """Set one parameter, ``NODE.NAME:=VALUE``, or ``NAME:=VALUE`` at every node that has it."""
+    import yaml
+
+    from ..config.nodes import NODE_CONFIGS
+    from ..config.spec import ParameterError, specs
+    name, assigned, value_text = text.partition(':=')
+    if not assigned:
+        raise ParameterError(f'-p {text}: write NODE.NAME:=VALUE')
+    try:
+        value = yaml.safe_load(value_text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f'-p {text}: {error}') from error
+    node, dot, rest = name.partition('.')
+    if dot and node in NODE_CONFIGS:
+        overrides[node][rest] = value
+        return
+    nodes = [node for node, config in NODE_CONFIGS.items()
+             if '.' in name or name in {spec.name for spec in specs(config)}]
+    if not nodes:
+        raise ParameterError(f'-p {text}: no node has that parameter')
+    for node in nodes:
+        overrides[node][name] = value

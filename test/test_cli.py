@@ -1,0 +1,103 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The command `spotvlm`: its parser, its light start, and what it makes of its arguments."""
+
+import argparse
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+from spotvlm_ros.cli import params, run
+from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE, main
+from spotvlm_ros.config.spec import ParameterError
+
+SLOW = ('torch', 'transformers', 'rclpy', 'cv2', 'numpy')
+
+
+def python(code):
+    """Run code in a fresh interpreter and return the finished process."""
+    return subprocess.run([sys.executable, '-P', '-c', code], capture_output=True, text=True,
+                          timeout=60)
+
+
+def parsed(*argv):
+    """Return the arguments of `spotvlm run driving` with some more."""
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    return parser.parse_args(['driving', *argv])
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['--help'])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    for name in (*COMMANDS, *ELSEWHERE):
+        assert f'\n    {name} ' in text
+
+
+@pytest.mark.parametrize('name', ['', *COMMANDS])
+def test_help_imports_nothing_slow(name):
+    argv = [*([name] if name else []), '--help']
+    done = python(f"""
+import sys
+from spotvlm_ros.cli.main import main
+try:
+    main({argv!r})
+except SystemExit:
+    assert not set({SLOW!r}) & set(sys.modules), set({SLOW!r}) & set(sys.modules)
+""")
+    assert done.returncode == 0 and 'usage: spotvlm' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('argv, node, values', [
+    (['--video', '/a.avi'], 'camera', {'source': 'video', 'path': '/a.avi', 'rate_hz': 0.0}),
+    (['--usb', '2', '--loop'], 'camera',
+     {'source': 'usb', 'device': 2, 'rate_hz': 0.0, 'loop': True}),
+    (['--mini'], 'camera', {'source': 'mini'}),
+    (['--topic'], 'camera', {'source': 'topic'}),
+    (['--emulate-delay', '0'], 'cloud', {'emulated_delay_median_s': 0.0}),
+    (['-p', 'edge.threads:=2'], 'edge', {'threads': 2}),
+    (['-p', 'queries.scene.rate_hz:=2.0'], 'cloud', {'queries.scene.rate_hz': 2.0}),
+    (['--record', '/r'], 'context', {'record_dir': '/r'})])
+def test_arguments_of_run_become_parameters(argv, node, values):
+    assert run._overrides(parsed(*argv))[node] == values
+
+
+def test_a_parameter_without_a_node_is_of_every_node_that_has_it():
+    overrides = run._overrides(parsed('-p', 'record_dir:=/r'))
+    assert {node for node, values in overrides.items() if values} == {'edge', 'context'}
+
+
+@pytest.mark.parametrize('text, message', [
+    ('edge.threads', 'NODE.NAME:=VALUE'), ('nonsense:=1', 'no node has that parameter'),
+    ('threads:=[', 'threads:=')])
+def test_a_parameter_that_cannot_be_is_refused(text, message):
+    """A name that no node has was dropped in silence where anything else was given."""
+    with pytest.raises(ParameterError, match=message):
+        run._overrides(parsed('--mini', '-p', text))
+
+
+def test_params_checks_files_up_to_the_first_that_is_wrong(tmp_path, capsys):
+    good, bad = Path(__file__).parents[1] / 'config' / 'driving.yaml', tmp_path / 'bad.yaml'
+    bad.write_text('/**/edge:\n  ros__parameters:\n    treads: 2\n')
+    parser = argparse.ArgumentParser()
+    params.add_arguments(parser)
+    assert params.execute(parser.parse_args([str(good)])) == 0
+    assert params.execute(parser.parse_args([str(good), str(bad), str(good)])) == 1
+    out, err = capsys.readouterr()
+    assert out.count('fine') == 2 and 'treads' in err

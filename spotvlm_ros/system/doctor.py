@@ -17,12 +17,13 @@
 Say what is here, what is missing and the command that fixes it: ``spotvlm doctor``.
 
 Imports nothing but the standard library at the top, so that it also runs on a bare machine:
-``python3 spotvlm_ros/system/doctor.py``.
+``python3 -m spotvlm_ros.system.doctor`` in a checkout.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import importlib
@@ -38,17 +39,19 @@ import sys
 import sysconfig
 import threading
 import time
-from typing import Any, Callable, Iterator
+from types import ModuleType
 import urllib.request
 import uuid
 import warnings
+
+from .requirements import LIBRARIES, OPENCV, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 CHECKPOINTS = ('spot-mini-edge', 'spot-mini-cloud')
 API_KEY = 'SPOTVLM_API_KEY'
 DDS_TIMEOUT = 5.0
-SERVING = f'{sys.executable} -m pip install "transformers[serving]==5.23.*" "setuptools<80"'
+SERVING = f'{sys.executable} -m pip install "{TRANSFORMERS.requirement}" "{SETUPTOOLS}"'
 
 OK, MISSING, OPTIONAL = 'ok', 'missing', 'optional'
 
@@ -133,7 +136,7 @@ def setup_command() -> str:
     return 'make setup, in the checkout of spotvlm'
 
 
-def version_of(module: Any, distribution: str) -> str:
+def version_of(module: ModuleType, distribution: str) -> str:
     """Return the version of an imported module."""
     try:
         return importlib.metadata.version(distribution)
@@ -143,7 +146,9 @@ def version_of(module: Any, distribution: str) -> str:
 
 def is_installed(module: str) -> bool:
     """Return whether a module can be found, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    spec = importlib.util.find_spec(module)
+    # A mere folder of that name, such as launch/ here, is found without an origin.
+    return spec is not None and spec.origin is not None
 
 
 # --- checks ---------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ def check_python() -> Iterator[Finding]:
     if wrapper.exists() and Path(sys.prefix) != ROOT / '.venv':
         yield Finding('environment', OPTIONAL, 'this Python is not the one of make setup',
                       f'{wrapper} doctor')
-    if sys.version_info >= (3, 11):
+    if sys.version_info >= (3, 11):  # noqa: UP036
         yield Finding('Python', OK, found)
     else:
         yield Finding('Python', MISSING, f'{found}; 3.11 or later is needed',
@@ -280,37 +285,31 @@ def check_opencv() -> Iterator[Finding]:
     else:
         yield Finding('opencv', MISSING, f'{cv2.__version__} breaks cv_bridge and lacks the '
                                          'cascade classifiers',
-                      f'{sys.executable} -m pip install "opencv-python-headless>=4.8,<5"')
+                      f'{sys.executable} -m pip install "{OPENCV.requirement}"')
 
 
 def check_libraries() -> Iterator[Finding]:
     """Import the other Python packages."""
-    libraries = (
-        ('numpy', 'numpy'), ('openai', 'openai'), ('pydantic', 'pydantic'),
-        ('rosbags', 'rosbags'), ('yaml', 'PyYAML'), ('rich', 'rich'), ('psutil', 'psutil'),
-        ('PIL', 'pillow'), ('matplotlib', 'matplotlib'),
-    )
-    for name, distribution in libraries:
+    with_own_check = (TORCH, TRANSFORMERS, OPENCV)
+    for library in LIBRARIES:
+        if library in with_own_check:
+            continue
+        name = library.name
         try:
-            version = version_of(importlib.import_module(name), distribution)
+            version = version_of(importlib.import_module(library.module), name)
         except Exception as error:
-            yield Finding(distribution, MISSING, first_line(error), setup_command())
+            yield Finding(name, MISSING, first_line(error), setup_command())
             continue
         if name == 'pydantic' and version.startswith('1.'):
-            yield Finding(distribution, MISSING, f'{version}; 2 or later is needed',
+            yield Finding(name, MISSING, f'{version}; 2 or later is needed',
                           setup_command())
         else:
-            yield Finding(distribution, OK, version)
+            yield Finding(name, OK, version)
 
 
 def check_ros_extras() -> Iterator[Finding]:
     """Look for the ROS packages that are used where they are installed."""
-    uses = (
-        ('cv_bridge', 'our own image conversion is used'),
-        ('vision_msgs', 'focus/detections is not published'),
-        ('launch_ros', 'no launch files; `spotvlm run` starts the same graph'),
-    )
-    for name, without in uses:
+    for name, without in ROS_OPTIONAL.items():
         if is_installed(name):
             yield Finding(name, OK, 'installed')
             continue
@@ -358,7 +357,7 @@ def check_dds() -> Iterator[Finding]:
     # Two contexts are two DDS participants, which have to discover each other through the
     # network stack. Names of their own: nothing of a running graph is touched.
     sender, receiver = Context(), Context()
-    received: list[Any] = []
+    received: list[object] = []
     try:
         start = time.monotonic()
         nodes = []
@@ -399,7 +398,7 @@ def check_http() -> Iterator[Finding]:
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Keep quiet."""
 
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hello)

@@ -38,25 +38,27 @@ class Library:
 
     @property
     def name(self) -> str:
-        """Return the name of the project on PyPI."""
-        return project_name(self.requirement)
+        """Return the name of the project on PyPI, as it spells it."""
+        return re.split(r'[\[<>=!~; ]', self.requirement)[0]
 
 
 def project_name(requirement: str) -> str:
     """Return the name of the project in a requirement, in the normal form of PEP 503."""
-    return re.sub(r'[-_.]+', '-', re.split(r'[\[<>=!~; ]', requirement.strip())[0]).lower()
+    return re.sub(r'[-_.]+', '-', re.split(r'[\[<>=!~; ]', requirement)[0]).lower()
 
 
 # Any other torch 2 would do; 2.13.0 is what everything is tested with.
 TORCH = Library('torch', 'torch==2.13.0', 'python3-torch')
 # opencv 5 lost the cascade classifiers and breaks cv_bridge.
 OPENCV = Library('cv2', 'opencv-python-headless>=4.8,<5', 'python3-opencv', True)
+# No torchvision: the wheel that matches the CPU build of torch fails on import, and takes
+# transformers down with it.
+TRANSFORMERS = Library('transformers', 'transformers[serving]==5.23.*',
+                       'python3-transformers-pip')
 LIBRARIES = (
     TORCH,
     OPENCV,
-    # No torchvision: the wheel that matches the CPU build of torch fails on import, and takes
-    # transformers down with it.
-    Library('transformers', 'transformers[serving]==5.23.*', 'python3-transformers-pip'),
+    TRANSFORMERS,
     Library('openai', 'openai', 'python3-openai-pip'),
     # rosdep has no key for it; openai is built on it.
     Library('httpx2', 'httpx2', 'python3-openai-pip'),

@@ -256,6 +256,7 @@ def test_pace_skips_what_is_late():
     assert pace.skipped >= 5 and len(shown) + pace.skipped == 15 and shown[-1] == 14 * 0.02
 
 
-def test_the_readmes_tables_are_those_of_the_declarations():
-    readme = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
-    assert markdown() in readme, 'run: spotvlm params --update README.md'
+def test_the_tables_of_parameters_are_those_of_the_declarations():
+    path = Path(__file__).resolve().parents[1] / 'docs' / 'parameters.md'
+    text = path.read_text(encoding='utf-8')
+    assert markdown() in text, 'run: spotvlm params --update docs/parameters.md'

@@ -29,7 +29,7 @@ from ..system.markdown import table
 WHEN: Mapping[Changeable, str] = {
     'at_start': 'at start', 'before_configure': 'before configure',
     'while_running': 'while running'}
-MARKS = ('<!-- parameters: made by `spotvlm params --update README.md` -->',
+MARKS = ('<!-- parameters: made by `spotvlm params --update docs/parameters.md` -->',
          '<!-- end of parameters -->')
 
 

@@ -41,7 +41,7 @@ def test_a_profile_is_found_where_the_package_is_installed_without_symlinks(tmp_
     index.mkdir(parents=True)
     (index / 'spotvlm_ros').touch()
     code = ('import spotvlm_ros\n'
-            'from spotvlm_ros.bench.spotbench.own import facts_query\n'
+            'from spotvlm_ros.bench.spotbench.own_data import facts_query\n'
             'print(spotvlm_ros.__file__, facts_query("driving").id)')
     found = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=100,

@@ -27,13 +27,14 @@ import pytest
 from spotvlm_ros.bench.spotbench import main, work
 from spotvlm_ros.bench.spotbench.cache import Cache
 from spotvlm_ros.bench.spotbench.controls import permuted, random_regions, true_regions
-from spotvlm_ros.bench.spotbench.delays import HEADLINE, NEVER, replies, Reply, TRACES
+from spotvlm_ros.bench.spotbench.delays import (
+    delivered_replies, DeliveredReply, HEADLINE, NEVER, TRACES)
 from spotvlm_ros.bench.spotbench.latencies import Latencies
-from spotvlm_ros.bench.spotbench.models import Edge
-from spotvlm_ros.bench.spotbench.replay import Extent, Replay
+from spotvlm_ros.bench.spotbench.models import CachedEdge
+from spotvlm_ros.bench.spotbench.replay import Replay, RunScope
 from spotvlm_ros.bench.spotbench.seeds import episodes
-from spotvlm_ros.bench.spotbench.streams import Plan, START_NS, WorldStream
-from spotvlm_ros.bench.spotbench.systems import edge_alone, transfer
+from spotvlm_ros.bench.spotbench.streams import Sampling, START_NS, WorldStream
+from spotvlm_ros.bench.spotbench.systems import edge_alone, Inputs, transfer
 from spotvlm_ros.bench.spotbench.wallclock import real_time
 from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge.model import EdgeModel
@@ -41,7 +42,7 @@ from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.guard import ODDS, OFF
 from spotvlm_ros.mini.shipped import checkpoint_path
 
-PLAN = Plan(seconds=2.0, scored_from_s=0.5)
+SAMPLING = Sampling(seconds=2.0, scored_from_s=0.5)
 TOOK = Latencies(0.004, 0.03, 0.035, 0.06, 0.004, 0.6, 'spot-mini-edge', 'a test')
 EPISODE = episodes('tune', 'driving day', 1)[0]
 
@@ -49,7 +50,7 @@ EPISODE = episodes('tune', 'driving day', 1)[0]
 @pytest.fixture(scope='module')
 def setup() -> work.Setup:
     found = work.Setup(checkpoint_path('spot-mini-edge'), checkpoint_path('spot-mini-cloud'),
-                       None, None, PLAN,
+                       None, None, SAMPLING,
                        TOOK)
     work.begin(found)
     return found
@@ -67,45 +68,47 @@ def counts(result: work.Result) -> tuple[dict, dict]:
 
 
 def test_two_replays_are_identical(setup):
-    extent = Extent(('fixed 0.5 s', NEVER), ablations=False, controls=False)
-    first = work.replay(EPISODE, extent, {'light': 'none'})
-    again = work.replay(EPISODE, extent, {'light': 'none'})
+    scope = RunScope(('fixed 0.5 s', NEVER), ablations=False, controls=False)
+    first = work.replay(EPISODE, scope, {'light': 'none'})
+    again = work.replay(EPISODE, scope, {'light': 'none'})
     assert counts(first) == counts(again) and first.tally.hits[0]
     systems = {name.system for name in first.tally.hits[0]}
     assert {'full', 'edge alone', 'own history', 'hold', 'fusion', 'majority'} <= systems
 
 
 def test_without_a_cloud_the_method_says_what_the_edge_alone_says(setup):
-    stream = WorldStream(EPISODE, PLAN)
-    edge = Edge(work.edge_model(), stream, Cache(None, ''))
-    alone = edge_alone(stream, edge, TOOK)
-    without = transfer('full', stream, edge, true_turns(stream), [], TOOK)
-    assert without.said == alone.said and without.answers == alone.answers
-    came = replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1, stream.frames[-1])
-    assert transfer('full', stream, edge, true_turns(stream), came, TOOK).said != alone.said
+    stream = WorldStream(EPISODE, SAMPLING)
+    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
+    inputs = Inputs(stream, edge, true_turns(stream), TOOK)
+    alone = edge_alone(inputs)
+    without = transfer('full', inputs, [])
+    assert without.published == alone.published and without.answers == alone.answers
+    came = delivered_replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1,
+                             stream.frames[-1])
+    assert transfer('full', inputs, came).published != alone.published
 
 
 def test_kept_answers_are_those_of_the_model(setup, tmp_path):
-    stream = WorldStream(EPISODE, PLAN)
+    stream = WorldStream(EPISODE, SAMPLING)
     cache = Cache(tmp_path, 'edge')
-    first = Edge(work.edge_model(), stream, cache)
+    first = CachedEdge(work.edge_model(), stream, cache)
     context = Context(stream.query.id, START_NS, (Fact('light', 'red', START_NS),))
     asked = ((START_NS,), (START_NS, context, False, OFF), (START_NS, None, True))
     said = [first(*each) for each in asked]
     cache.save()
-    kept = Edge(None, stream, Cache(tmp_path, 'edge'))  # no model: everything must be known
+    kept = CachedEdge(None, stream, Cache(tmp_path, 'edge'))  # no model: everything must be known
     assert [kept(*each) for each in asked] == said
     assert said[1].used_context and not said[0].used_context
 
 
 def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
-    stream = WorldStream(EPISODE, PLAN)
-    edge = Edge(work.edge_model(), stream, Cache(None, ''))
+    stream = WorldStream(EPISODE, SAMPLING)
+    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
     guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=ODDS))
-    came = [Reply(START_NS, START_NS)]
-    run = transfer('full', stream, edge, true_turns(stream), came, TOOK)
+    came = [DeliveredReply(START_NS, START_NS)]
+    run = transfer('full', Inputs(stream, edge, true_turns(stream), TOOK), came)
     twice = 0
-    for said in run.said:
+    for said in run.published:
         context, answer = run.contexts[said.stamp_ns], run.answers[said.stamp_ns]
         same = guarded.answer(stream.image(said.stamp_ns), stream.query, context, said.stamp_ns)
         assert {f.key: f.value for f in same.facts} == said.values
@@ -117,18 +120,18 @@ def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
 
 
 def test_shifted_labels_lower_the_score_of_the_truth(setup):
-    stream = WorldStream(episodes('tune', 'driving day', 2)[1], Plan(seconds=16.0))
-    edge = Edge(work.edge_model(), stream, Cache(None, ''))
+    stream = WorldStream(episodes('tune', 'driving day', 2)[1], Sampling(seconds=16.0))
+    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
     stream.edge = stream.edge[:5]
-    run = Replay(stream, Plan(), edge, {}, TOOK, {'light': 'none'})
-    run.run(Extent((), controls=False))
+    run = Replay(Inputs(stream, edge, {}, TOOK), Sampling(), {'light': 'none'})
+    run.run(RunScope((), controls=False))
     hits, tries = run.tally.hits[0], run.tally.tries[0]
     shifted = {n.system: hits[n] / tries[n] for n in tries if n.slice.startswith('labels')}
     assert shifted['truth'] < 0.9
 
 
 def test_controls_change_only_what_they_say(setup):
-    stream = WorldStream(EPISODE, PLAN)
+    stream = WorldStream(EPISODE, SAMPLING)
     stamp = stream.edge[4]
     told = true_turns(stream)[stream.keys[0]].facts
     context = Context(stream.query.id, stamp, told,
@@ -142,9 +145,10 @@ def test_controls_change_only_what_they_say(setup):
 
 
 def test_real_time_publishes_after_each_frame(setup):
-    stream = WorldStream(EPISODE, PLAN)
+    stream = WorldStream(EPISODE, SAMPLING)
     turns = true_turns(stream)
-    came = replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1, stream.frames[-1])
+    came = delivered_replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1,
+                             stream.frames[-1])
     said = real_time(stream, work.edge_model(), turns, came)
     assert len(said) >= len(stream.edge) // 3   # the machine may be busy
     assert all(s.at_ns > s.stamp_ns and s.stamp_ns in stream.edge for s in said)
@@ -159,7 +163,7 @@ def write_video(path: Path, stream: WorldStream) -> None:
 
 
 def test_a_video_with_labels_is_scored(tmp_path, capsys):
-    stream = WorldStream(EPISODE, Plan(seconds=2.5, scored_from_s=0.5))
+    stream = WorldStream(EPISODE, Sampling(seconds=2.5, scored_from_s=0.5))
     write_video(tmp_path / 'drive.mp4', stream)
     labels = [json.dumps({'t': (s - START_NS) / NS, 'facts': dict(stream.truth(s))})
               for s in stream.labels]

@@ -24,11 +24,12 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.bench.spotbench import cells, stats, systems
-from spotvlm_ros.bench.spotbench.delays import HEADLINE, NEVER, replies, Reply, Trace, TRACES
-from spotvlm_ros.bench.spotbench.models import Answer
-from spotvlm_ros.bench.spotbench.score import age_name, latest, right, Said, size_name
+from spotvlm_ros.bench.spotbench.delays import (
+    delivered_replies, DeliveredReply, HEADLINE, NEVER, Trace, TRACES)
+from spotvlm_ros.bench.spotbench.models import CachedAnswer
+from spotvlm_ros.bench.spotbench.score import age_name, latest, PublishedAnswer, right, size_name
 from spotvlm_ros.bench.spotbench.seeds import BASE, episodes, SETS
-from spotvlm_ros.bench.spotbench.tally import Name, Tally
+from spotvlm_ros.bench.spotbench.tally import CountKey, Tally
 from spotvlm_ros.method.facts import Fact, NS, Query, Source, Turn
 from spotvlm_ros.mini.worlds import TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
@@ -36,39 +37,39 @@ QUERY = Query('scene', 'What?', 'facts', {'a': ('0', '1'), 'b': ('0', '1')}, dea
 KEYS = [NS * i for i in range(10)]
 
 
-def said(at: float, about: float, a: str = '0', b: str = '0') -> Said:
-    return Said(int(at * NS), int(about * NS), {'a': a, 'b': b})
+def published(at: float, about: float, a: str = '0', b: str = '0') -> PublishedAnswer:
+    return PublishedAnswer(int(at * NS), int(about * NS), {'a': a, 'b': b})
 
 
 def turn(stamp: int, a: str = '1', b: str = '1') -> Turn:
     return Turn(QUERY.id, stamp, Source.CLOUD, (Fact('a', a, stamp), Fact('b', b, stamp)))
 
 
-def alone(confidence: float, stamps: list[float]) -> systems.Run:
-    answers = {int(s * NS): Answer((Fact('a', '0', int(s * NS), confidence),
-                                    Fact('b', '0', int(s * NS), 0.99)), False, False)
+def alone(confidence: float, stamps: list[float]) -> systems.SystemRun:
+    answers = {int(s * NS): CachedAnswer((Fact('a', '0', int(s * NS), confidence),
+                                          Fact('b', '0', int(s * NS), 0.99)), False, False)
                for s in stamps}
-    return systems.Run([said(s + 0.1, s) for s in stamps], answers, {})
+    return systems.SystemRun([published(s + 0.1, s) for s in stamps], answers, {})
 
 
 def test_what_counts_is_the_latest_answer_published_by_then():
-    first, second = said(1.0, 0.9), said(2.0, 1.9)
+    first, second = published(1.0, 0.9), published(2.0, 1.9)
     found = latest([second, first], [int(t * NS) for t in (0.5, 0.999, 1.0, 1.999, 2.0, 9.0)])
     assert found == [None, None, first, first, second, second]
 
 
 def test_a_late_answer_about_an_old_frame_counts_if_it_was_published_last():
-    assert latest([said(1.0, 0.9), said(2.0, 0.1)], [3 * NS])[0].stamp_ns == NS // 10
+    assert latest([published(1.0, 0.9), published(2.0, 0.1)], [3 * NS])[0].stamp_ns == NS // 10
 
 
 def test_no_answer_is_a_miss_and_each_fact_counts_by_itself():
     truth = [{'a': '0', 'b': '1'}, {'a': '0', 'b': '1'}]
-    assert right([None, said(0, 0)], truth, ('a', 'b')).tolist() == [
+    assert right([None, published(0, 0)], truth, ('a', 'b')).tolist() == [
         [False, False], [True, False]]
 
 
 def test_a_fact_without_a_label_is_never_right():
-    assert right([said(0, 0)], [{'a': '0'}], ('a', 'b')).tolist() == [[True, False]]
+    assert right([published(0, 0)], [{'a': '0'}], ('a', 'b')).tolist() == [[True, False]]
 
 
 def test_slices_have_names_by_their_bounds():
@@ -81,30 +82,29 @@ def test_slices_have_names_by_their_bounds():
 
 def test_hold_never_goes_back_to_an_older_frame():
     turns = {s: turn(s) for s in KEYS}
-    came = [Reply(KEYS[2], 3 * NS), Reply(KEYS[1], 4 * NS), Reply(KEYS[3], 5 * NS)]
+    came = [DeliveredReply(KEYS[n], at * NS) for n, at in ((2, 3), (1, 4), (3, 5))]
     assert [s.stamp_ns for s in systems.hold(turns, came)] == [KEYS[2], KEYS[3]]
 
 
 def test_deadline_takes_the_cloud_only_when_it_is_in_time():
     turns, run = {s: turn(s) for s in KEYS}, alone(0.9, [1.0, 2.0])
-    came = [Reply(KEYS[1], int(1.25 * NS)), Reply(KEYS[2], int(2.35 * NS))]
-    stream = type('Stream', (), {'query': QUERY})
-    found = latest(systems.deadline(stream, run, turns, came), [int(1.2 * NS), int(1.3 * NS),
-                                                                3 * NS])
+    came = [DeliveredReply(KEYS[1], int(1.25 * NS)), DeliveredReply(KEYS[2], int(2.35 * NS))]
+    answers = systems.deadline(run, systems.hold(turns, came), QUERY.deadline_s)
+    found = latest(answers, [int(1.2 * NS), int(1.3 * NS), 3 * NS])
     assert found[0] is None                      # waited for, and in time
     assert found[1].values['a'] == '1'
     assert found[2].values['a'] == '0'           # 0.35 s: the edge's
 
 
 def test_cascade_waits_for_the_cloud_and_fusion_does_not():
-    turns, came = {s: turn(s) for s in KEYS}, [Reply(KEYS[1], 3 * NS)]
+    held = systems.hold({s: turn(s) for s in KEYS}, [DeliveredReply(KEYS[1], 3 * NS)])
     unsure = alone(0.5, [1.0, 2.0, 3.0])
-    asked = systems.cascade(unsure, turns, came, 0.8)
+    asked = systems.cascade(unsure, held, 0.8)
     assert [s.at_ns for s in asked] == [3 * NS]
-    mixed = latest(systems.fusion(unsure, turns, came, 0.8), [int(2.2 * NS), int(3.2 * NS)])
+    mixed = latest(systems.fusion(unsure, held, 0.8), [int(2.2 * NS), int(3.2 * NS)])
     assert mixed[0].values == {'a': '0', 'b': '0'}
     assert mixed[1].values == {'a': '1', 'b': '0'}   # only what the edge was unsure of
-    assert len(systems.cascade(alone(0.9, [1.0, 2.0]), turns, came, 0.8)) == 2
+    assert len(systems.cascade(alone(0.9, [1.0, 2.0]), held, 0.8)) == 2
 
 
 def test_a_slow_model_leaves_frames_out():
@@ -116,7 +116,8 @@ def test_a_slow_model_leaves_frames_out():
 @pytest.mark.parametrize('name', TRACES)
 def test_delays_are_the_same_every_time_and_of_no_other_seed(name):
     trace = TRACES[name]
-    first, again, other = (replies(trace, KEYS, QUERY, seed, 20 * NS) for seed in (5, 5, 6))
+    first, again, other = (delivered_replies(trace, KEYS, QUERY, seed, 20 * NS)
+                           for seed in (5, 5, 6))
     assert first == again
     assert all(r.at_ns >= r.stamp_ns for r in first)
     assert [r.at_ns for r in first] == sorted(r.at_ns for r in first)
@@ -126,29 +127,29 @@ def test_delays_are_the_same_every_time_and_of_no_other_seed(name):
 
 def test_delays_do_what_they_say():
     end = 20 * NS
-    assert replies(TRACES[NEVER], KEYS, QUERY, 1, end) == []
-    assert [r.at_ns - r.stamp_ns for r in replies(TRACES['fixed 0.5 s'], KEYS, QUERY, 1, end)
-            ] == [NS // 2] * len(KEYS)
+    assert delivered_replies(TRACES[NEVER], KEYS, QUERY, 1, end) == []
+    half = delivered_replies(TRACES['fixed 0.5 s'], KEYS, QUERY, 1, end)
+    assert [r.at_ns - r.stamp_ns for r in half] == [NS // 2] * len(KEYS)
     # Two in flight: at a delay of 4 s, two requests go, then none until the first is back.
-    assert [r.stamp_ns // NS for r in replies(TRACES['fixed 4 s'], KEYS, QUERY, 1, end)
+    assert [r.stamp_ns // NS for r in delivered_replies(TRACES['fixed 4 s'], KEYS, QUERY, 1, end)
             ] == [0, 1, 4, 5, 8, 9]
     many = [NS * i for i in range(2000)]
     for trace in (TRACES[HEADLINE], TRACES['heavy tail']):
         found = [trace.delay_s(1, i) for i in range(2000)]
         assert math.isclose(float(np.median(found)), 2.0, rel_tol=0.06)
     assert 0.25 < np.mean([math.isinf(TRACES['loss'].delay_s(1, i)) for i in range(2000)]) < 0.35
-    late = [r.stamp_ns for r in replies(TRACES['reorder'], many, QUERY, 1, 2100 * NS)]
+    late = [r.stamp_ns for r in delivered_replies(TRACES['reorder'], many, QUERY, 1, 2100 * NS)]
     assert late != sorted(late)
-    out = [r.at_ns for r in replies(TRACES['outage'], many, QUERY, 1, 2100 * NS)]
+    out = [r.at_ns for r in delivered_replies(TRACES['outage'], many, QUERY, 1, 2100 * NS)]
     assert not [t for t in out if 700 * NS <= t < 1400 * NS]
     assert [t for t in out if t < 700 * NS] and [t for t in out if t >= 1400 * NS]
 
 
 def test_a_lost_answer_frees_its_place():
     trace = Trace('all lost', '', 1.0, lost=1.0)
-    assert replies(trace, KEYS, QUERY, 1, 20 * NS) == []
-    half = replies(Trace('half', '', 1.0, lost=0.5), [NS * i for i in range(200)], QUERY, 1,
-                   300 * NS)
+    assert delivered_replies(trace, KEYS, QUERY, 1, 20 * NS) == []
+    half = delivered_replies(Trace('half', '', 1.0, lost=0.5), [NS * i for i in range(200)],
+                             QUERY, 1, 300 * NS)
     assert 70 < len(half) < 130
 
 
@@ -180,9 +181,9 @@ def tallies() -> list[Tally]:
     for unit in range(3):
         tally = Tally()
         for system, hits in (('full', 8 + unit), ('edge alone', 6), ('hold', 5)):
-            tally.add(0, Name(system, HEADLINE, 'all', 'accuracy'), hits, 10)
+            tally.add(0, CountKey(system, HEADLINE, 'all', 'accuracy'), hits, 10)
         if unit < 2:
-            tally.add(0, Name('still', HEADLINE, 'all', 'accuracy'), 7, 10)
+            tally.add(0, CountKey('still', HEADLINE, 'all', 'accuracy'), 7, 10)
         found.append(tally)
     return found
 
@@ -197,7 +198,7 @@ def test_results_have_the_documented_form(tmp_path):
                               'n_episodes']
         assert cell['ci95'] is None or cell['ci95'][0] <= cell['value'] <= cell['ci95'][1]
     assert cells.read(tmp_path / 'results.json') == (found, {'commit': 'abc'})
-    table = cells.Table(found)
+    table = cells.CellTable(found)
     assert table.worlds == ['near', 'far', cells.ALL_SETS]
     assert table.get('near', 'full').value == 0.9
     assert table.get(cells.ALL_SETS, 'full').n_episodes == 6

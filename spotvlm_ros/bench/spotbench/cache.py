@@ -27,9 +27,10 @@ from typing import Any
 from ...method.facts import Fact, Region
 
 PACKAGE = Path(__file__).resolve().parents[2]
-# What shapes an answer besides the checkpoint: frames, prompts, views, the engine.
-CODE = ('mini/**/*.py', 'method/prompt.py', 'method/focus.py', 'method/facts.py', 'edge/**/*.py',
-        'cloud/parse.py', 'bench/spotbench/models.py')
+# What shapes an answer besides the checkpoint: frames, JPEG, prompts, views, the engine, defaults.
+CODE = ('mini/**/*.py', 'method/prompt.py', 'method/focus.py', 'method/facts.py',
+        'method/history.py', 'edge/**/*.py', 'cloud/parse.py', 'config/nodes.py',
+        'frames/pixels.py', 'bench/spotbench/models.py')
 
 
 def fingerprint(files: Iterable[Path]) -> str:

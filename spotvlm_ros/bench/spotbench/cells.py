@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from . import stats
 from .delays import HEADLINE
 from .systems import ALONE, BASELINES, FULL, SYSTEMS
-from .tally import Name, Tally
+from .tally import CountKey, Tally
 
 ALL_SETS = 'all sets'
 PARTS = ('all', 'changed', 'unchanged')
@@ -53,11 +53,11 @@ class Counts:
         self.units = [(tally.hits[block], tally.tries[block]) for tally in tallies
                       for block in sorted(tally.hits)]
 
-    def names(self) -> list[Name]:
+    def names(self) -> list[CountKey]:
         """Return everything that was counted."""
         return sorted({name for _, tries in self.units for name in tries})
 
-    def of(self, name: Name) -> tuple[list[float], list[float]]:
+    def of(self, name: CountKey) -> tuple[list[float], list[float]]:
         """Return hits and tries per unit."""
         return [h[name] for h, _ in self.units], [t[name] for _, t in self.units]
 
@@ -78,14 +78,14 @@ def cells(worlds: Mapping[str, Sequence[Tally]]) -> list[Cell]:
     return found
 
 
-def _cell(world: str, name: Name, counts: Counts) -> Cell:
+def _cell(world: str, name: CountKey, counts: Counts) -> Cell:
     hits, tries = counts.of(name)
     n = sum(t > 0 for t in tries)
     value, interval = stats.share(hits, tries)
     return Cell(world, *name, round(value, 4), _rounded(interval, n), n)
 
 
-def _gains(world: str, name: Name, counts: Counts) -> list[Cell]:
+def _gains(world: str, name: CountKey, counts: Counts) -> list[Cell]:
     """Return how much a system is above the edge alone, and the method above each other."""
     against = {ALONE: 'gain'} if name.system != ALONE else {}
     if name.system == FULL:
@@ -116,11 +116,11 @@ def _rounded(interval: Sequence[float], n: int) -> tuple[float, float] | None:
     return round(interval[0], 4), round(interval[1], 4)
 
 
-class Table:
+class CellTable:
     """Cells by what they are about."""
 
     def __init__(self, all_cells: Iterable[Cell]) -> None:
-        """Index."""
+        """Hold cells by world, system, delay, slice and metric."""
         self._cells = {c[:5]: c for c in all_cells}
         self.worlds = list(dict.fromkeys(c[0] for c in self._cells))
         self.delays = list(dict.fromkeys(c[2] for c in self._cells))

@@ -83,15 +83,15 @@ QUICK = (HEADLINE, 'fixed 0.5 s', 'fixed 9 s', NEVER)
 
 
 @dataclass(frozen=True)
-class Reply:
+class DeliveredReply:
     """The cloud's answer about one keyframe comes then."""
 
     stamp_ns: int
     at_ns: int
 
 
-def replies(trace: Trace, frames: Sequence[int], query: Query, seed: int, end_ns: int,
-            max_in_flight: int = MAX_IN_FLIGHT) -> list[Reply]:
+def delivered_replies(trace: Trace, frames: Sequence[int], query: Query, seed: int, end_ns: int,
+                      max_in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
     """
     Return the replies that arrive, by arrival.
 
@@ -99,7 +99,7 @@ def replies(trace: Trace, frames: Sequence[int], query: Query, seed: int, end_ns
     request that fails makes room when its answer would have come by the median delay.
     """
     begin, span = frames[0] if frames else 0, end_ns - (frames[0] if frames else 0)
-    found: list[Reply] = []
+    found: list[DeliveredReply] = []
     busy: list[int] = []
     sent: dict[str, int] = {}
     for number, stamp in enumerate(frames):
@@ -113,5 +113,5 @@ def replies(trace: Trace, frames: Sequence[int], query: Query, seed: int, end_ns
         busy.append(at)
         out = begin + trace.outage[0] * span <= at < begin + trace.outage[1] * span
         if not failed and not out and at <= end_ns:
-            found.append(Reply(stamp, at))
+            found.append(DeliveredReply(stamp, at))
     return sorted(found, key=lambda r: (r.at_ns, r.stamp_ns))

@@ -25,25 +25,29 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 import datetime
+from functools import partial
 import os
 from pathlib import Path
 import resource
 import subprocess
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import cells
 from .delays import HEADLINE, QUICK, TRACES
 from .latencies import FILE, Latencies
-from .replay import Extent
+from .replay import RunScope
 from .seeds import BASE, Episode, episodes, SETS
-from .streams import Plan
+from .streams import Sampling
 from .tally import Tally
 from ... import __version__
 from ...method.guard import ODDS
 from ...mini.hri.hands import DATA_SET
 from ...mini.shipped import checkpoint_path
 from ...system.machine import machine, StealTime
+
+if TYPE_CHECKING:
+    from .work import Result, Setup
 
 HANDS_ENV = 'SPOTVLM_HANDS'
 REAL = 'hri real hands'
@@ -112,8 +116,8 @@ def _main(args: argparse.Namespace) -> int:
     if args.measure:
         return _measure(args)
     if args.bag or args.video:
-        from .own import run_own
-        return run_own(args)
+        from .own_data import run_own_data
+        return run_own_data(args)
     started, stolen = time.monotonic(), StealTime()
     hands = hands_folder(args.hands)
     sets = [s for s in args.sets if s != REAL or hands is not None]
@@ -122,14 +126,14 @@ def _main(args: argparse.Namespace) -> int:
               f'with --hands or {HANDS_ENV}', flush=True)
     if not sets:
         return 1
-    plan = Plan(seconds=FULL_SECONDS) if args.full else Plan()
-    worlds = _replayed(args, plan, sets, hands)
+    sampling = Sampling(seconds=FULL_SECONDS) if args.full else Sampling()
+    worlds = _replayed(args, sampling, sets, hands)
     found = cells.cells(worlds)
-    meta = _meta(args, plan, sets)
+    meta = _meta(args, sampling, sets)
     if args.wall_clock:
         from .wallclock import compare
         meanwhile = StealTime()
-        more, meta['wall_clock'] = compare(_setup(args, plan, hands), args.split, sets)
+        more, meta['wall_clock'] = compare(_setup(args, sampling, hands), args.split, sets)
         meanwhile.print_warning()
         found += more
     meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -151,9 +155,9 @@ def _report(out: Path, document: Path | None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from .latencies import measure
+    from .measure import measure_machine
     stolen = StealTime()
-    found = measure(checkpoint_path(args.edge), checkpoint_path(args.cloud))
+    found = measure_machine(checkpoint_path(args.edge), checkpoint_path(args.cloud))
     found.save()
     stolen.print_warning()
     for name, value in asdict(found).items():
@@ -169,41 +173,41 @@ def hands_folder(named: Path | None) -> Path | None:
     return named
 
 
-def _setup(args: argparse.Namespace, plan: Plan, hands: Path | None) -> Any:
+def _setup(args: argparse.Namespace, sampling: Sampling, hands: Path | None) -> Setup:
     from .work import Setup
     cache = None if args.no_cache else args.out / 'cache'
-    return Setup(checkpoint_path(args.edge), checkpoint_path(args.cloud), hands, cache, plan,
+    return Setup(checkpoint_path(args.edge), checkpoint_path(args.cloud), hands, cache, sampling,
                  Latencies.load(), args.guard_odds)
 
 
-def _replayed(args: argparse.Namespace, plan: Plan, sets: Sequence[str], hands: Path | None,
-              ) -> dict[str, list[Tally]]:
+def _replayed(args: argparse.Namespace, sampling: Sampling, sets: Sequence[str],
+              hands: Path | None) -> dict[str, list[Tally]]:
     """Return the counts of every episode, by set."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from .work import majority_values, other_context, Pool, replay
+    from .work import majority_values, other_context, replay, WorkerPool
     count = args.episodes or (FULL_EPISODES if args.full else QUICK_EPISODES)
     all_episodes = [e for s in sets for e in episodes(args.split, s, count)]
-    pool = Pool(_setup(args, plan, hands), args.jobs)
+    pool = WorkerPool(_setup(args, sampling, hands), args.jobs)
     try:
         with Progress('{task.description}', BarColumn(), MofNCompleteColumn(),
                       TimeElapsedColumn()) as bar:
             task = bar.add_task('majority classes of training seeds', total=len(sets))
             majority: dict[str, dict[str, str]] = {}
-            for i, values in pool.all([(majority_values, (s,)) for s in sets]):
+            for i, values in pool.run([partial(majority_values, s) for s in sets]):
                 majority[sets[i]] = values
                 bar.advance(task)
             task = bar.add_task('episodes: all systems', total=len(all_episodes))
-            results: dict[int, Any] = {}
-            calls = [(replay, (e, extent_of(args.full, e), majority[e.set]))
+            results: dict[int, Result] = {}
+            calls = [partial(replay, e, scope_of(args.full, e), majority[e.set])
                      for e in all_episodes]
-            for i, result in pool.all(calls):
+            for i, result in pool.run(calls):
                 results[i] = result
                 bar.advance(task)
             task = bar.add_task('episodes: context of another', total=len(all_episodes))
-            pairs = [(other_context, (e, results[_partner(i, all_episodes)].contexts))
+            pairs = [partial(other_context, e, results[_partner(i, all_episodes)].contexts)
                      for i, e in enumerate(all_episodes)]
-            for i, result in pool.all(pairs):
+            for i, result in pool.run(pairs):
                 _merge(results[i].tally, result.tally)
                 bar.advance(task)
     finally:
@@ -212,12 +216,12 @@ def _replayed(args: argparse.Namespace, plan: Plan, sets: Sequence[str], hands: 
             for s in sets}
 
 
-def extent_of(full: bool, episode: Episode) -> Extent:
+def scope_of(full: bool, episode: Episode) -> RunScope:
     """Return what is run on an episode."""
     if full:
-        return Extent(tuple(TRACES), ablation_delays=(HEADLINE, 'fixed 4 s', 'fixed 9 s'))
+        return RunScope(tuple(TRACES), ablation_delays=(HEADLINE, 'fixed 4 s', 'fixed 9 s'))
     ablated = episode.number < QUICK_ABLATED
-    return Extent(tuple(d for d in QUICK if ablated or d != 'fixed 0.5 s'), ablations=ablated)
+    return RunScope(tuple(d for d in QUICK if ablated or d != 'fixed 0.5 s'), ablations=ablated)
 
 
 def _partner(place: int, all_episodes: Sequence[Episode]) -> int:
@@ -232,7 +236,7 @@ def _merge(into: Tally, more: Tally) -> None:
             into.add(block, name, more.hits[block][name], tries)
 
 
-def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str, Any]:
+def _meta(args: argparse.Namespace, sampling: Sampling, sets: Sequence[str]) -> dict[str, object]:
     from .cache import code_hash, model_hash
     edge, cloud = checkpoint_path(args.edge), checkpoint_path(args.cloud)
     return {
@@ -241,7 +245,7 @@ def _meta(args: argparse.Namespace, plan: Plan, sets: Sequence[str]) -> dict[str
         'seeds': {'base': BASE[args.split], 'file': 'spotvlm_ros/bench/spotbench/seeds.py'},
         'models': {'edge': {'name': edge.name, 'hash': model_hash(edge)},
                    'cloud': {'name': cloud.name, 'hash': model_hash(cloud)}},
-        'code': code_hash(), 'guard_odds': args.guard_odds, 'plan': asdict(plan),
+        'code': code_hash(), 'guard_odds': args.guard_odds, 'plan': asdict(sampling),
         'latencies_charged': asdict(Latencies.load()),
         'delays': {t.name: t.text for t in TRACES.values()},
         'synthetic': 'worlds and delays are synthetic; hands in hri real hands are photographs'}

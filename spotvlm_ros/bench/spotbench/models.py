@@ -22,19 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import hashlib
 from pathlib import Path
-import time
 from typing import Any, Protocol
 
 import numpy as np
 
 from .cache import Cache, pack, unpack
-from .streams import Image, JPEG_QUALITY, Stream
+from .streams import JPEG_QUALITY, Stream
 from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
 from ...cloud.parse import parse_reply
 from ...config.nodes import BoxScale, ServerConfig
 from ...edge.answer import EdgeVLM
-from ...frames.pixels import decode_image, encode_jpeg
+from ...frames.pixels import decode_compressed, encode_jpeg, Image
 from ...method import guard, prompt
 from ...method.facts import Context, Fact, Query, Turn
 
@@ -43,7 +42,7 @@ GREY = 127              # of a blank picture
 
 
 @dataclass(frozen=True)
-class Answer:
+class CachedAnswer:
     """What the edge said."""
 
     facts: tuple[Fact, ...]
@@ -58,7 +57,7 @@ class Answer:
         return {f.key: f.value for f in self.facts}
 
 
-class Edge:
+class CachedEdge:
     """The edge model over one stream. The same input is answered once, which never shows."""
 
     def __init__(self, model: EdgeVLM, stream: Stream, cache: Cache,
@@ -68,7 +67,7 @@ class Edge:
         self._blank: Image | None = None
 
     def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
-                 guarded: bool = True) -> Answer:
+                 guarded: bool = True) -> CachedAnswer:
         """
         Answer about a frame, or about a blank picture in its place.
 
@@ -81,7 +80,7 @@ class Edge:
             lambda given: self._pass(stamp_ns, given, blank),
             lambda first, second, facts: replace(second, facts=facts, passes=2))
 
-    def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> Answer:
+    def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> CachedAnswer:
         key = _key(stamp_ns, context, blank)
         known = self._cache.get(key)
         if known is None:
@@ -89,7 +88,7 @@ class Edge:
             said = self._model.answer(image, self._stream.query, context, stamp_ns)
             known = [pack(said.facts), said.used_context, said.used_focus]
             self._cache.put(key, known)
-        return Answer(unpack(known[0], stamp_ns), known[1], known[2])
+        return CachedAnswer(unpack(known[0], stamp_ns), known[1], known[2])
 
     def _grey(self) -> Image:
         if self._blank is None:
@@ -133,7 +132,8 @@ class LocalCloud:
         text = self._processor.apply_chat_template(chat, add_generation_prompt=True)
         found: list[str | None] = []
         for i in range(0, len(images), BATCH):
-            part = [[decode(encode(image))] for image in images[i:i + BATCH]]
+            part = [[decode_compressed(encode_jpeg(image, JPEG_QUALITY))]
+                    for image in images[i:i + BATCH]]
             inputs = self._processor(images=part, text=[text] * len(part), padding=True,
                                      return_tensors='pt')
             with torch.inference_mode():
@@ -160,7 +160,8 @@ class RemoteCloud:
             try:
                 for image in images:
                     try:
-                        reply = await client.ask(encode(image), prompt.cloud_question(query))
+                        reply = await client.ask(encode_jpeg(image, JPEG_QUALITY),
+                                                 prompt.cloud_question(query))
                         self.round_trips_s.append(reply.round_trip_s)
                         found.append(reply.text)
                     except CloudError as error:
@@ -189,26 +190,3 @@ def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache,
             turns[stamp] = parse_reply(stream.query, text, stamp, stream.size,
                                        box_scale=box_scale).turn
     return turns
-
-
-def encode(image: Image) -> bytes:
-    """Return a picture as JPEG."""
-    return encode_jpeg(image, JPEG_QUALITY)
-
-
-def decode(data: bytes) -> Image:
-    """Return a JPEG as a picture."""
-    image = decode_image(data)
-    if image is None:
-        raise ValueError('a frame is no picture that OpenCV can decode; is the recording whole?')
-    return image
-
-
-def timed(run: Any, repeats: int) -> list[float]:
-    """Return what each of some calls took [s]."""
-    found = []
-    for i in range(repeats):
-        begin = time.perf_counter()
-        run(i)
-        found.append(time.perf_counter() - begin)
-    return found

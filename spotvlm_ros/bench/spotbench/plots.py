@@ -19,39 +19,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from .cells import ALL_SETS, Cell, Table
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .cells import ALL_SETS, Cell, CellTable
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
-from .systems import ALONE, FULL, OWN, SYSTEMS, UNGUARDED
+from .systems import ALONE, FULL, NO_GATE, OWN_HISTORY, STILL, SYSTEMS, UNGUARDED
 
 COLOURS = {FULL: '#0b5fa5', UNGUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
-           'fusion': '#1b9e77', OWN: '#9467bd', 'cloud only': '#e6a13c', 'deadline': '#8c564b',
-           'cascade': '#66a61e', 'majority': '#bbbbbb', 'context only': '#6baed6',
-           'focus only': '#74a9cf', 'no gate': '#2b8cbe', 'still': '#a6bddb'}
-CURVES = (FULL, ALONE, 'fusion', 'hold', OWN)
+           'fusion': '#1b9e77', OWN_HISTORY: '#9467bd', 'cloud only': '#e6a13c',
+           'deadline': '#8c564b', 'cascade': '#66a61e', 'majority': '#bbbbbb',
+           'context only': '#6baed6', 'focus only': '#74a9cf', NO_GATE: '#2b8cbe',
+           STILL: '#a6bddb'}
+CURVES = (FULL, ALONE, 'fusion', 'hold', OWN_HISTORY)
 WIDE = (9.5, 4.2)
 SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SHOWN_WORLDS = 6
 
 
-def draw_all(table: Table, out: Path) -> dict[str, Path]:
+def draw_all(table: CellTable, out: Path) -> dict[str, Path]:
     """Draw everything that there are figures for; return what was drawn, by title."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
+    pyplot.switch_backend('Agg')
     pyplot.rcParams.update({'font.size': 9, 'axes.spines.top': False,
                             'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
                             'axes.axisbelow': True, 'legend.frameon': False})
-    plots: dict[str, Callable[[Table, Any], Any]] = {
+    plots: dict[str, Callable[[CellTable], Figure | None]] = {
         'Accuracy by set': by_set, 'Accuracy over delay': over_delay,
         'Accuracy by age of the newest cloud answer': by_age, 'Help and harm': help_and_harm,
         'Latency and accuracy': pareto, 'Controls': controls,
         'Accuracy by size of the object': by_size}
     drawn = {}
     for title, draw in plots.items():
-        figure = draw(table, pyplot)
+        figure = draw(table)
         if figure is None:
             continue
         path = out / (draw.__name__ + '.png')
@@ -61,7 +63,7 @@ def draw_all(table: Table, out: Path) -> dict[str, Path]:
     return drawn
 
 
-def whole(table: Table) -> str:
+def whole(table: CellTable) -> str:
     """Return the world that stands for all."""
     return ALL_SETS if ALL_SETS in table.worlds else table.worlds[0]
 
@@ -73,14 +75,15 @@ def _error(cells: Sequence[Cell]) -> list[list[float]] | None:
             [max(0.0, c.ci95[1] - c.value) for c in cells if c.ci95]]
 
 
-def _points(axis: Any, x: Sequence[float], cells: Sequence[Cell], system: str, **how: Any) -> None:
+def _points(axis: Axes, x: Sequence[float], cells: Sequence[Cell], system: str,
+            linestyle: str = '-') -> None:
     strong = system == FULL
     axis.errorbar(x, [c.value for c in cells], _error(cells), color=COLOURS[system],
                   label=system, capsize=2, marker='o', markersize=5 if strong else 4,
-                  linewidth=2 if strong else 1.2, zorder=3 if strong else 2, **how)
+                  linewidth=2 if strong else 1.2, zorder=3 if strong else 2, linestyle=linestyle)
 
 
-def by_set(table: Table, pyplot: Any) -> Any:
+def by_set(table: CellTable) -> Figure:
     """Draw streaming accuracy at the headline delay, per set."""
     names = (*CURVES, 'deadline', 'cascade', 'cloud only', 'majority')
     figure, axis = pyplot.subplots(figsize=WIDE, layout='constrained')
@@ -97,7 +100,7 @@ def by_set(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def over_delay(table: Table, pyplot: Any) -> Any:
+def over_delay(table: CellTable) -> Figure:
     """Draw streaming accuracy over the delays that were run, per set."""
     worlds = table.worlds[:SHOWN_WORLDS]
     delays = [d for d in TRACES if table.get(whole(table), FULL, d)]
@@ -125,7 +128,7 @@ def over_delay(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def by_age(table: Table, pyplot: Any) -> Any:
+def by_age(table: CellTable) -> Figure:
     """Draw accuracy by the age of the newest cloud answer, for each delay that is telling."""
     ages = [s for s in table.slices if s.startswith('age ')]
     ages.sort(key=lambda s: float(s.split()[1]) if s.split()[1] != 'over' else 1e9)
@@ -154,9 +157,10 @@ def by_age(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def help_and_harm(table: Table, pyplot: Any) -> Any:
+def help_and_harm(table: CellTable) -> Figure:
     """Draw the share of facts put right and put wrong, against the edge alone."""
-    names = [n for n in (FULL, 'context only', 'focus only', 'no gate', UNGUARDED, 'fusion', OWN)
+    names = [n for n in (FULL, 'context only', 'focus only', NO_GATE, UNGUARDED, 'fusion',
+                         OWN_HISTORY)
              if table.get(whole(table), n, metric='help')]
     parts = ('all', 'changed', 'unchanged')
     figure, axes = pyplot.subplots(1, len(parts), figsize=(9.5, 3.6), layout='constrained',
@@ -176,15 +180,15 @@ def help_and_harm(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def pareto(table: Table, pyplot: Any) -> Any:
+def pareto(table: CellTable) -> Figure:
     """Draw accuracy over the time from a frame to the answer about it."""
     figure, axis = pyplot.subplots(figsize=(7.5, 4.2), layout='constrained')
     world = whole(table)
     for system in SYSTEMS.values():
-        said, late = table.get(world, system.name), table.get(world, system.name,
-                                                              metric='latency_s')
-        if said and late and system.kind != 'none' and not system.ablation:
-            _points(axis, [late.value], [said], system.name, linestyle='none')
+        accuracy = table.get(world, system.name)
+        late = table.get(world, system.name, metric='latency_s')
+        if accuracy and late and system.kind != 'none' and not system.ablation:
+            _points(axis, [late.value], [accuracy], system.name, linestyle='none')
     axis.set_xscale('log')
     axis.set_xticks(SECONDS, [f'{s:g}' for s in SECONDS])
     axis.set_xticks([], minor=True)
@@ -196,8 +200,8 @@ def pareto(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def controls(table: Table, pyplot: Any) -> Any:
-    """Draw what happens when the method is told lies."""
+def controls(table: CellTable) -> Figure | None:
+    """Draw what happens when the context is false."""
     world, part = whole(table), 'control frames'
     names = [n for n in ('full, same frames', 'edge alone, same frames', *CONTROLS, OTHER,
                          'blank image, no context')
@@ -220,7 +224,7 @@ def controls(table: Table, pyplot: Any) -> Any:
     return figure
 
 
-def by_size(table: Table, pyplot: Any) -> Any:
+def by_size(table: CellTable) -> Figure | None:
     """Draw accuracy by the longer side of the thing."""
     sizes = [s for s in ('size absent', 'size small', 'size medium', 'size large')
              if s in table.slices]

@@ -22,20 +22,19 @@ from dataclasses import dataclass
 
 from . import systems
 from .controls import BLANK, Change, CONTROLS, OTHER
-from .delays import HEADLINE, replies, Reply, Trace, TRACES
-from .latencies import Latencies
-from .models import Answer, Edge
-from .score import Said
-from .streams import Plan, Stream
-from .systems import ALONE, FULL, OWN, Run, SYSTEMS
-from .tally import Board, Name, Tally
-from ...method.facts import Context, Turn
+from .delays import delivered_replies, DeliveredReply, HEADLINE, Trace, TRACES
+from .models import CachedAnswer
+from .score import PublishedAnswer
+from .streams import Sampling
+from .systems import ALONE, FULL, Inputs, OWN_HISTORY, SystemRun, SYSTEMS
+from .tally import CountKey, StreamScorer, Tally
+from ...method.facts import Context
 
-NOT = '-'   # delay of systems that know none
+NO_DELAY = '-'   # delay of systems that know none
 
 
 @dataclass(frozen=True)
-class Extent:
+class RunScope:
     """How much is run."""
 
     delays: tuple[str, ...]
@@ -47,138 +46,137 @@ class Extent:
 class Replay:
     """Everything about one stream."""
 
-    def __init__(self, stream: Stream, plan: Plan, edge: Edge, turns: Mapping[int, Turn],
-                 took: Latencies, majority: Mapping[str, str] | None = None) -> None:
+    def __init__(self, inputs: Inputs, sampling: Sampling,
+                 majority: Mapping[str, str] | None = None) -> None:
         """Answer all frames without context, which everything is measured against."""
-        self.stream, self.plan, self.edge, self.turns, self.took = stream, plan, edge, turns, took
-        self.majority = ({'majority': [Said(stream.frames[0], stream.frames[0], majority)]}
+        self.inputs, self.stream, self.sampling = inputs, inputs.stream, sampling
+        begin_ns = self.stream.frames[0]
+        self.majority = ({'majority': [PublishedAnswer(begin_ns, begin_ns, majority)]}
                          if majority else {})
-        self.end_ns = max(*stream.frames, *stream.labels)
+        self.end_ns = max(*self.stream.frames, *self.stream.labels)
         self.tally = Tally()
-        self.board = Board(stream, self.tally)
-        self.alone = systems.edge_alone(stream, edge, took)
-        self.alone_grid = self.board.grid(self.alone.said)
-        self.full: dict[str, Run] = {}
+        self.scorer = StreamScorer(self.stream, self.tally)
+        self.alone = systems.edge_alone(inputs)
+        self.alone_grid = self.scorer.grid(self.alone.published)
+        self.full: dict[str, SystemRun] = {}
 
-    def run(self, extent: Extent) -> Tally:
+    def run(self, scope: RunScope) -> Tally:
         """Score every system at every delay, and the controls at the headline one."""
-        for delay in extent.delays:
-            self._delay(TRACES[delay], extent)
+        for delay in scope.delays:
+            self._delay(TRACES[delay], scope)
         self._oracle()
-        self._offline(ALONE, NOT, self.alone.answers)
+        self._offline(ALONE, NO_DELAY, self.alone.answers)
         self._check_of_the_check()
-        if extent.controls and HEADLINE in self.full:
+        if scope.controls and HEADLINE in self.full:
             for name, change in CONTROLS.items():
                 self.control(name, change, self.full[HEADLINE].contexts)
             self._steady_controls()
         return self.tally
 
-    def arrivals(self, trace: Trace, in_flight: int | None = None) -> list[Reply]:
+    def arrivals(self, trace: Trace, in_flight: int | None = None) -> list[DeliveredReply]:
         """Return the replies of a trace."""
         more = {} if in_flight is None else {'max_in_flight': in_flight}
-        return replies(trace, self.stream.keys, self.stream.query, self.stream.seed, self.end_ns,
-                       **more)
+        return delivered_replies(trace, self.stream.keys, self.stream.query, self.stream.seed,
+                                 self.end_ns, **more)
 
-    def transfer(self, name: str, came: Sequence[Reply]) -> Run:
+    def transfer(self, name: str, replies: Sequence[DeliveredReply]) -> SystemRun:
         """Run Context Transfer or a part of it."""
-        return systems.transfer(name, self.stream, self.edge, self.turns, came, self.took)
+        return systems.transfer(name, self.inputs, replies)
 
-    def _delay(self, trace: Trace, extent: Extent) -> None:
-        stream, alone, turns = self.stream, self.alone, self.turns
-        came = self.arrivals(trace)
-        one_by_one = self.arrivals(trace, in_flight=1)
-        held = systems.hold(turns, came)
-        full = self.full[trace.name] = self.transfer(FULL, came)
-        own = systems.own_history(stream, self.edge, full, self.took)
-        said = {
-            ALONE: alone.said, OWN: own.said, 'hold': held,
-            'cloud only': systems.hold(turns, one_by_one),
-            'deadline': systems.deadline(stream, alone, turns, came),
-            'cascade': systems.cascade(alone, turns, came, systems.UNSURE),
-            'fusion': systems.fusion(alone, turns, came, systems.UNSURE),
-            **self.majority, FULL: full.said}
-        runs = {FULL: full, OWN: own}
-        if extent.ablations and trace.name in extent.ablation_delays:
-            runs |= {s.name: self.transfer(s.name, came) for s in SYSTEMS.values() if s.ablation}
-        said |= {name: run.said for name, run in runs.items()}
-        slices = self.board.slices(held)
-        for name, published in said.items():
-            grid = self.board.grid(published)
-            self.board.streaming(name, trace.name, grid, self.alone_grid, slices)
-            self.board.answered(name, trace.name, published)
-            self.board.latency(name, trace.name, published)
+    def _delay(self, trace: Trace, scope: RunScope) -> None:
+        alone, turns = self.alone, self.inputs.turns
+        replies = self.arrivals(trace)
+        held = systems.hold(turns, replies)
+        full = self.full[trace.name] = self.transfer(FULL, replies)
+        runs = {FULL: full, OWN_HISTORY: systems.own_history(self.inputs, full)}
+        if scope.ablations and trace.name in scope.ablation_delays:
+            runs |= {s.name: self.transfer(s.name, replies)
+                     for s in SYSTEMS.values() if s.ablation}
+        published = {
+            ALONE: alone.published, 'hold': held,
+            'cloud only': systems.hold(turns, self.arrivals(trace, in_flight=1)),
+            'deadline': systems.deadline(alone, held, self.stream.query.deadline_s),
+            'cascade': systems.cascade(alone, held, systems.UNSURE),
+            'fusion': systems.fusion(alone, held, systems.UNSURE), **self.majority,
+            **{name: run.published for name, run in runs.items()}}
+        slices = self.scorer.slices(held)
+        for name, answers in published.items():
+            grid = self.scorer.grid(answers)
+            self.scorer.streaming(name, trace.name, grid, self.alone_grid, slices)
+            self.scorer.answered(name, trace.name, answers)
+            self.scorer.latency(name, trace.name, answers)
         for name, run in runs.items():
             self._offline(name, trace.name, run.answers)
             self._used(name, trace.name, run)
 
-    def _scored(self, answers: Mapping[int, Answer]) -> dict[int, Answer]:
+    def _scored(self, answers: Mapping[int, CachedAnswer]) -> dict[int, CachedAnswer]:
         return {s: a for s, a in answers.items() if s >= self.stream.labels[0]}
 
-    def _offline(self, system: str, delay: str, answers: Mapping[int, Answer]) -> None:
+    def _offline(self, system: str, delay: str, answers: Mapping[int, CachedAnswer]) -> None:
         """Count every answer against its own frame, no clock."""
         for stamp, answer in self._scored(answers).items():
-            self._frame(Name(system, delay, 'all', 'offline'), stamp, answer.values)
+            self._frame(CountKey(system, delay, 'all', 'offline'), stamp, answer.values)
 
-    def _used(self, system: str, delay: str, run: Run) -> None:
+    def _used(self, system: str, delay: str, run: SystemRun) -> None:
         for stamp, answer in self._scored(run.answers).items():
-            block = self.board.block_at(stamp)
+            block = self.scorer.block_at(stamp)
             for metric, used in (('context_used', answer.used_context),
                                  ('focus_used', answer.used_focus)):
-                self.tally.add(block, Name(system, delay, 'all', metric), used, 1)
+                self.tally.add(block, CountKey(system, delay, 'all', metric), used, 1)
 
-    def _frame(self, name: Name, stamp: int, said: Mapping[str, str]) -> None:
+    def _frame(self, name: CountKey, stamp: int, values: Mapping[str, str]) -> None:
         truth = self.stream.truth(stamp)
-        self.tally.add(self.board.block_at(stamp), name,
-                       sum(said.get(k) == v for k, v in truth.items()), len(truth))
+        self.tally.add(self.scorer.block_at(stamp), name,
+                       sum(values.get(k) == v for k, v in truth.items()), len(truth))
 
     def _oracle(self) -> None:
         """Count the cloud about its own frames: what it would be worth without any delay."""
-        for stamp, turn in self.turns.items():
+        name = CountKey('cloud, zero latency (oracle)', NO_DELAY, 'all', 'offline')
+        for stamp, turn in self.inputs.turns.items():
             if stamp >= self.stream.labels[0]:
-                self._frame(Name('cloud, zero latency (oracle)', NOT, 'all', 'offline'), stamp,
-                            systems.values(turn.facts))
+                self._frame(name, stamp, systems.values(turn.facts))
 
     def _check_of_the_check(self) -> None:
         """Score against labels of another time: a benchmark that works must notice."""
-        shift = self.plan.shift_s
+        shift = self.sampling.shift_s
         name = f'labels shifted by {shift:g} s'
-        everything = self.board.slices([])['all']
-        truth = [Said(t, t, self.stream.truth(t)) for t in self.stream.labels]
-        said = {'truth': truth, ALONE: self.alone.said, **self.majority}
-        said |= {FULL: self.full[d].said for d in self.full if d == HEADLINE}
-        for system, published in said.items():
-            delay = HEADLINE if system == FULL else NOT
-            self.board.count(Name(system, delay, name, 'accuracy'),
-                             self.board.grid(published, shift), everything)
+        everything = self.scorer.slices([])['all']
+        truth = [PublishedAnswer(t, t, self.stream.truth(t)) for t in self.stream.labels]
+        published = {'truth': truth, ALONE: self.alone.published, **self.majority}
+        published |= {FULL: self.full[d].published for d in self.full if d == HEADLINE}
+        for system, answers in published.items():
+            delay = HEADLINE if system == FULL else NO_DELAY
+            self.scorer.count(CountKey(system, delay, name, 'accuracy'),
+                              self.scorer.grid(answers, shift), everything)
 
     def control(self, name: str, change: Change, contexts: Mapping[int, Context]) -> None:
         """Ask the edge again with changed contexts, on every so many-th frame."""
         for stamp in self._control_frames():
             if stamp in contexts:
                 context = change(contexts[stamp], self.stream)
-                answer = self.edge(stamp, context, blank=name == BLANK)
+                answer = self.inputs.edge(stamp, context, blank=name == BLANK)
                 self._control(name, stamp, answer, context)
 
     def _steady_controls(self) -> None:
         """Count the unchanged answers on the frames of the controls."""
+        full, edge = self.full[HEADLINE], self.inputs.edge
         for stamp in self._control_frames():
-            if stamp in self.full[HEADLINE].contexts:
-                told = self.full[HEADLINE].contexts[stamp]
-                self._control('full, same frames', stamp, self.full[HEADLINE].answers[stamp],
-                              told)
-                self._control('edge alone, same frames', stamp, self.edge(stamp), told)
-                self._control('blank image, no context', stamp, self.edge(stamp, blank=True),
-                              told)
+            if stamp in full.contexts:
+                context = full.contexts[stamp]
+                for name, answer in (('full, same frames', full.answers[stamp]),
+                                     ('edge alone, same frames', edge(stamp)),
+                                     ('blank image, no context', edge(stamp, blank=True))):
+                    self._control(name, stamp, answer, context)
 
     def _control_frames(self) -> list[int]:
         scored = [s for s in self.stream.edge if s >= self.stream.labels[0]]
-        return scored[::self.plan.control_every]
+        return scored[::self.sampling.control_every]
 
-    def _control(self, name: str, stamp: int, answer: Answer, context: Context) -> None:
-        """Count right facts, and told facts that the answer repeats."""
-        self._frame(Name(name, HEADLINE, 'control frames', 'offline'), stamp, answer.values)
-        self.tally.add(self.board.block_at(stamp),
-                       Name(name, HEADLINE, 'control frames', 'repeats_context'),
+    def _control(self, name: str, stamp: int, answer: CachedAnswer, context: Context) -> None:
+        """Count right facts, and facts of the context that the answer repeats."""
+        self._frame(CountKey(name, HEADLINE, 'control frames', 'offline'), stamp, answer.values)
+        self.tally.add(self.scorer.block_at(stamp),
+                       CountKey(name, HEADLINE, 'control frames', 'repeats_context'),
                        sum(answer.values.get(f.key) == f.value for f in context.facts),
                        len(context.facts))
 

@@ -24,7 +24,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .cells import Cell, Table
+from .cells import Cell, CellTable
 from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
@@ -49,7 +49,7 @@ pre { background: #f5f5f5; padding: .6rem; font-size: 12px; overflow-x: auto }
 
 def report(cells: Sequence[Cell], meta: Mapping[str, Any], out: Path) -> None:
     """Print the table, draw the plots, write the page."""
-    table = Table(cells)
+    table = CellTable(cells)
     _print(table, meta)
     drawn = draw_all(table, out)
     (out / 'report.html').write_text(page(table, meta, drawn))
@@ -68,7 +68,7 @@ def text(cell: Cell | None, signed: bool = False) -> str:
     return f'{number} [{low}, {high}]'
 
 
-def headline(table: Table) -> tuple[list[str], Rows]:
+def headline(table: CellTable) -> tuple[list[str], Rows]:
     """Return streaming accuracy per system and set."""
     names = [s for s in SYSTEMS if s not in (FULL,) and any(
         table.get(w, s) for w in table.worlds) and not SYSTEMS[s].ablation]
@@ -78,7 +78,7 @@ def headline(table: Table) -> tuple[list[str], Rows]:
     return ['system', *table.worlds], rows
 
 
-def verdicts(table: Table) -> tuple[list[str], Rows]:
+def verdicts(table: CellTable) -> tuple[list[str], Rows]:
     """Return the method's gains, per set, in points of a hundred."""
     rows = [
         ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
@@ -97,7 +97,7 @@ def verdicts(table: Table) -> tuple[list[str], Rows]:
     return [FULL, *table.worlds], rows
 
 
-def ablations(table: Table) -> tuple[list[str], Rows]:
+def ablations(table: CellTable) -> tuple[list[str], Rows]:
     """Return what the full method has over each of its parts, on the same episodes."""
     rows = [[f'full minus {s.name}', *(
         text(table.get(w, FULL, HEADLINE, 'all', f'gain over {s.name}'), True)
@@ -105,7 +105,7 @@ def ablations(table: Table) -> tuple[list[str], Rows]:
     return ['points, same episodes', *table.worlds], [r for r in rows if any(r[1:])]
 
 
-def control_rows(table: Table) -> tuple[list[str], Rows]:
+def control_rows(table: CellTable) -> tuple[list[str], Rows]:
     """Return facts right, and told facts repeated, under each control."""
     names = ('full, same frames', 'edge alone, same frames', *CONTROLS, OTHER,
              'blank image, no context')
@@ -115,7 +115,7 @@ def control_rows(table: Table) -> tuple[list[str], Rows]:
     return ['control', 'facts right', 'told facts repeated'], [r for r in rows if any(r[1:])]
 
 
-def check_rows(table: Table) -> tuple[list[str], Rows]:
+def check_rows(table: CellTable) -> tuple[list[str], Rows]:
     """Return the check of the check: labels of another time."""
     part = next((s for s in table.slices if s.startswith('labels shifted')), '')
     rows = []
@@ -126,7 +126,7 @@ def check_rows(table: Table) -> tuple[list[str], Rows]:
     return [part or 'labels shifted', *table.worlds], [r for r in rows if any(r[1:])]
 
 
-def slice_rows(table: Table, prefix: str) -> tuple[list[str], Rows]:
+def slice_rows(table: CellTable, prefix: str) -> tuple[list[str], Rows]:
     """Return accuracy by task or key, the edge alone beside the full method."""
     parts = sorted(s for s in table.slices if s.startswith(prefix))
     rows = [[part.removeprefix(prefix), *(
@@ -135,7 +135,7 @@ def slice_rows(table: Table, prefix: str) -> tuple[list[str], Rows]:
     return [prefix.strip(), ALONE, FULL], rows
 
 
-def sections(table: Table) -> list[tuple[str, str, tuple[list[str], Rows]]]:
+def sections(table: CellTable) -> list[tuple[str, str, tuple[list[str], Rows]]]:
     """Return every table with its title and what it means."""
     return [
         ('Headline', f'Facts right at label times, percent, {HEADLINE} (synthetic): at each time '
@@ -157,12 +157,12 @@ def sections(table: Table) -> list[tuple[str, str, tuple[list[str], Rows]]]:
          check_rows(table))]
 
 
-def _print(table: Table, meta: Mapping[str, Any]) -> None:
+def _print(table: CellTable, meta: Mapping[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table as Rich
+    from rich.table import Table
     console = Console(width=max(150, Console().width))
     for title, _, (head, rows) in sections(table)[:5]:
-        shown = Rich(*head, title=title)
+        shown = Table(*head, title=title)
         for row in rows:
             shown.add_row(*row, style='bold' if row[0] == FULL else '')
         console.print(shown)
@@ -171,7 +171,7 @@ def _print(table: Table, meta: Mapping[str, Any]) -> None:
         console.print(f'wall clock minus replay, points: {agreement}')
 
 
-def markdown(table: Table, meta: Mapping[str, Any]) -> str:
+def markdown(table: CellTable, meta: Mapping[str, Any]) -> str:
     """Return the tables for docs/benchmark.md."""
     parts = [_about(meta)]
     for title, note, (head, rows) in sections(table):
@@ -190,7 +190,7 @@ def _about(meta: Mapping[str, Any]) -> str:
             f'{meta["synthetic"]}.')
 
 
-def page(table: Table, meta: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
+def page(table: CellTable, meta: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
     """Return the whole page."""
     body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(_about(meta))}</p>']
     plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}

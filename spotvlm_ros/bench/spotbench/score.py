@@ -36,7 +36,7 @@ SIZES_PX = {'small': 0.0, 'medium': 32.0, 'large': 80.0}   # lower ends, longer 
 
 
 @dataclass(frozen=True)
-class Said:
+class PublishedAnswer:
     """An answer about the frame of ``stamp_ns``, published at ``at_ns``."""
 
     at_ns: int
@@ -44,15 +44,17 @@ class Said:
     values: Values
 
 
-def latest(said: Sequence[Said], times_ns: Sequence[int]) -> list[Said | None]:
+def latest(published: Sequence[PublishedAnswer], times_ns: Sequence[int],
+           ) -> list[PublishedAnswer | None]:
     """Return, per time, the answer published last at or before it."""
-    order = sorted(said, key=lambda s: s.at_ns)  # stable: of two at once, the later listed
+    order = sorted(published, key=lambda s: s.at_ns)  # stable: of two at once, the later listed
     at = [s.at_ns for s in order]
     places = (bisect_right(at, t) for t in times_ns)
     return [order[i - 1] if i else None for i in places]
 
 
-def right(answers: Sequence[Said | None], truth: Sequence[Values], keys: Sequence[str]) -> Grid:
+def right(answers: Sequence[PublishedAnswer | None], truth: Sequence[Values],
+          keys: Sequence[str]) -> Grid:
     """Return which facts are right."""
     return np.array([[a is not None and k in t and a.values.get(k) == t[k] for k in keys]
                      for a, t in zip(answers, truth)], dtype=bool).reshape(len(truth), len(keys))

@@ -21,21 +21,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from .seeds import Episode
+from ...config.nodes import CloudNodeConfig
+from ...frames.pixels import Image
 from ...method.facts import Fact, NS, Query, Region
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world
 
-Image = npt.NDArray[np.uint8]   # height x width x 3, RGB
 START_NS = 1000 * NS            # stamp of every episode's first frame
-JPEG_QUALITY = 85               # of keyframes, as the cloud node has it by default
+JPEG_QUALITY = CloudNodeConfig().jpeg_quality
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sampling:
     """What of a stream is looked at. Rates divide those of the worlds (20 a second)."""
 
     seconds: float = 16.0
@@ -86,17 +84,18 @@ class Stream(Protocol):
 class WorldStream:
     """An episode of a miniature world."""
 
-    def __init__(self, episode: Episode, plan: Plan, hands: HandBank | None = None) -> None:
+    def __init__(self, episode: Episode, sampling: Sampling,
+                 hands: HandBank | None = None) -> None:
         """Prepare; frames are drawn when asked for, and kept."""
         self.name, self.seed, self.episode = episode.set, episode.seed, episode
         self._world = make_world(episode.world, episode.seed, episode.condition, hands)
         self.query = self._world.queries[0]
         self.size = self._world.size
-        self.frames = self._every(plan.flow_hz, plan.seconds)
-        self.edge = self._every(plan.edge_hz, plan.seconds)
-        self.keys = self._every(plan.key_hz, plan.seconds)
-        self.labels = [s for s in self._every(plan.label_hz, plan.seconds)
-                       if s >= START_NS + plan.scored_from_s * NS]
+        self.frames = self._every(sampling.flow_hz, sampling.seconds)
+        self.edge = self._every(sampling.edge_hz, sampling.seconds)
+        self.keys = self._every(sampling.key_hz, sampling.seconds)
+        self.labels = [s for s in self._every(sampling.label_hz, sampling.seconds)
+                       if s >= START_NS + sampling.scored_from_s * NS]
         self.blocks = [0] * len(self.labels)
         self._images: dict[int, Image] = {}
         self._known: dict[int, tuple[Fact, ...]] = {}

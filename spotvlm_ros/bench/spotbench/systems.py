@@ -26,16 +26,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .delays import Reply
+from .delays import DeliveredReply
 from .latencies import Latencies
-from .models import Answer, Edge
-from .score import Said
+from .models import CachedAnswer, CachedEdge
+from .score import PublishedAnswer
 from .streams import Stream
-from ...method.facts import Context, Fact, NS, Query, Source, Turn
+from ...method.facts import Context, Fact, NS, Source, Turn
 from ...method.gate import GateConfig
 from ...method.transfer import Transfer, TransferConfig
 
 Kind = Literal['edge', 'cloud', 'both', 'transfer', 'none']
+FULL, ALONE, OWN_HISTORY = 'full', 'edge alone', 'own history'
+UNGUARDED, NO_GATE, STILL = 'no guard', 'no gate', 'still'
 UNSURE = 0.8       # of the cascade and the fusion: below this the edge is not believed
 OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
@@ -52,9 +54,9 @@ class System:
 
 
 SYSTEMS = {s.name: s for s in (
-    System('edge alone', 'edge', 'the small model, no history'),
-    System('own history', 'edge', 'the edge told its own past answers, as many and as old as '
-           'what the full method tells it'),
+    System(ALONE, 'edge', 'the small model, no history'),
+    System(OWN_HISTORY, 'edge', 'the edge given its own past answers, as many and as old as '
+           'what the full method gives it'),
     System('hold', 'cloud', 'the newest cloud answer that has arrived'),
     System('cloud only', 'cloud', 'one request at a time, each answer stands until the next '
            'arrives'),
@@ -67,33 +69,42 @@ SYSTEMS = {s.name: s for s in (
     System('majority', 'none', 'the commonest value of each key in training episodes'),
     System('context only', 'transfer', 'history, no focus regions', ablation=True),
     System('focus only', 'transfer', 'focus regions, no history', ablation=True),
-    System('no gate', 'transfer', 'history and focus, nothing is ever dropped', ablation=True),
-    System('still', 'transfer', 'the full method with regions that are not carried along',
+    System(NO_GATE, 'transfer', 'history and focus, nothing is ever dropped', ablation=True),
+    System(STILL, 'transfer', 'the full method with regions that are not carried along',
            ablation=True),
-    System('no guard', 'transfer', 'history, focus and gate, in one pass: what the edge says with '
+    System(UNGUARDED, 'transfer', 'history, focus and gate, in one pass: what the edge says with '
            'them stands', ablation=True),
-    System('full', 'transfer', 'history, focus, gate and guard'),
+    System(FULL, 'transfer', 'history, focus, gate and guard'),
 )}
-FULL, ALONE, OWN, UNGUARDED = 'full', 'edge alone', 'own history', 'no guard'
 # What the full method is measured against; the oracle is apart, and so are its own parts.
 BASELINES = tuple(s.name for s in SYSTEMS.values() if s.kind != 'transfer')
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What all systems are given over one stream."""
+
+    stream: Stream
+    edge: CachedEdge
+    turns: Mapping[int, Turn]            # the cloud's answers, by the stamp of their keyframe
+    latencies: Latencies
+
+
 @dataclass
-class Run:
+class SystemRun:
     """What a system said over a stream."""
 
-    said: list[Said]
-    answers: dict[int, Answer]           # of the edge, by frame
+    published: list[PublishedAnswer]
+    answers: dict[int, CachedAnswer]     # of the edge, by frame
     contexts: dict[int, Context]         # what it was given, by frame
 
 
-def edge_alone(stream: Stream, edge: Edge, took: Latencies) -> Run:
+def edge_alone(inputs: Inputs) -> SystemRun:
     """Answer every frame without context."""
-    stamps = paced(stream.edge, took.alone_s)
-    answers = {s: edge(s) for s in stamps}
-    return Run([Said(s + int(took.alone_s * NS), s, a.values) for s, a in answers.items()],
-               answers, {})
+    seconds = inputs.latencies.alone_s
+    answers = {s: inputs.edge(s) for s in paced(inputs.stream.edge, seconds)}
+    return SystemRun([PublishedAnswer(s + int(seconds * NS), s, a.values)
+                      for s, a in answers.items()], answers, {})
 
 
 def paced(stamps: Sequence[int], seconds: float) -> list[int]:
@@ -105,108 +116,103 @@ def paced(stamps: Sequence[int], seconds: float) -> list[int]:
     return taken
 
 
-def transfer(name: str, stream: Stream, edge: Edge, turns: Mapping[int, Turn],
-             replies: Sequence[Reply], took: Latencies) -> Run:
-    """Run Context Transfer, or a part of it."""
-    query, config = stream.query, TransferConfig()
-    if name == 'no gate':
-        query, config = replace(query, ttl_s=FOREVER), replace(config, gate=OPEN_GATE)
-    if name == 'still':
-        config = replace(config, carry=False)
-    change: Callable[[Context], Context] = {
-        'context only': lambda c: replace(c, focus={}),
-        'focus only': lambda c: replace(c, facts=(), text='')}.get(name, lambda c: c)
-    return run_transfer(Transfer([query], config), query, stream, edge, turns, replies, took,
-                        change, name != UNGUARDED)
+# Parts of the method that differ in what of a context the edge is given.
+CONTEXT_PARTS: Mapping[str, Callable[[Context], Context]] = {
+    'context only': lambda context: replace(context, focus={}),
+    'focus only': lambda context: replace(context, facts=(), text='')}
 
 
-def run_transfer(method: Transfer, query: Query, stream: Stream, edge: Edge,
-                 turns: Mapping[int, Turn], replies: Sequence[Reply], took: Latencies,
-                 change: Callable[[Context], Context] = lambda c: c,
-                 guarded: bool = True) -> Run:
-    """Feed an instance of the method in the order of time."""
-    run = Run([], {}, {})
-    due: list[tuple[int, Turn]] = [(r.at_ns, turns[r.stamp_ns]) for r in replies
-                                   if r.stamp_ns in turns]
-    ticks, free_ns = set(stream.edge), 0
-    for now in stream.frames:
+def transfer(name: str, inputs: Inputs, replies: Sequence[DeliveredReply]) -> SystemRun:
+    """Run Context Transfer, or the part of it that ``name`` says, in the order of time."""
+    query = inputs.stream.query
+    part = CONTEXT_PARTS.get(name, lambda context: context)
+    method = Transfer([replace(query, ttl_s=FOREVER) if name == NO_GATE else query],
+                      TransferConfig(gate=OPEN_GATE if name == NO_GATE else GateConfig(),
+                                     carry=name != STILL))
+    run = SystemRun([], {}, {})
+    due = [(r.at_ns, inputs.turns[r.stamp_ns]) for r in replies if r.stamp_ns in inputs.turns]
+    answered, free_ns = set(inputs.stream.edge), 0
+    for now in inputs.stream.frames:
         for at, turn in [d for d in due if d[0] <= now]:
             method.add(turn)
             due.remove((at, turn))
-        method.frame(now, stream.image(now))
-        if now in ticks and now >= free_ns:
-            context = change(method.context(query.id, now))
-            answer = edge(now, context, guarded=guarded)
-            helped = answer.used_context or answer.used_focus
-            seconds = took.both_s if answer.passes > 1 else \
-                took.context_s if helped else took.alone_s
-            at = free_ns = now + int(seconds * NS)
+        method.frame(now, inputs.stream.image(now))
+        if now in answered and now >= free_ns:
+            context = part(method.context(query.id, now))
+            answer = inputs.edge(now, context, guarded=name != UNGUARDED)
+            at = free_ns = now + int(_seconds(answer, inputs.latencies) * NS)
             run.contexts[now], run.answers[now] = context, answer
-            run.said.append(Said(at, now, answer.values))
+            run.published.append(PublishedAnswer(at, now, answer.values))
             due.append((at, Turn(query.id, now, Source.EDGE, answer.facts)))
     return run
 
 
-def own_history(stream: Stream, edge: Edge, full: Run, took: Latencies) -> Run:
-    """Tell the edge its own answers where the full method tells what the cloud said."""
-    run, free_ns = Run([], {}, {}), 0
-    for now in stream.edge:
+def _seconds(answer: CachedAnswer, latencies: Latencies) -> float:
+    """Return what an answer with Context Transfer takes."""
+    if answer.passes > 1:
+        return latencies.both_s
+    return latencies.context_s if answer.used_context or answer.used_focus else latencies.alone_s
+
+
+def own_history(inputs: Inputs, full: SystemRun) -> SystemRun:
+    """Give the edge its own answers where the full method gives it what the cloud said."""
+    run, free_ns, latencies = SystemRun([], {}, {}), 0, inputs.latencies
+    for now in inputs.stream.edge:
         if now < free_ns:
             continue
-        told = full.contexts.get(now)
+        cloud_context = full.contexts.get(now)
         facts = []
-        for fact in told.facts if told is not None else ():
+        for fact in cloud_context.facts if cloud_context is not None else ():
             then = max((s for s in run.answers if s <= min(fact.stamp_ns, now - 1)), default=None)
             if then is not None:
                 facts += [Fact(f.key, f.value, fact.stamp_ns) for f in run.answers[then].facts
                           if f.key == fact.key]
-        context = Context(stream.query.id, now, tuple(facts))
-        answer = edge(now, context, guarded=False)
+        context = Context(inputs.stream.query.id, now, tuple(facts))
+        answer = inputs.edge(now, context, guarded=False)
         run.answers[now], run.contexts[now] = answer, context
-        seconds = took.told_s if answer.used_context else took.alone_s
+        seconds = latencies.own_history_s if answer.used_context else latencies.alone_s
         free_ns = now + int(seconds * NS)
-        run.said.append(Said(free_ns, now, answer.values))
+        run.published.append(PublishedAnswer(free_ns, now, answer.values))
     return run
 
 
-def hold(turns: Mapping[int, Turn], replies: Sequence[Reply]) -> list[Said]:
+def hold(turns: Mapping[int, Turn], replies: Sequence[DeliveredReply]) -> list[PublishedAnswer]:
     """Publish each cloud answer that is newer than those before."""
-    said: list[Said] = []
+    published: list[PublishedAnswer] = []
     for reply in replies:
-        if reply.stamp_ns in turns and all(s.stamp_ns < reply.stamp_ns for s in said):
-            said.append(Said(reply.at_ns, reply.stamp_ns, values(turns[reply.stamp_ns].facts)))
-    return said
+        stamp = reply.stamp_ns
+        if stamp in turns and all(p.stamp_ns < stamp for p in published):
+            published.append(PublishedAnswer(reply.at_ns, stamp, values(turns[stamp].facts)))
+    return published
 
 
-def deadline(stream: Stream, alone: Run, turns: Mapping[int, Turn], replies: Sequence[Reply],
-             ) -> list[Said]:
+def deadline(alone: SystemRun, held: Sequence[PublishedAnswer], deadline_s: float,
+             ) -> list[PublishedAnswer]:
     """Publish the cloud's answer in the place of the edge's where it comes in time."""
-    in_time = [s for s in hold(turns, replies)
-               if s.at_ns - s.stamp_ns <= stream.query.deadline_s * NS]
-    instead = {s.stamp_ns for s in in_time}
-    return [s for s in alone.said if s.stamp_ns not in instead] + in_time
+    in_time = [h for h in held if h.at_ns - h.stamp_ns <= deadline_s * NS]
+    instead = {h.stamp_ns for h in in_time}
+    return [p for p in alone.published if p.stamp_ns not in instead] + in_time
 
 
-def cascade(alone: Run, turns: Mapping[int, Turn], replies: Sequence[Reply], unsure: float,
-            ) -> list[Said]:
+def cascade(alone: SystemRun, held: Sequence[PublishedAnswer], unsure: float,
+            ) -> list[PublishedAnswer]:
     """Publish sure answers of the edge, and what the cloud says about frames it was unsure of."""
-    sure = [s for s in alone.said
-            if min((f.confidence for f in alone.answers[s.stamp_ns].facts), default=0) >= unsure]
-    known = {s.stamp_ns for s in sure}
-    return sure + [s for s in hold(turns, replies) if s.stamp_ns not in known]
+    sure = [p for p in alone.published
+            if min((f.confidence for f in alone.answers[p.stamp_ns].facts), default=0) >= unsure]
+    stamps = {p.stamp_ns for p in sure}
+    return sure + [h for h in held if h.stamp_ns not in stamps]
 
 
-def fusion(alone: Run, turns: Mapping[int, Turn], replies: Sequence[Reply], unsure: float,
-           ) -> list[Said]:
+def fusion(alone: SystemRun, held: Sequence[PublishedAnswer], unsure: float,
+           ) -> list[PublishedAnswer]:
     """Publish the edge's answer, unsure facts replaced by the newest that the cloud has said."""
-    held = hold(turns, replies)
-    said = []
-    for one in alone.said:
+    published = []
+    for one in alone.published:
         cloud = next((h.values for h in reversed(held) if h.at_ns <= one.at_ns), {})
-        said.append(Said(one.at_ns, one.stamp_ns, {
+        published.append(PublishedAnswer(one.at_ns, one.stamp_ns, {
             f.key: f.value if f.confidence >= unsure else cloud.get(f.key, f.value)
             for f in alone.answers[one.stamp_ns].facts}))
-    return said
+    return published
 
 
 def values(facts: Sequence[Fact]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .score import age_name, Grid, latest, right, Said, size_name
+from .score import age_name, Grid, latest, PublishedAnswer, right, size_name
 from .streams import Stream
 from ...method.facts import NS
 
@@ -33,7 +33,7 @@ TASKS = {'light': 'objects', 'limit': 'objects', 'lead': 'objects', 'object': 'o
          'pointing': 'scene', 'people': 'scene', 'pedestrian': 'scene'}
 
 
-class Name(NamedTuple):
+class CountKey(NamedTuple):
     """What is counted."""
 
     system: str
@@ -43,21 +43,21 @@ class Name(NamedTuple):
 
 
 class Tally:
-    """Counts of hits and of tries, per block."""
+    """Counts of hits and of tries, per block (unit of statistics)."""
 
     def __init__(self) -> None:
         """Start at nothing."""
-        self.hits: dict[int, Counter[Name]] = {}
-        self.tries: dict[int, Counter[Name]] = {}
+        self.hits: dict[int, Counter[CountKey]] = {}
+        self.tries: dict[int, Counter[CountKey]] = {}
 
-    def add(self, block: int, name: Name, hits: float, tries: float) -> None:
-        """Count."""
+    def add(self, block: int, name: CountKey, hits: float, tries: float) -> None:
+        """Add to the counts of a block; nothing is counted without tries."""
         if tries:
             self.hits.setdefault(block, Counter())[name] += hits  # type: ignore[assignment]
             self.tries.setdefault(block, Counter())[name] += tries  # type: ignore[assignment]
 
 
-class Board:
+class StreamScorer:
     """Scores one stream at its label times."""
 
     def __init__(self, stream: Stream, tally: Tally) -> None:
@@ -68,14 +68,14 @@ class Board:
         self.blocks = np.array(stream.blocks)
         self._fixed = self._fixed_slices()
 
-    def grid(self, said: Sequence[Said], shift_s: float = 0.0) -> Grid:
+    def grid(self, published: Sequence[PublishedAnswer], shift_s: float = 0.0) -> Grid:
         """Return which facts are right when; labels may be taken from another time."""
         truth = self.truth
         if shift_s:
             truth = [self.stream.truth(t + int(shift_s * NS)) for t in self.stream.labels]
-        return right(latest(said, self.stream.labels), truth, self.keys)
+        return right(latest(published, self.stream.labels), truth, self.keys)
 
-    def slices(self, arrived: Sequence[Said]) -> dict[str, Grid]:
+    def slices(self, arrived: Sequence[PublishedAnswer]) -> dict[str, Grid]:
         """Return which facts are in each slice, by the newest cloud frame that has arrived."""
         found = dict(self._fixed)
         empty = np.zeros((len(self.truth), len(self.keys)), bool)
@@ -95,28 +95,29 @@ class Board:
                   slices: Mapping[str, Grid]) -> None:
         """Count accuracy, and help and harm against the edge alone."""
         for name, part in slices.items():
-            self.count(Name(system, delay, name, 'accuracy'), grid, part)
+            self.count(CountKey(system, delay, name, 'accuracy'), grid, part)
             if name in ('all', 'changed', 'unchanged'):
-                self.count(Name(system, delay, name, 'help'), grid & ~alone, part)
-                self.count(Name(system, delay, name, 'harm'), alone & ~grid, part)
+                self.count(CountKey(system, delay, name, 'help'), grid & ~alone, part)
+                self.count(CountKey(system, delay, name, 'harm'), alone & ~grid, part)
 
-    def answered(self, system: str, delay: str, said: Sequence[Said]) -> None:
+    def answered(self, system: str, delay: str, published: Sequence[PublishedAnswer]) -> None:
         """Count label times with any answer, and how old the answered frame is."""
-        for i, one in enumerate(latest(said, self.stream.labels)):
+        for i, one in enumerate(latest(published, self.stream.labels)):
             block = int(self.blocks[i])
-            self.tally.add(block, Name(system, delay, 'all', 'answered'), one is not None, 1)
+            self.tally.add(block, CountKey(system, delay, 'all', 'answered'), one is not None, 1)
             if one is not None:
                 age = (self.stream.labels[i] - one.stamp_ns) / NS
-                self.tally.add(block, Name(system, delay, 'all', 'age_s'), age, 1)
+                self.tally.add(block, CountKey(system, delay, 'all', 'age_s'), age, 1)
 
-    def latency(self, system: str, delay: str, said: Sequence[Said]) -> None:
+    def latency(self, system: str, delay: str, published: Sequence[PublishedAnswer]) -> None:
         """Count the time from each answered frame to its answer."""
-        for one in said:
+        for one in published:
             if one.at_ns >= self.stream.labels[0]:
-                self.tally.add(self.block_at(one.at_ns), Name(system, delay, 'all', 'latency_s'),
+                self.tally.add(self.block_at(one.at_ns),
+                               CountKey(system, delay, 'all', 'latency_s'),
                                (one.at_ns - one.stamp_ns) / NS, 1)
 
-    def count(self, name: Name, grid: Grid, part: Grid) -> None:
+    def count(self, name: CountKey, grid: Grid, part: Grid) -> None:
         """Count one grid within a part of it."""
         for block in sorted(set(self.blocks.tolist())):
             rows = self.blocks == block

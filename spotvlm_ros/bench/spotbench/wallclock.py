@@ -23,23 +23,24 @@ asked beforehand, so that only what runs on a robot takes time here; the delay i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import queue
 import threading
 import time
-from typing import Any
+
+from rich.progress import track
 
 from .cells import Cell
-from .delays import HEADLINE, Reply, TRACES
-from .models import cloud_turns, decode, encode
-from .replay import Replay
-from .score import Said
-from .seeds import episodes, Split
+from .delays import DeliveredReply, HEADLINE, TRACES
+from .score import PublishedAnswer
+from .seeds import Episode, episodes, Split
 from .streams import START_NS, WorldStream
 from .systems import ALONE, FULL, values
+from .work import begin, OpenEpisode, Setup
 from ...config.nodes import EdgeConfig
 from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel
+from ...frames.pixels import decode_compressed, encode_jpeg
 from ...method.facts import NS, Source, Turn
 from ...method.transfer import Transfer
 
@@ -47,94 +48,119 @@ WALL = 'wall clock'
 EPISODES = 3   # of each set
 
 
-def compare(setup: Any, split: Split, sets: Sequence[str]) -> tuple[list[Cell], dict[str, Any]]:
+def compare(setup: Setup, split: Split, sets: Sequence[str],
+            ) -> tuple[list[Cell], dict[str, dict[str, float]]]:
     """Return cells of the first episodes per set in real time, and the differences in points."""
-    from rich.progress import track
-
-    from . import work
-    work.begin(setup)
-    cells, differences = [], {}
+    begin(setup)
+    cells: list[Cell] = []
+    differences = {}
     guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=setup.odds))
     for name in track(sets, 'real time'):
-        pairs: dict[str, list[tuple[float, float]]] = {FULL: [], ALONE: []}
-        late: dict[str, list[int]] = {FULL: [], ALONE: []}
-        for episode in episodes(split, name, EPISODES):
-            stream, kept, kept_cloud = work.opened(episode)
-            turns = cloud_turns(work.cloud_model(), stream, kept_cloud)
-            edge = work.Edge(work.edge_model(), stream, kept, setup.odds)
-            run = Replay(stream, setup.plan, edge, turns, setup.took)
-            came = run.arrivals(TRACES[HEADLINE])
-            replayed = {FULL: run.transfer(FULL, came).said, ALONE: run.alone.said}
-            kept.save()
-            kept_cloud.save()
-            for system, said in replayed.items():
-                real = real_time(stream, guarded, turns, came if system == FULL else None)
-                pairs[system].append((float(run.board.grid(real).mean()),
-                                      float(run.board.grid(said).mean())))
-                late[system] += [s.at_ns - s.stamp_ns for s in real]
-        found: dict[str, float] = {}
-        for system, both in pairs.items():
-            a, b = (sum(each) / len(both) for each in zip(*both))
-            cells.append(Cell(name, f'{system}, {WALL}', HEADLINE, 'all', 'accuracy',
-                              round(a, 4), None, len(both)))
-            cells.append(Cell(name, f'{system}, {WALL} minus replay', HEADLINE, 'all',
-                              'difference', round(a - b, 4), None, len(both)))
-            found |= {system: round(100 * (a - b), 2),
-                      f'{system}, median ms to an answer':
-                      round(sorted(late[system])[len(late[system]) // 2] / 1e6, 1),
-                      f'{system}, answers': len(late[system])}
-        differences[name] = found
+        runs = [_both_ways(episode, guarded) for episode in episodes(split, name, EPISODES)]
+        figures: dict[str, float] = {}
+        for system in (FULL, ALONE):
+            real, replayed = (sum(each) / len(runs)
+                              for each in zip(*(run[system][:2] for run in runs)))
+            late = sorted(ns for run in runs for ns in run[system][2])
+            for suffix, metric, value in ((WALL, 'accuracy', real),
+                                          (f'{WALL} minus replay', 'difference',
+                                           real - replayed)):
+                cells.append(Cell(name, f'{system}, {suffix}', HEADLINE, 'all', metric,
+                                  round(value, 4), None, len(runs)))
+            figures |= {system: round(100 * (real - replayed), 2),
+                        f'{system}, median ms to an answer': round(late[len(late) // 2] / 1e6, 1),
+                        f'{system}, answers': len(late)}
+        differences[name] = figures
     return cells, differences
 
 
-def real_time(stream: WorldStream, model: EdgeVLM, turns: dict[int, Turn],
-              came: Sequence[Reply] | None) -> list[Said]:
+def _both_ways(episode: Episode, guarded: EdgeVLM,
+               ) -> dict[str, tuple[float, float, list[int]]]:
+    """Return, by system, accuracy in real time and replayed, and the times to answers [ns]."""
+    opened = OpenEpisode(episode)
+    turns = opened.cloud_turns()
+    run = opened.replay(turns)
+    replies = run.arrivals(TRACES[HEADLINE])
+    replayed = {FULL: run.transfer(FULL, replies).published, ALONE: run.alone.published}
+    opened.save()
+    results = {}
+    for system, published in replayed.items():
+        real = real_time(opened.stream, guarded, turns, replies if system == FULL else None)
+        results[system] = (float(run.scorer.grid(real).mean()),
+                           float(run.scorer.grid(published).mean()),
+                           [p.at_ns - p.stamp_ns for p in real])
+    return results
+
+
+class _Network:
+    """Hands over the cloud's answers when they are due, from a thread of its own."""
+
+    def __init__(self, replies: Sequence[DeliveredReply], turns: Mapping[int, Turn]) -> None:
+        """Start the clock; the first frame is due a tenth of a second later."""
+        self._replies, self._turns = replies, turns
+        self._arrived: queue.SimpleQueue[Turn] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._began = time.monotonic_ns() + NS // 10
+        self._thread = threading.Thread(target=self._run, name='network')
+        self._thread.start()
+
+    def now_ns(self) -> int:
+        """Return the time on the clock of the frames' stamps."""
+        return START_NS + time.monotonic_ns() - self._began
+
+    def arrived(self) -> list[Turn]:
+        """Return what has arrived since the last call."""
+        turns = []
+        while not self._arrived.empty():
+            turns.append(self._arrived.get())
+        return turns
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        for reply in self._replies:
+            if self._stop.wait(max(0.0, (reply.at_ns - self.now_ns()) / NS)):
+                return
+            if reply.stamp_ns in self._turns:
+                self._arrived.put(self._turns[reply.stamp_ns])
+
+
+def real_time(stream: WorldStream, model: EdgeVLM, turns: Mapping[int, Turn],
+              replies: Sequence[DeliveredReply] | None) -> list[PublishedAnswer]:
     """
     Run an episode in real time and return what was published when.
 
-    Without ``came`` the edge is alone. A frame is decoded when it is due; one that is more than a
-    frame's time late when the robot comes to it is left out, as a camera would have replaced it.
+    Without ``replies`` the edge is alone. A frame is decoded when it is due; one that is more than
+    a frame's time late when the robot comes to it is left out, as a camera would have replaced it.
     """
-    jpegs = {s: encode(stream.image(s)) for s in stream.frames}
+    jpegs = {s: encode_jpeg(stream.image(s)) for s in stream.frames}
     model.warm_up([stream.query])
-    ticks, period = set(stream.edge), stream.frames[1] - stream.frames[0]
-    if came is None:
-        period = stream.edge[1] - stream.edge[0]
-    method, said = Transfer([stream.query]), []
-    arrived: queue.SimpleQueue[Turn] = queue.SimpleQueue()
-    stop = threading.Event()
-    began = time.monotonic_ns() + NS // 10
-
-    def now() -> int:
-        return START_NS + time.monotonic_ns() - began
-
-    def network() -> None:
-        for reply in came or ():
-            if stop.wait(max(0.0, (reply.at_ns - now()) / NS)):
-                return
-            if reply.stamp_ns in turns:
-                arrived.put(turns[reply.stamp_ns])
-    thread = threading.Thread(target=network, name='network')
-    thread.start()
+    stamps = stream.edge if replies is None else stream.frames
+    answered, period = set(stream.edge), stamps[1] - stamps[0]
+    method, published = Transfer([stream.query]), []
+    network = _Network(replies or (), turns)
     try:
-        for stamp in (s for s in stream.frames if came is not None or s in ticks):
-            wait = (stamp - now()) / NS
-            if wait > 0:
-                time.sleep(wait)
-            elif -wait * NS > period:
+        for stamp in stamps:
+            wait_ns = stamp - network.now_ns()
+            if wait_ns > 0:
+                time.sleep(wait_ns / NS)
+            elif -wait_ns > period:
                 continue
-            image = decode(jpegs[stamp])
-            if came is not None:
-                while not arrived.empty():
-                    method.add(arrived.get())
+            image, context = decode_compressed(jpegs[stamp]), None
+            if replies is not None:
+                for turn in network.arrived():
+                    method.add(turn)
                 method.frame(stamp, image)
-            if stamp in ticks:
-                context = method.context(stream.query.id, stamp) if came is not None else None
+            if stamp in answered:
+                if replies is not None:
+                    context = method.context(stream.query.id, stamp)
                 answer = model.answer(image, stream.query, context, stamp)
-                said.append(Said(now(), stamp, values(answer.facts)))
-                if came is not None:
+                published.append(PublishedAnswer(network.now_ns(), stamp, values(answer.facts)))
+                if replies is not None:
                     method.add(Turn(stream.query.id, stamp, Source.EDGE, answer.facts))
     finally:
-        stop.set()
-        thread.join(timeout=5.0)
-    return said
+        network.close()
+    return published

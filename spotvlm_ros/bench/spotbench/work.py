@@ -24,26 +24,29 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 import multiprocessing
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from .cache import Cache, code_hash, model_hash
 from .delays import HEADLINE
 from .latencies import Latencies
-from .models import cloud_turns, Edge, LocalCloud
-from .replay import Extent, Replay
+from .models import CachedEdge, cloud_turns, LocalCloud
+from .replay import Replay, RunScope
 from .seeds import Episode, SETS
-from .streams import Plan, WorldStream
+from .streams import Sampling, WorldStream
+from .systems import Inputs
 from .tally import Tally
 from ...config.nodes import EdgeConfig
 from ...edge.model import EdgeModel
-from ...method.facts import Context
+from ...frames.pixels import Image
+from ...method.facts import Context, Query, Turn
 from ...method.guard import ODDS, OFF
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world, TRAIN_SEEDS
 from ...system.processes import exit_with_parent
 
+T = TypeVar('T')
 MAJORITY_EPISODES, MAJORITY_FRAMES = 60, 8
-_given: dict[str, 'Setup'] = {}   # to this process
+_setups: list['Setup'] = []     # of this process: the last counts
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Setup:
     cloud: Path
     hands: Path | None
     cache: Path | None
-    plan: Plan
-    took: Latencies
+    sampling: Sampling
+    latencies: Latencies
     odds: float = ODDS      # of the guard
 
 
@@ -74,7 +77,7 @@ def begin(setup: Setup) -> None:
     import torch
     import transformers
     exit_with_parent()
-    _given['setup'] = setup
+    _setups.append(setup)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -83,7 +86,7 @@ def begin(setup: Setup) -> None:
 
 
 def _setup() -> Setup:
-    return _given['setup']
+    return _setups[-1]
 
 
 @lru_cache(maxsize=None)
@@ -115,40 +118,55 @@ def hashes() -> tuple[str, str]:
 class _LazyCloud:
     """Loads the cloud model only if something is asked that is not known yet."""
 
-    def replies(self, query: Any, images: Any) -> list[str | None]:
+    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
         return cloud_model().replies(query, images)
 
 
-def opened(episode: Episode) -> tuple[WorldStream, Cache, Cache]:
-    """Return an episode with its kept answers of the edge and of the cloud."""
-    stream = WorldStream(episode, _setup().plan, hand_bank())
-    name = f'{episode.world}-{episode.condition}-{episode.seed}-{episode.first}'
-    edge, cloud = hashes()
-    return (stream, Cache(_setup().cache, f'edge-{edge}/{name}'),
-            Cache(_setup().cache, f'cloud-{cloud}/{name}'))
+class OpenEpisode:
+    """An episode, with the answers that are kept of the edge and of the cloud."""
+
+    def __init__(self, episode: Episode) -> None:
+        """Read what is kept."""
+        self.stream = WorldStream(episode, _setup().sampling, hand_bank())
+        name = f'{episode.world}-{episode.condition}-{episode.seed}-{episode.first}'
+        edge, cloud = hashes()
+        self._edge = Cache(_setup().cache, f'edge-{edge}/{name}')
+        self._cloud = Cache(_setup().cache, f'cloud-{cloud}/{name}')
+
+    def cloud_turns(self) -> dict[int, Turn]:
+        """Return the cloud's answers about all keyframes."""
+        turns = cloud_turns(_LazyCloud(), self.stream, self._cloud)
+        self._cloud.save()
+        return turns
+
+    def replay(self, turns: Mapping[int, Turn], majority: Mapping[str, str] | None = None,
+               ) -> Replay:
+        """Return the replay of the episode with these answers of the cloud."""
+        setup = _setup()
+        edge = CachedEdge(edge_model(), self.stream, self._edge, setup.odds)
+        return Replay(Inputs(self.stream, edge, turns, setup.latencies), setup.sampling, majority)
+
+    def save(self) -> None:
+        """Keep the answers of the edge."""
+        self._edge.save()
 
 
-def replay(episode: Episode, extent: Extent, majority: Mapping[str, str]) -> Result:
+def replay(episode: Episode, scope: RunScope, majority: Mapping[str, str]) -> Result:
     """Run one episode through everything but what needs another episode."""
-    stream, kept, kept_cloud = opened(episode)
-    turns = cloud_turns(_LazyCloud(), stream, kept_cloud)
-    kept_cloud.save()
-    setup = _setup()
-    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), turns,
-                 setup.took, majority)
-    run.run(extent)
-    kept.save()
-    found = run.full[HEADLINE].contexts if HEADLINE in run.full else {}
-    return Result(episode, run.tally, found)
+    opened = OpenEpisode(episode)
+    run = opened.replay(opened.cloud_turns(), majority)
+    run.run(scope)
+    opened.save()
+    return Result(episode, run.tally,
+                  run.full[HEADLINE].contexts if HEADLINE in run.full else {})
 
 
 def other_context(episode: Episode, contexts: Mapping[int, Context]) -> Result:
     """Run the control with the contexts of another episode."""
-    stream, kept, _ = opened(episode)
-    setup = _setup()
-    run = Replay(stream, setup.plan, Edge(edge_model(), stream, kept, setup.odds), {}, setup.took)
+    opened = OpenEpisode(episode)
+    run = opened.replay({})
     run.other(contexts)
-    kept.save()
+    opened.save()
     return Result(episode, run.tally)
 
 
@@ -165,7 +183,7 @@ def majority_values(name: str) -> dict[str, str]:
     return {key: max(sorted(c), key=lambda v: c[v]) for key, c in counts.items()}
 
 
-class Pool:
+class WorkerPool:
     """Worker processes; with one job everything runs in this process, which is easier to debug."""
 
     def __init__(self, setup: Setup, jobs: int) -> None:
@@ -177,15 +195,14 @@ class Pool:
         else:
             begin(setup)
 
-    def all(self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],  # noqa: A003
-            ) -> Iterator[tuple[int, Any]]:
+    def run(self, calls: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
         """Yield the place and the result of each call, in the order in which they finish."""
         if self._pool is None:
-            for i, (function, arguments) in enumerate(calls):
-                yield i, function(*arguments)
+            for i, call in enumerate(calls):
+                yield i, call()
             return
-        futures: dict[Future[Any], int] = {self._pool.submit(f, *a): i
-                                           for i, (f, a) in enumerate(calls)}
+        futures: dict[Future[T], int] = {self._pool.submit(call): i
+                                         for i, call in enumerate(calls)}
         for future in as_completed(futures):
             yield futures[future], future.result()
 

@@ -24,7 +24,6 @@ from dataclasses import asdict
 import datetime
 from pathlib import Path
 import time
-from typing import Any
 
 import numpy as np
 
@@ -32,17 +31,20 @@ from . import cells
 from .cache import Cache
 from .delays import QUICK
 from .labels import Label, read_labels
-from .latencies import Latencies
-from .models import Cloud, cloud_turns, decode, Edge, encode, LocalCloud, RemoteCloud, timed
-from .replay import Extent, Replay
-from .streams import Image, Plan, START_NS
+from .measure import measure_stream
+from .models import CachedEdge, Cloud, cloud_turns, LocalCloud, RemoteCloud
+from .replay import Replay, RunScope
+from .report import report
+from .streams import JPEG_QUALITY, Sampling, START_NS
+from .systems import Inputs
+from ...cloud.client import read_api_key
 from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
-from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel
-from ...method.facts import Context, Fact, NS, Query, Region
+from ...frames import sources
+from ...frames.pixels import decode_image, encode_jpeg, Image
+from ...method.facts import NS, Query, Region, Turn
 from ...method.guard import OFF
-from ...method.transfer import Transfer
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
 
@@ -54,11 +56,11 @@ class RecordedStream:
     """Frames of a recording, kept as JPEG."""
 
     def __init__(self, name: str, query: Query, jpegs: Mapping[int, bytes], labels: list[Label],
-                 plan: Plan) -> None:
+                 sampling: Sampling) -> None:
         """Pick the frames for each use; labels past the recording are an error."""
         self.name, self.query, self.seed = name, query, 0
         self._jpegs, self._labels = jpegs, labels
-        self.frames = _spaced(list(jpegs), 1 / plan.flow_hz)
+        self.frames = _spaced(list(jpegs), 1 / sampling.flow_hz)
         self.edge = _spaced(self.frames, 1 / query.rate_hz)
         self.keys = _spaced(self.frames, query.cloud_period_s)
         self.labels = [START_NS + int(one.t * NS) for one in labels]
@@ -72,7 +74,11 @@ class RecordedStream:
 
     def image(self, stamp_ns: int) -> Image:
         """Return a frame."""
-        return decode(self._jpegs[stamp_ns])
+        image = decode_image(self._jpegs[stamp_ns])
+        if image is None:
+            raise ValueError(f'{self.name}: a frame is no picture that OpenCV can decode; is the '
+                             'recording whole?')
+        return image
 
     def truth(self, stamp_ns: int) -> Mapping[str, str]:
         """Return the last label of each key at or before a time."""
@@ -114,7 +120,6 @@ def facts_query(profile: str) -> Query:
 
 def recorded_jpegs(args: argparse.Namespace) -> dict[int, bytes]:
     """Return the frames of the recording as JPEG, by stamp; the first is START_NS."""
-    from ...frames import sources
     source = sources.bag(args.bag, args.topic) if args.bag else sources.video(args.video)
     jpegs: dict[int, bytes] = {}
     last = -1.0
@@ -122,86 +127,65 @@ def recorded_jpegs(args: argparse.Namespace) -> dict[int, bytes]:
         if frame.at_s > LONGEST_S:
             print(f'the recording is longer than {LONGEST_S:g} s; the rest is left out')
             break
-        if frame.at_s - last < 0.95 / Plan().flow_hz:
+        if frame.at_s - last < 0.95 / Sampling().flow_hz:
             continue
         last = frame.at_s
-        data = frame.jpeg if frame.load is None else encode(frame.load())
+        data = frame.jpeg if frame.load is None else encode_jpeg(frame.load(), JPEG_QUALITY)
         jpegs[START_NS + int(frame.at_s * NS)] = data or b''
     return jpegs
 
 
-def measured(edge: EdgeVLM, stream: RecordedStream, repeats: int = 20) -> Latencies:
-    """Return what the steps take here, on this recording."""
-    stamps = (stream.frames * repeats)[:repeats]
-    images = [stream.image(s) for s in stamps]
-    told = tuple(Fact(k, v[0], stamps[0]) for k, v in stream.query.choices.items())
-    context = Context(stream.query.id, stamps[0], told)
-    edge.warm_up([stream.query])
-    method = Transfer([stream.query])
-
-    def answer(i: int, *told_too: Context | None) -> None:
-        for given in told_too:
-            edge.answer(images[i], stream.query, given, stamps[i])
-    took = {
-        'decode_s': timed(lambda i: stream.image(stamps[i]), repeats),
-        'answer_s': timed(lambda i: answer(i, None), repeats),
-        'answer_context_s': timed(lambda i: answer(i, context), repeats),
-        'answer_both_s': timed(lambda i: answer(i, None, context), repeats),
-        'carry_s': timed(lambda i: method.frame(START_NS + i * NS // 10, images[i]), repeats)}
-    return Latencies(**{k: float(np.median(v)) for k, v in took.items()},
-                     cloud_round_trip_s=0.0, edge_model=edge.name, machine=machine())
-
-
-def run_own(args: argparse.Namespace) -> int:
-    """Score a recording."""
-    from .report import report
+def run_own_data(args: argparse.Namespace) -> int:
+    """Score a recording; return the exit code."""
     if args.labels is None:
         raise ValueError('--labels is missing; name a file of labels, docs/benchmark.md tells '
                          'the format')
     if bool(args.cloud_url) != bool(args.cloud_model):
         raise ValueError('--cloud-url and --cloud-model go together; give both, or none for a '
                          'checkpoint on this machine (--cloud)')
-    started = time.monotonic()
+    started, sampling = time.monotonic(), Sampling()
     query = facts_query(args.profile)
     labels = read_labels(args.labels, query)
-    plan = Plan()
-    jpegs = recorded_jpegs(args)
-    stream = RecordedStream(Path(args.bag or args.video).name, query, jpegs, labels, plan)
+    stream = RecordedStream(Path(args.bag or args.video).name, query, recorded_jpegs(args),
+                            labels, sampling)
     edge = EdgeModel.load(EdgeConfig(model=args.edge, guard_odds=OFF))
     for name in (args.edge, args.cloud_model or args.cloud):
         if is_miniature(name):
             print(f'{name}: {MINIATURE_WARNING}')
-    took = measured(edge, stream)
-    cloud: Cloud
-    if args.cloud_url:
-        from ...cloud.client import read_api_key
-        remote = cloud = RemoteCloud(args.cloud_url, args.cloud_model, read_api_key())
-        turns = cloud_turns(cloud, stream, Cache(None, ''))
-        if remote.errors:
-            print(f'{len(remote.errors)} of {len(stream.keys)} requests failed: '
-                  f'{remote.errors[0]}')
-        if not turns:
-            raise ValueError('the server answered nothing; see above')
-    else:
-        cloud = LocalCloud(checkpoint_path(args.cloud))
-        turns = cloud_turns(cloud, stream, Cache(None, ''))
+    latencies = measure_stream(edge, stream)
+    turns, round_trips_s = asked_cloud(args, stream)
     print(f'{len(stream.edge)} frames for the edge, {len(turns)} cloud answers, '
           f'{len(labels)} labels', flush=True)
-    asked = Edge(edge, stream, Cache(None, ''), args.guard_odds)
-    run = Replay(stream, plan, asked, turns, took)
-    tally = run.run(Extent(QUICK, ablations=False))
-    meta: dict[str, Any] = {
+    cached = CachedEdge(edge, stream, Cache(None, ''), args.guard_odds)
+    run = Replay(Inputs(stream, cached, turns, latencies), sampling)
+    tally = run.run(RunScope(QUICK, ablations=False))
+    meta: dict[str, object] = {
         'commit': '', 'clock': 'replay', 'extent': 'own data', 'split': 'no',
         'models': {'edge': {'name': edge.name, 'hash': ''},
                    'cloud': {'name': args.cloud_model or args.cloud, 'hash': ''}},
-        'latencies_charged': asdict(took), 'recording': stream.name,
+        'latencies_charged': asdict(latencies), 'recording': stream.name,
         'synthetic': f'delays are synthetic; units of statistics are blocks of {BLOCK_S:g} s',
         'run': {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                 'took_s': round(time.monotonic() - started), 'machine': machine()}}
-    if args.cloud_url:
-        meta['cloud_round_trips_s'] = {
-            'median': float(np.median(remote.round_trips_s)), 'n': len(remote.round_trips_s)}
-    found = cells.cells({stream.name: [tally]})
-    cells.write(args.out / 'results.json', found, meta)
-    report(found, meta, args.out)
+    if round_trips_s:
+        meta['cloud_round_trips_s'] = {'median': float(np.median(round_trips_s)),
+                                       'n': len(round_trips_s)}
+    all_cells = cells.cells({stream.name: [tally]})
+    cells.write(args.out / 'results.json', all_cells, meta)
+    report(all_cells, meta, args.out)
     return 0
+
+
+def asked_cloud(args: argparse.Namespace, stream: RecordedStream,
+                ) -> tuple[dict[int, Turn], list[float]]:
+    """Return the cloud's answers, and what its round trips took [s] where it is a server."""
+    if not args.cloud_url:
+        local: Cloud = LocalCloud(checkpoint_path(args.cloud))
+        return cloud_turns(local, stream, Cache(None, '')), []
+    remote = RemoteCloud(args.cloud_url, args.cloud_model, read_api_key())
+    turns = cloud_turns(remote, stream, Cache(None, ''))
+    if remote.errors:
+        print(f'{len(remote.errors)} of {len(stream.keys)} requests failed: {remote.errors[0]}')
+    if not turns:
+        raise ValueError('the server answered nothing; see above')
+    return turns, remote.round_trips_s

@@ -30,7 +30,7 @@ from spotvlm_ros.method.transfer import Transfer, TransferConfig
 from spotvlm_ros.mini import shipped
 from spotvlm_ros.mini.driving.scene import SCENE
 from spotvlm_ros.mini.worlds import make_world
-from spotvlm_ros.recording import recorder as record
+from spotvlm_ros.recording import recorder as record, replay
 
 FIRST = 400
 
@@ -86,7 +86,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_replay_is_equal_to_the_run(folder, capsys):
-    assert record.main([str(folder)]) == 0
+    assert replay.main([str(folder)]) == 0
     said = capsys.readouterr().out
     assert '20 contexts equal' in said and '5 answers equal' in said
     assert 'the replay is equal to the run' in said
@@ -106,7 +106,7 @@ def test_another_reply_is_noticed(folder, tmp_path, capsys):
                 row['turn']['facts'][2]['value'] = 'none'
                 row['turn']['facts'][0]['region'] = {'x': 1.0, 'y': 1.0, 'w': 30.0, 'h': 30.0}
         (copy / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    assert record.main([str(copy)]) == 1
+    assert replay.main([str(copy)]) == 1
     assert 'differ' in capsys.readouterr().out
 
 
@@ -115,9 +115,9 @@ def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path, capsys):
     copy.mkdir()
     for name in ('context.jsonl', 'edge.jsonl'):
         (copy / name).symlink_to(folder / name)
-    counts = record.replay_edge(copy, record.Pictures(copy))
+    counts = replay.replay_edge(copy, replay.Pictures(copy))
     assert counts['frames_missing'] > 0 and not counts['answers_different']
-    assert record.main([str(copy)]) == 1
+    assert replay.main([str(copy)]) == 1
     assert 'are not in the recording' in capsys.readouterr().out
 
 
@@ -128,13 +128,13 @@ def test_a_recording_with_options_that_are_no_more_is_a_clear_error(folder, tmp_
     start = json.loads(start)
     start['load']['retired_option'] = 0.1
     (tmp_path / 'edge.jsonl').write_text(''.join([json.dumps(start) + '\n', *rest]))
-    assert record.main([str(tmp_path)]) == 1
+    assert replay.main([str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert 'retired_option' in said and 'of this version' in said
 
 
 def test_what_is_no_recording_is_a_clear_error(tmp_path, capsys):
-    assert record.main([str(tmp_path)]) == 1
+    assert replay.main([str(tmp_path)]) == 1
     assert 'spotvlm run --record' in capsys.readouterr().out
     with pytest.raises(ValueError, match='record_dir'):
         record.Recorder('/dev/null/x', 'edge')
@@ -145,9 +145,9 @@ def test_values_survive_exactly(x, confidence):
     region = Region(x, 0.1, 2 / 3, 4.0)
     fact = Fact('light', 'red', 2 ** 61 + 1, confidence, region)
     context = Context('scene', 5, (fact,), 'é 🚦', 7, {'light': region}, {'lead': 4})
-    again = record.read(Context, json.loads(json.dumps(record.plain(context))))
+    again = record.from_plain(Context, json.loads(json.dumps(record.plain(context))))
     assert again == context
-    assert record.read(type(SCENE), record.plain(SCENE)) == SCENE
+    assert record.from_plain(type(SCENE), record.plain(SCENE)) == SCENE
 
 
 def test_a_full_queue_drops_and_counts(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ ELSEWHERE = {
     'bench': ('spotvlm_ros.bench.spotbench.main:main',
               'SpotBench: accuracy over delay, help and harm'),
     'perf': ('spotvlm_ros.bench.perf.main:main', 'overhead, latency and speed against baselines'),
-    'replay': ('spotvlm_ros.recording.recorder:main',
+    'replay': ('spotvlm_ros.recording.replay:main',
                'run a recording again, without ROS, and compare'),
     'train': ('spotvlm_ros.mini.training.train:main', 'train the miniature models'),
     'doctor': ('spotvlm_ros.system.doctor:run', 'what is installed, what is missing, what to do'),

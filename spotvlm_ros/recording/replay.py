@@ -1,0 +1,256 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Doing again what `spotvlm run --record` recorded, and comparing (`spotvlm replay`).
+
+The same method and the same model run over the recording, without ROS, network or cloud. What the
+files hold is told by the dataclasses below; `recorder` writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pydantic import JsonValue, ValidationError
+from rich.progress import track
+
+from .recorder import from_plain, plain
+from ..config.nodes import EdgeConfig
+from ..edge.answer import EdgeVLM
+from ..edge.model import EdgeModel
+from ..frames.pixels import decode_image, Image
+from ..method.facts import Context, Fact, Query, Turn
+from ..method.focus import FocusConfig
+from ..method.guard import OFF
+from ..method.transfer import FactId, TransferConfig, Transfers
+from ..mini.worlds import make_world, World
+
+Line = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a frame is: a file below `frames/`, or a frame of a miniature world."""
+
+    file: str = ''
+    world: str = ''
+    seed: int = 0
+    condition: str | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class ContextStart:
+    """The first line of `context.jsonl`."""
+
+    queries: tuple[Query, ...]
+    config: TransferConfig
+
+
+@dataclass(frozen=True)
+class FrameLine:
+    """A frame of a camera: event `frame` before its regions are carried, `carried` after."""
+
+    stamp_ns: int
+    camera: str = ''
+    frame: Picture = Picture()
+
+
+@dataclass(frozen=True)
+class EdgeStart:
+    """The first line of `edge.jsonl`; ``load`` is what `recorded_load` returns."""
+
+    queries: tuple[Query, ...]
+    load: dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """An answered frame; ``query`` stands only where it is none of those at the start."""
+
+    stamp_ns: int
+    query_id: str
+    frame: Picture
+    text: str
+    facts: tuple[Fact, ...]
+    partial: bool
+    context: Context | None = None
+    query: Query | None = None
+
+
+class Pictures:
+    """The frames of a recording."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read from folder/frames, or draw again."""
+        self._folder = folder
+        self._worlds: dict[tuple[str, int, str | None], World] = {}
+
+    def get(self, picture: Picture) -> Image | None:
+        """Return a frame, RGB; None when it was not kept."""
+        if not picture.world:
+            path = self._folder / 'frames' / picture.file
+            return decode_image(path.read_bytes()) if path.is_file() else None
+        name = (picture.world, picture.seed, picture.condition)
+        if name not in self._worlds:
+            self._worlds[name] = make_world(*name)
+        return np.asarray(self._worlds[name].frame(picture.index), np.uint8)
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file of a recording; the last may be cut off."""
+    with open(path, encoding='utf-8') as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if line.endswith('\n'):
+                    raise ValueError(f'{path}:{number} is no JSON; is this a recording of '
+                                     'spotvlm run --record?') from None
+
+
+class ContextReplay:
+    """The method over a recording, line by line; `counts` says how it compares."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        """Wait for the line that starts a recording."""
+        self.counts: Counter[str] = Counter()
+        self._pictures = pictures
+        self._method = Transfers((), TransferConfig())
+        self._image: Image | None = None
+        self._facts: Mapping[FactId, Fact] = {}     # whose regions are carried to that image
+
+    def take(self, line: Line) -> None:
+        """Do what a line tells."""
+        match line['event']:
+            case 'start':
+                start = from_plain(ContextStart, line)
+                self._method = Transfers(start.queries, start.config)
+            case 'clear':
+                camera = line.get('camera')
+                for name in self._method.cameras if camera is None else [str(camera)]:
+                    self._method.of_camera(name).clear()
+            case 'turn':
+                turn = from_plain(Turn, line['turn'])
+                self._method.of_query(turn.query_id).add(turn)
+                self.counts['turns'] += 1
+            case 'frame':
+                frame = from_plain(FrameLine, line)
+                self._facts = self._method.of_camera(frame.camera).facts_to_track(frame.stamp_ns)
+                self._image = self._pictures.get(frame.frame)
+                self.counts['frames'] += 1
+                self.counts['frames_missing'] += self._image is None
+            case 'carried' if self._image is not None:
+                frame = from_plain(FrameLine, line)
+                transfer = self._method.of_camera(frame.camera)
+                transfer.apply(transfer.carry(frame.stamp_ns, self._image, self._facts))
+            case 'context':
+                query_id = str(line['query_id'])
+                context = self._method.of_query(query_id).context(query_id)
+                same = plain(context) == line['context']
+                self.counts['contexts_equal' if same else 'contexts_different'] += 1
+            case 'end':
+                self.counts['not_recorded'] += from_plain(int, line['dropped'])
+
+
+def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
+    """Run the method over a recording; count contexts equal, different, and frames missing."""
+    replay = ContextReplay(pictures)
+    for line in lines(folder / 'context.jsonl'):
+        replay.take(line)
+    return replay.counts
+
+
+def edge_config(load: Mapping[str, JsonValue]) -> tuple[EdgeConfig, FocusConfig]:
+    """
+    Return what `recorded_load` was given; raise ValidationError for an option that is no more.
+
+    Recordings made before there was a guard have no odds.
+    """
+    options = dict(load)
+    focus = from_plain(FocusConfig, options.pop('focus'))
+    named = {'model': options.pop('path'), 'guard_odds': options.pop('odds', OFF)}
+    unknown = [name for name in options if name not in EdgeConfig.__dataclass_fields__]
+    if unknown:
+        raise ValueError(f'edge.jsonl: no option {", ".join(unknown)} of the edge model')
+    return from_plain(EdgeConfig, {**named, **options, 'focus_backend': focus.backend}), focus
+
+
+def replay_edge(folder: Path, pictures: Pictures,
+                progress: Callable[[Sequence[Line]], Iterable[Line]] = iter) -> Counter[str]:
+    """Answer the frames of a recording again; count answers equal and different."""
+    counts: Counter[str] = Counter()
+    first, *rest = lines(folder / 'edge.jsonl')
+    start = from_plain(EdgeStart, first)
+    model = EdgeModel.load(*edge_config(start.load))
+    queries = {q.id: q for q in start.queries}
+    model.warm_up(start.queries)
+    for line in progress(rest):
+        if line['event'] == 'end':
+            counts['not_recorded'] += from_plain(int, line['dropped'])
+        else:
+            counts[_compared(from_plain(AnswerLine, line), model, queries, pictures)] += 1
+    return counts
+
+
+def _compared(line: AnswerLine, model: EdgeVLM, queries: Mapping[str, Query],
+              pictures: Pictures) -> str:
+    """Answer a frame again; return what it counts as."""
+    image = pictures.get(line.frame)
+    if image is None:
+        return 'frames_missing'
+    if line.partial:
+        return 'cut_short'
+    again = model.answer(image, line.query or queries[line.query_id], line.context, line.stamp_ns)
+    same = again.text == line.text and _values(again.facts) == _values(line.facts)
+    return 'answers_equal' if same else 'answers_different'
+
+
+def _values(facts: Sequence[Fact]) -> list[tuple[str, str]]:
+    return [(f.key, f.value) for f in facts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay a recording and say whether it came out the same; return the exit code."""
+    parser = argparse.ArgumentParser(prog='spotvlm replay', description=__doc__)
+    parser.add_argument('folder', type=Path, help='folder written by spotvlm run --record')
+    args = parser.parse_args(argv)
+    cv2.setNumThreads(1)
+    try:
+        pictures = Pictures(args.folder)
+        counts = replay_context(args.folder, pictures)
+        counts += replay_edge(args.folder, pictures, lambda todo: track(todo, 'answering'))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        print(f'error: {args.folder} cannot be replayed: {error}; give a folder written by '
+              'spotvlm run --record of this version')
+        return 1
+    print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
+    differ = counts['contexts_different'] + counts['answers_different']
+    lacking = counts['frames_missing'] + counts['not_recorded']
+    if differ:
+        print(f'{differ} contexts or answers differ')
+    if lacking:
+        print(f'{lacking} frames or lines are not in the recording; record to a faster disk')
+    if not differ and not lacking:
+        print('the replay is equal to the run')
+    return 1 if differ or lacking else 0

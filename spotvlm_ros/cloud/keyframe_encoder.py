@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from ..config.nodes import KeyframeConfig
+from ..frames.jpeg import complete_jpeg, is_jpeg, without_metadata
 from ..frames.pixels import decode_image, encode_jpeg, Image
 
 Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
@@ -65,7 +66,11 @@ class KeyframeEncoder:
         """
         limits = self._config
         if jpeg is not None and not self._masks:
-            size = _sendable(jpeg)
+            whole = complete_jpeg(jpeg) if is_jpeg(jpeg) else None
+            size = _upright_size(whole) if whole is not None else None
+            if whole is not None and not limits.keep_metadata:
+                whole = without_metadata(whole)
+            jpeg = whole or jpeg
             if size and not (limits.max_side and max(size) > limits.max_side) and \
                     not (limits.max_image_bytes and len(jpeg) > limits.max_image_bytes):
                 return EncodedKeyframe(jpeg, *size)
@@ -148,10 +153,8 @@ def read_masks(texts: Sequence[str]) -> tuple[Polygon, ...]:
     return tuple(masks)
 
 
-def _sendable(jpeg: bytes) -> tuple[int, int] | None:
-    """Return the size of a complete, upright JPEG; None for all else, which must be decoded."""
-    if jpeg[:2] != b'\xff\xd8' or b'\xff\xd9' not in jpeg[-64:]:
-        return None
+def _upright_size(jpeg: bytes) -> tuple[int, int] | None:
+    """Return the size of an upright JPEG; None for all else, which must be decoded."""
     try:
         with PilImage.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
             return image.size if image.getexif().get(ORIENTATION, 1) == 1 else None

@@ -208,6 +208,9 @@ class KeyframeConfig:
     privacy_masks: tuple[str, ...] = parameter(
         (), "parts that never leave the robot, each '<left> <top> <right> <bottom>' or the "
         'corners of a polygon, 0 to 1 of width and height')
+    keep_metadata: bool = parameter(
+        False, "send what a camera's own JPEG says about place, camera and time (EXIF and the "
+        'like); the picture is the same without')
 
 
 @dataclass(frozen=True)

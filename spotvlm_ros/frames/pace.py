@@ -26,6 +26,9 @@ from .pixels import FrameError
 from .sources import SourceFrame
 
 
+FIRST_PERIOD_S = 0.1  # of a stream of a single frame
+
+
 @dataclass
 class Pace:
     """
@@ -38,13 +41,16 @@ class Pace:
     late_s: float = 0.1
     skipped: int = 0
     failed: int = 0
+    on_error: Callable[[str], None] = lambda message: None
     started: float = field(default_factory=time.monotonic)
 
     def run(self, frames: Iterator[SourceFrame], on_frame: Callable[[SourceFrame], None],
             stop: threading.Event) -> None:
         """Hand each frame to ``on_frame`` when it is due, until the stream or ``stop`` ends."""
         self.started = time.monotonic()
+        last_s, period_s = 0.0, FIRST_PERIOD_S
         for frame in frames:
+            period_s, last_s = frame.at_s - last_s or period_s, frame.at_s
             wait = self.started + frame.at_s - time.monotonic()
             if stop.is_set() or (wait > 0 and stop.wait(wait)):
                 return
@@ -53,5 +59,8 @@ class Pace:
                 continue
             try:
                 on_frame(frame)
-            except FrameError:
+            except FrameError as error:
                 self.failed += 1
+                self.on_error(str(error))
+        # The last frame has its time, too: a short clip that is shown over and over must not run.
+        stop.wait(max(0.0, self.started + last_s + min(period_s, 1.0) - time.monotonic()))

@@ -22,13 +22,22 @@ cv_bridge is not used: its compiled part breaks with NumPy 2, and this is faster
 from __future__ import annotations
 
 import array
+import io
+import struct
 from typing import Protocol
+import warnings
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as PilImage
+
+from .jpeg import complete_jpeg, EOI, is_jpeg, jpeg_size
 
 Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
+
+warnings.filterwarnings('ignore', category=PilImage.DecompressionBombWarning)  # ours is lower
+MAX_PIXELS = 1 << 26  # 8192 x 8192; a PNG of 389 kB can claim more and take 4.6 GB
 
 # encoding -> (bytes per channel, channels, OpenCV conversion to RGB or None)
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -94,7 +103,7 @@ def image_to_rgb(message: ImageMessage) -> Image:
     if size == 2:
         order = '>u2' if message.is_bigendian else '<u2'
         wide = np.ascontiguousarray(raw).view(order)
-        raw = (wide >> 8).astype(np.uint8)
+        raw = (wide >> _unused_bits(wide)).astype(np.uint8)
     pixels = raw.reshape(height, width, channels) if raw.flags.c_contiguous else \
         np.lib.stride_tricks.as_strided(raw, (height, width, channels),
                                         (raw.strides[0], channels, 1))
@@ -105,6 +114,16 @@ def image_to_rgb(message: ImageMessage) -> Image:
     except cv2.error as error:
         raise FrameError(f'{width}x{height} {message.encoding} cannot be converted: '
                          f'{error.err}') from error
+
+
+def _unused_bits(wide: npt.NDArray[np.uint16]) -> int:
+    """
+    Return by how much 16-bit values are shifted to make 8 bits of them.
+
+    Cameras put 10, 12 or 14 bits into the low ones of 16 and say so nowhere.
+    """
+    most = int(wide.max(initial=0))
+    return next(bits - 8 for bits in (10, 12, 14, 16) if most < 1 << bits)
 
 
 def fast_bytes(pixels: npt.NDArray[np.uint8]) -> array.array[int]:
@@ -119,10 +138,37 @@ def fast_bytes(pixels: npt.NDArray[np.uint8]) -> array.array[int]:
 
 
 def decode_image(data: bytes) -> Image | None:
-    """Decode JPEG, PNG or what else OpenCV can; None where it cannot. The end may be missing."""
-    raw = np.frombuffer(data, np.uint8)
-    rgb = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB) if raw.size else None
-    return None if rgb is None else np.asarray(rgb, np.uint8)
+    """
+    Decode JPEG, PNG or what else OpenCV can; None where it cannot. The end may be missing.
+
+    Raise FrameError for a picture of more than MAX_PIXELS, which is not decoded.
+    """
+    size = _claimed_size(data)
+    if size is None:
+        return None
+    if size[0] * size[1] > MAX_PIXELS:
+        raise FrameError(f'an image of {size[0]}x{size[1]} pixels is not decoded; publish at most '
+                         f'{MAX_PIXELS >> 20} megapixels')
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    # Not IMREAD_COLOR_RGB, which OpenCV has since 4.11 only: Ubuntu 24.04 has 4.6.
+    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in the header of an image; None for what is none."""
+    if is_jpeg(data):
+        return jpeg_size(data)
+    try:
+        with PilImage.open(io.BytesIO(data)) as image:
+            return image.size
+    except PilImage.DecompressionBombError as error:
+        raise FrameError(f'an image is not decoded: {error}; publish at most {MAX_PIXELS >> 20} '
+                         'megapixels') from error
+    except (OSError, ValueError, SyntaxError, struct.error, OverflowError):
+        return None
 
 
 def decode_compressed(data: bytes) -> Image:
@@ -131,7 +177,7 @@ def decode_compressed(data: bytes) -> Image:
 
     Raise FrameError for what is no image; a truncated JPEG is none, not a half grey picture.
     """
-    if data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-64:]:
+    if is_jpeg(data) and not data.endswith(EOI) and complete_jpeg(data) is None:
         raise FrameError(f'truncated JPEG of {len(data)} bytes; check the transport and its '
                          'packet loss')
     rgb = decode_image(data)

@@ -47,7 +47,7 @@ class CameraNode(SpotNode[CameraConfig]):
         self._shared = hub is not None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pace = Pace()
+        self._pace = Pace(on_error=lambda why: self.count('bad_images', why))
         self._inputs: list[FrameInput] = []
         self._name = ''
         self._image: Any = None
@@ -150,6 +150,8 @@ class CameraNode(SpotNode[CameraConfig]):
 
     def _show(self, recorded: SourceFrame) -> None:
         """Acquire, stamp and hand out one frame."""
+        if recorded.warning:
+            self.count('recorded_time_jumps', recorded.warning)
         pixels = recorded.load() if recorded.load is not None else None
         keep = self.config.keep_stamps and recorded.stamp_ns
         stamp = recorded.stamp_ns if keep else self.now_ns()

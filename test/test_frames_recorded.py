@@ -17,6 +17,7 @@
 
 import io
 import itertools
+from pathlib import Path
 import threading
 import time
 from types import SimpleNamespace
@@ -31,7 +32,6 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 import yaml
 
-from conftest import ROOT
 from spotvlm_ros.cloud.keyframe_encoder import KeyframeEncoder
 from spotvlm_ros.config.nodes import KeyframeConfig
 from spotvlm_ros.frames import sources
@@ -135,7 +135,7 @@ def test_qos_of_the_metadata_need_not_be_that_of_the_file(tmp_path):
 
 def test_a_video_is_paced_by_its_own_times():
     """Webm says 1000 frames a second, phones vary theirs (opencv/opencv#24000)."""
-    path = str(ROOT / 'test' / 'data' / 'variable_rate.webm')
+    path = str(Path(__file__).with_name('data') / 'variable_rate.webm')
     assert due(sources.video(path)) == [0.0, 0.1, 0.15, 1.65, 1.7, 3.2]
     assert due(sources.video(path, 10.0)) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 
@@ -203,8 +203,8 @@ def test_a_picture_that_claims_to_be_huge_is_not_decoded(suffix):
     picture = PilImage.new('1' if suffix != 'WEBP' else 'RGB', (side, side))
     options = {'method': 0, 'quality': 1} if suffix == 'WEBP' else {}
     try:
-        picture.convert('L' if suffix == 'JPEG' else picture.mode).save(buffer, suffix,
-                                                                       **options)
+        picture = picture.convert('L' if suffix == 'JPEG' else picture.mode)
+        picture.save(buffer, suffix, **options)
     except ValueError:
         pytest.skip(f'{suffix} itself has no pictures of this size')
     with pytest.raises(FrameError, match='is not decoded'):

@@ -16,8 +16,8 @@
 """
 Where a JPEG ends, and a JPEG without what its camera wrote about itself; nothing is decoded.
 
-A decoder stops at the end mark, whatever follows: padding of a driver (espressif/esp32-camera#162),
-a video (motion photos, libjxl/libjxl#3502). What lacks the mark was cut off.
+A decoder stops at the end mark, whatever follows: padding (espressif/esp32-camera#162), a video
+(motion photos, libjxl/libjxl#3502). What lacks the mark was cut off.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 def complete_jpeg(data: bytes) -> bytes | None:
     """Return a JPEG up to its end mark, None where it has none; 2 ms for a megabyte."""
     end = next((after for marker, _, after in _segments(data) if marker == 0xd9), 0)
-    return data[:end] if end else None
+    return (data[:end] if end < len(data) else data) if end else None
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -67,7 +67,8 @@ def without_metadata(data: bytes) -> bytes:
             kept.append(data[begin:after])
         if marker == 0xd9:
             break
-    return b''.join(kept)
+    stripped = b''.join(kept)
+    return stripped if len(stripped) < len(data) else data
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -17,18 +17,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 import time
 import traceback
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
     SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
+from rclpy.lifecycle import (LifecycleNode, LifecyclePublisher, LifecycleState,
+                             TransitionCallbackReturn)
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -43,7 +45,10 @@ SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
                     durability=qos_profile_sensor_data.durability)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 Config = TypeVar('Config', bound=NodeConfig, covariant=True)
+M = TypeVar('M')  # a message
+P = ParamSpec('P')
 T = TypeVar('T')
+Report = dict[str, str | float]
 
 
 def latched(depth: int) -> QoSProfile:
@@ -59,8 +64,11 @@ class SpotNode(LifecycleNode, Generic[Config]):
     ``config`` holds their present, checked values; a change puts a new one in its place.
 
     Subclasses give ``setup`` (configure), ``start`` (activate), ``stop`` (deactivate) and
-    ``release`` (cleanup). Each may raise: ParameterError fails the transition, anything else is an
-    error; nothing ever reaches the executor. All four, and all callbacks, run on its thread.
+    ``release`` (cleanup). An Exception that one of them raises fails the transition, whatever its
+    type: it is logged and kept in ``last_failure``; what configure and activate had begun is
+    undone. Callbacks of `subscribe` and `call_every` may raise, too: that is a counted problem.
+    All these run on the thread of the executor. What else a subclass gives to rclpy, and `report`,
+    must not raise: the executor would print a traceback and go on.
     """
 
     def __init__(self, name: str, config: type[Config], **kwargs: Any) -> None:
@@ -70,11 +78,13 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._values: dict[str, Value] = {}
         self._param_error = ''
         self.last_failure = ''  # why the last transition failed
+        self.failure = ''       # why the work ended early; empty when it did not
         self._active = False
-        self._owned: list[Callable[[], Any]] = []  # undo what start() made
-        self.counts: dict[str, int] = {}           # what went wrong, for diagnostics
-        self.problem = ''                          # newest error, with its remedy
-        self._problem_at = 0.0
+        self._at_stop: list[Callable[[], object]] = []  # undo what start() made
+        self._advertised: list[LifecyclePublisher] = []
+        self.problem_counts: Counter[str] = Counter()   # by kind, for diagnostics
+        self.newest_problem = ''                        # with its remedy
+        self._problem_at = 0.0                          # steady clock [s]
         for spec in specs(config):
             self._declare(spec, spec.name)
         self.config = self.read(config)
@@ -94,20 +104,30 @@ class SpotNode(LifecycleNode, Generic[Config]):
         """Read parameters, create publishers, load models."""
 
     def start(self) -> None:
-        """Subscribe and begin work; what ``own`` is told is undone before ``stop``."""
+        """Subscribe and begin work; what `call_at_stop` is given is called before ``stop``."""
 
     def stop(self) -> None:
         """End work; called more than once."""
 
     def release(self) -> None:
-        """Free memory and publishers; called more than once."""
+        """Free memory; called more than once."""
 
     def clock_jumped(self) -> None:
-        """ROS time jumped: forget everything that depends on it."""
+        """Forget everything that depends on ROS time, which has jumped."""
 
-    def report(self) -> dict[str, Any]:
-        """Return what /diagnostics shows."""
+    def report(self) -> Report:
+        """Return what /diagnostics shows, by key."""
         return {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the work is over and the process is to end."""
+        return False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way that the end of the process should wait for."""
+        return True
 
     # For subclasses to use
 
@@ -119,52 +139,65 @@ class SpotNode(LifecycleNode, Generic[Config]):
         """Declare and read the parameters of the queries; raise ParameterError."""
         return read_queries(config.queries, self._lookup)
 
-    def own(self, undo: Callable[[], Any]) -> None:
-        """Call ``undo`` on deactivate."""
-        self._owned.append(undo)
+    def call_at_stop(self, undo: Callable[[], object]) -> None:
+        """Call ``undo`` on deactivate, last given first called."""
+        self._at_stop.append(undo)
 
-    def advertise(self, kind: type, topic: str, qos: QoSProfile) -> Any:
-        """Create a publisher that is silent while the node is inactive."""
-        return self.create_lifecycle_publisher(
+    def advertise(self, kind: type, topic: str, qos: QoSProfile) -> LifecyclePublisher:
+        """Create a publisher until cleanup, silent while the node is inactive."""
+        publisher = self.create_lifecycle_publisher(
             kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self._advertised.append(publisher)
+        return publisher
 
-    def subscribe(self, kind: type, topic: str, qos: QoSProfile,
-                  call: Callable[[Any], None]) -> None:
+    def subscribe(self, kind: type[M], topic: str, qos: QoSProfile,
+                  callback: Callable[[M], None]) -> None:
         """Subscribe until deactivate; a callback that raises is a counted problem."""
-        def incompatible(event: Any) -> None:
-            self.count('qos_mismatch', f'a publisher on {subscription.topic_name} offers QoS that '
-                       f'does not fit (policy {event.last_policy_kind}); set '
-                       f'qos_overrides.{subscription.topic_name}.subscription.* to match it')
+        def incompatible(event: QoSRequestedIncompatibleQoSInfo) -> None:
+            name = subscription.topic_name
+            self.count_problem(
+                'qos_mismatch', f'a publisher on {name} offers QoS that does not fit (policy '
+                f'{event.last_policy_kind}); set qos_overrides.{name}.subscription.* to match it')
         subscription = self.create_subscription(
-            kind, topic, self.guarded(call), qos,
+            kind, topic, self.counting_errors(callback), qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        self.own(lambda: self.destroy_subscription(subscription))
+        self.call_at_stop(lambda: self.destroy_subscription(subscription))
 
-    def every(self, seconds: float, call: Callable[[], None]) -> None:
+    def call_every(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call until deactivate, by the steady clock."""
-        timer = self.create_timer(seconds, self.guarded(call), clock=self._steady)
-        self.own(lambda: self.destroy_timer(timer))
+        timer = self.create_timer(seconds, self.counting_errors(callback), clock=self._steady)
+        self.call_at_stop(lambda: self.destroy_timer(timer))
 
-    def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
-        """Return ``call`` so that it never raises."""
-        def safe(*args: Any) -> None:
+    def counting_errors(self, callback: Callable[P, object]) -> Callable[P, None]:
+        """Return a callback that counts its errors as problems and never raises."""
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                call(*args)
+                callback(*args, **kwargs)
             except Exception as error:
-                self.count('callback_errors', f'{type(error).__name__}: {error}')
-                self.get_logger().debug(traceback.format_exc())
-        return safe
+                self.count_error('callback_errors', error)
+        return wrapper
 
-    def count(self, what: str, problem: str = '') -> None:
-        """Count something that went wrong; tell about it, at most every five seconds."""
-        self.counts[what] = self.counts.get(what, 0) + 1
-        if not problem:
+    def count_error(self, kind: str, error: Exception) -> str:
+        """Count an exception that is being handled as a problem; return it in one line."""
+        text = f'{type(error).__name__}: {error}'
+        self.count_problem(kind, text)
+        self.get_logger().debug(traceback.format_exc())
+        return text
+
+    def count_problem(self, kind: str, text: str = '') -> None:
+        """
+        Count something that went wrong under ``kind``, a key of /diagnostics.
+
+        ``text`` with its remedy is logged, the same one at most every five seconds.
+        """
+        self.problem_counts[kind] += 1
+        if not text:
             return
         now = time.monotonic()
-        if problem != self.problem or now - self._problem_at > 5.0:
-            self.get_logger().warning(problem, throttle_duration_sec=1.0)
-        self.problem, self._problem_at = problem, now
+        if text != self.newest_problem or now - self._problem_at > 5.0:
+            self.get_logger().warning(text, throttle_duration_sec=1.0)
+        self.newest_problem, self._problem_at = text, now
 
     def now_ns(self) -> int:
         """Return ROS time; 0 until the first /clock where sim time is used."""
@@ -190,7 +223,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
             self.last_failure = self._param_error
             self.get_logger().error(self._param_error)
             return TransitionCallbackReturn.FAILURE
-        return self._transition('configure', self.setup, self.release,
+        return self._transition('configure', self.setup, self._release,
                                 lambda: super(SpotNode, self).on_configure(state))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -208,7 +241,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free memory."""
-        return self._transition('cleanup', self.release,
+        return self._transition('cleanup', self._release,
                                 after=lambda: super(SpotNode, self).on_cleanup(state))
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -223,12 +256,12 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     def close(self) -> None:
         """End work and free memory, whatever the state; safe to call again."""
-        for step in (self._end, self.release):
-            self.guarded(step)()
+        for step in (self._end, self._release):
+            self.counting_errors(step)()
 
     def _transition(self, name: str, step: Callable[[], None],
                     undo: Callable[[], None] | None = None,
-                    after: Callable[[], Any] | None = None) -> TransitionCallbackReturn:
+                    after: Callable[[], object] | None = None) -> TransitionCallbackReturn:
         try:
             step()
             if after is not None:
@@ -241,14 +274,19 @@ class SpotNode(LifecycleNode, Generic[Config]):
             self.get_logger().error(self.last_failure)
             self.get_logger().debug(traceback.format_exc())
         if undo is not None:
-            self.guarded(undo)()
+            self.counting_errors(undo)()
         return TransitionCallbackReturn.FAILURE
 
     def _end(self) -> None:
         self._active = False
-        while self._owned:
-            self.guarded(self._owned.pop())()
+        while self._at_stop:
+            self.counting_errors(self._at_stop.pop())()
         self.stop()
+
+    def _release(self) -> None:
+        self.release()
+        while self._advertised:
+            self.destroy_lifecycle_publisher(self._advertised.pop())
 
     # Parameters
 
@@ -301,12 +339,13 @@ class SpotNode(LifecycleNode, Generic[Config]):
     # Clock and diagnostics
 
     def _on_jump(self, jump: TimeJump) -> None:
-        self.counts['clock_jumps'] = self.counts.get('clock_jumps', 0) + 1
-        self.guarded(self.clock_jumped)()
+        self.count_problem('clock_jumps')
+        self.counting_errors(self.clock_jumped)()
 
     def _diagnose(self) -> None:
-        values = {'state': self._state_machine.current_state[1], **self.report(), **self.counts}
-        fresh = bool(self.problem) and time.monotonic() - self._problem_at < 10.0
+        values = {'state': self._state_machine.current_state[1], **self.report(),
+                  **self.problem_counts}
+        fresh = bool(self.newest_problem) and time.monotonic() - self._problem_at < 10.0
         level = DiagnosticStatus.WARN if fresh else DiagnosticStatus.OK
         if self._param_error:
             level = DiagnosticStatus.ERROR
@@ -314,7 +353,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
         message.header.stamp = self.get_clock().now().to_msg()
         message.status = [DiagnosticStatus(
             level=level, name=self.get_fully_qualified_name().lstrip('/'),
-            message=self._param_error or (self.problem if fresh else 'ok'),
+            message=self._param_error or (self.newest_problem if fresh else 'ok'),
             hardware_id='spotvlm',
             values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
                     for k, v in values.items()])]

@@ -22,10 +22,11 @@ import threading
 import time
 from typing import Any
 
+from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer
 
-from .base import RELIABLE, SpotNode
+from .base import RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
@@ -38,7 +39,11 @@ from ..frames.sources import open_source, SourceError, SourceFrame
 
 
 class CameraNode(SpotNode[CameraConfig]):
-    """Stamps frames when they are acquired and hands them to the hub and to subscribers."""
+    """
+    Stamps frames when they are acquired and hands them to the hub and to subscribers.
+
+    With source topic it hands on what it receives, to the other nodes of its process only.
+    """
 
     def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
@@ -47,16 +52,13 @@ class CameraNode(SpotNode[CameraConfig]):
         self._shared = hub is not None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pace = Pace(on_error=lambda why: self.count('bad_images', why))
+        self._pace = Pace(on_error=lambda why: self.count_problem('bad_images', why))
         self._inputs: list[FrameInput] = []
         self._name = ''
-        self._image: Any = None
-        self._compressed: Any = None
-        self._truth: Any = None
+        self._truth: LifecyclePublisher | None = None
         self._stream: Iterator[SourceFrame] | None = None
         self._sent = 0
         self.finished = self.hub.finished
-        self.failure = ''  # why the source ended early; empty when it did not
 
     def setup(self) -> None:
         """Open the source, so that a wrong path fails here."""
@@ -97,19 +99,22 @@ class CameraNode(SpotNode[CameraConfig]):
     def release(self) -> None:
         """Close the source."""
         self._stream = None
-        for publisher in (self._image, self._compressed, self._truth):
-            if publisher is not None:
-                self.destroy_lifecycle_publisher(publisher)
-        self._image = self._compressed = self._truth = None
+        self._truth = None
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return what /diagnostics shows."""
-        own = {'source': self.config.source, 'frames': self._sent,
-               'late_frames_skipped': self._pace.skipped, 'bad_frames': self._pace.failed,
-               'finished': self.finished.is_set()}
-        for one in self._inputs:
-            own |= one.report()
-        return own
+        values: Report = {
+            'source': self.config.source, 'frames': self._sent,
+            'late_frames_skipped': self._pace.skipped, 'bad_frames': self._pace.failed,
+            'finished': self.finished.is_set()}
+        for frames in self._inputs:
+            values |= frames.report()
+        return values
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source has no more frames and the process is to end then."""
+        return self.config.exit_when_finished and self.finished.is_set()
 
     def _open(self) -> Iterator[SourceFrame]:
         return open_source(self.config, self._stop.is_set)
@@ -120,15 +125,14 @@ class CameraNode(SpotNode[CameraConfig]):
             while not self._stop.is_set():
                 frames = self._stream or self._open()
                 self._stream = None
-                self._pace.run(frames, self._show, self._stop)
+                self._pace.run(frames, self._acquire, self._stop)
                 if not self.config.loop:
                     break
         except SourceError as error:
             self.failure = str(error)
-            self.count('source_errors', str(error))
+            self.count_problem('source_errors', str(error))
         except Exception as error:
-            self.failure = f'{type(error).__name__}: {error}'
-            self.count('source_errors', self.failure)
+            self.failure = self.count_error('source_errors', error)
         if not self._stop.is_set():
             self.get_logger().info(f'{self.config.source}: end of stream after {self._sent} '
                                    f'frames, {self._pace.skipped} skipped as late')
@@ -136,11 +140,11 @@ class CameraNode(SpotNode[CameraConfig]):
 
     def _wait_for_listener(self) -> None:
         until = time.monotonic() + self.config.wait_for_listener_s
-        while not self._heard() and time.monotonic() < until and not self._stop.wait(0.02):
+        while not self._edge_listens() and time.monotonic() < until and not self._stop.wait(0.02):
             pass
 
-    def _heard(self) -> bool:
-        """Return whether the edge listens: it starts last, its model takes seconds to load."""
+    def _edge_listens(self) -> bool:
+        """Return whether node edge takes frames yet: its model takes seconds to load."""
         if self.hub.listeners:
             return True
         topics = (self._image.topic_name, self._compressed.topic_name)
@@ -148,15 +152,15 @@ class CameraNode(SpotNode[CameraConfig]):
         return any(info.node_name in ('edge', 'camera') for topic in topics
                    for info in self.get_subscriptions_info_by_topic(topic))
 
-    def _show(self, recorded: SourceFrame) -> None:
-        """Acquire, stamp and hand out one frame."""
+    def _acquire(self, recorded: SourceFrame) -> None:
+        """Stamp one frame and hand it out."""
         if recorded.warning:
-            self.count('recorded_time_jumps', recorded.warning)
+            self.count_problem('recorded_time_jumps', recorded.warning)
         pixels = recorded.load() if recorded.load is not None else None
         keep = self.config.keep_stamps and recorded.stamp_ns
         stamp = recorded.stamp_ns if keep else self.now_ns()
         if stamp == 0:
-            self.count('no_sim_time', 'use_sim_time is set but no /clock came yet')
+            self.count_problem('no_sim_time', 'use_sim_time is set but no /clock came yet')
             return
         frame = Frame(stamp, self.config.frame_id, pixels=pixels, jpeg=recorded.jpeg,
                       reference=recorded.reference, camera=self._name)

@@ -26,7 +26,7 @@ from typing import Any
 
 from spotvlm_msgs.msg import Answer, CloudStatus
 
-from .base import latched, RELIABLE, SpotNode
+from .base import latched, RELIABLE, Report, SpotNode
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from .input import FrameInput
 from ..cloud.bridge import CloudBridge
@@ -59,8 +59,6 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._encoder = KeyframeEncoder()
         self._inputs: list[FrameInput] = []
         self._cameras: dict[str, str] = {}       # query -> its camera
-        self._answers: Any = None
-        self._status: Any = None
         self._frame_ids: dict[str, str] = {}     # by camera
         self._scene_cuts: dict[str, SceneCutDetector] = {}  # by camera
 
@@ -88,12 +86,12 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._bridge = CloudBridge(
             self._servers, self._queries, self._on_answer, self.config,
             budget=Budget(limits, time.monotonic()),
-            on_error=lambda text: self.count('request_errors', text))
+            on_error=lambda text: self.count_problem('request_errors', text))
         self._inputs = [FrameInput(self, self._hub, self._offer, partial(self._reset, camera),
                                    camera) for camera in cameras(self._queries)]
         if self.config.unsure_below:
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
-        self.every(STATUS_S, self._publish_status)
+        self.call_every(STATUS_S, self._publish_status)
         self._publish_status()
 
     def stop(self) -> None:
@@ -105,25 +103,21 @@ class CloudNode(SpotNode[CloudNodeConfig]):
     def release(self) -> None:
         """Forget the configuration."""
         self._servers = []
-        for publisher in (self._answers, self._status):
-            if publisher is not None:
-                self.destroy_lifecycle_publisher(publisher)
-        self._answers = self._status = None
 
     def clock_jumped(self) -> None:
         """Forget when frames were sent."""
         for camera in set(self._cameras.values()):
             self._reset(camera)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return what /diagnostics shows."""
         bridge = self._bridge
         if bridge is None:
             return {}
-        own = bridge.report() | {'emulated_delay_p50_s': bridge.emulated_delay_s}
-        for one in self._inputs:
-            own |= one.report()
-        return own
+        values: Report = bridge.report() | {'emulated_delay_p50_s': bridge.emulated_delay_s}
+        for frames in self._inputs:
+            values |= frames.report()
+        return values
 
     def _server(self, name: str) -> CloudServer:
         """Read the parameters of a server; '' is the preferred one."""
@@ -186,9 +180,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),
             emulated_delay=duration_msg(answer.emulated_s), model=answer.model,
             error_code=error, error_msg='; '.join(answer.rejected[:4]) if error else '')
-        publisher = self._answers
-        if publisher is not None:
-            publisher.publish(message)
+        self._answers.publish(message)
 
     def _publish_status(self) -> None:
         bridge = self._bridge

@@ -25,7 +25,7 @@ from typing import Any
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
-from .base import latched, RELIABLE, SpotNode
+from .base import latched, RELIABLE, Report, SpotNode
 from .convert import context_msg, turn_from_msg
 from .input import FrameInput
 from ..config.nodes import ContextNodeConfig, NodeConfig
@@ -60,7 +60,6 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._method = Transfers((), TransferConfig())
         self._reset_gate: dict[str, int] = {}  # why a history is empty, until it fills again
         self._frame_ids: dict[str, str] = {}   # by camera
-        self._contexts: Any = None
         self._replaced = 0
         self._lock = threading.RLock()
         self._flow_lock = threading.Lock()     # held while regions are carried
@@ -93,7 +92,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._forget(ContextMsg.GATE_EMPTY)
         self.subscribe(Answer, 'answers', RELIABLE, self._on_answer)
         self.subscribe(Answer, 'cloud/answers', RELIABLE, self._on_answer)
-        self.every(1.0 / self.config.rate_hz, self._publish_all)
+        self.call_every(1.0 / self.config.rate_hz, self._publish_all)
         if self.config.flow_hz:
             self._running = True
             self._ending.clear()
@@ -120,9 +119,6 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             if self._recorder is not None:
                 self._recorder.close()
                 self._recorder = None
-            if self._contexts is not None:
-                self.destroy_lifecycle_publisher(self._contexts)
-                self._contexts = None
 
     def clock_jumped(self) -> None:
         """ROS time jumped: ages mean nothing any more."""
@@ -130,10 +126,10 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         if self.active:
             self._publish_all()
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return what /diagnostics shows."""
         with self._lock:
-            report: dict[str, Any] = {
+            report: Report = {
                 'turns_replaced': self._replaced, **self._method.report(),
                 'flow_frames_dropped': self._mailbox.dropped}
             if self._recorder is not None:
@@ -184,10 +180,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         context = transfer.context(query.id)
         if self._recorder is not None:
             self._recorder.write('context', query_id=query.id, context=plain(context))
-        if self._contexts is not None:
-            self._contexts.publish(context_msg(
-                context, query, self._frame_ids.get(query.camera, ''),
-                self._gate(context, gate), self._method.dropped))
+        self._contexts.publish(context_msg(
+            context, query, self._frame_ids.get(query.camera, ''), self._gate(context, gate),
+            self._method.dropped))
 
     @staticmethod
     def _gate(context: Context, reset: int) -> int:
@@ -223,9 +218,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             try:
                 self._carry(frame)
             except FrameError as error:
-                self.count('bad_images', str(error))
+                self.count_problem('bad_images', str(error))
             except Exception as error:
-                self.count('flow_errors', f'{type(error).__name__}: {error}')
+                self.count_problem('flow_errors', f'{type(error).__name__}: {error}')
 
     def _carry(self, frame: Frame) -> None:
         """Carry all regions to a frame, take up those of new facts, publish."""

@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from builtin_interfaces.msg import Duration as DurationMsg, Time as TimeMsg
 from sensor_msgs.msg import CompressedImage, Image as ImageMsg, RegionOfInterest
 from spotvlm_msgs.msg import Answer, Context as ContextMsg, Fact as FactMsg
@@ -26,6 +28,9 @@ from ..frames.frame import Frame
 from ..frames.pixels import fast_bytes
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.prompt import history_text
+
+if TYPE_CHECKING:
+    from vision_msgs.msg import Detection2DArray
 
 MAX_FACTS = 64    # bound of Answer.facts and Context.facts
 MAX_FOCUS = 16    # bound of Context.focus
@@ -131,3 +136,23 @@ def context_from_msg(message: ContextMsg) -> Context:
     return Context(message.query_id, stamp_ns(message.header.stamp), facts, message.text,
                    stamp_ns(message.text_stamp), focus,
                    dict(zip(message.dropped_keys, message.dropped_reasons)))
+
+
+def detections_msg(context: Context | None, header: Header) -> Detection2DArray:
+    """Return the focus regions of a context's facts as vision_msgs, which must be installed."""
+    from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
+    boxes = Detection2DArray(header=header)
+    for fact in context.facts if context is not None else ():
+        region = context.focus.get(fact.key) if context is not None else None
+        if region is None:
+            continue
+        box = Detection2D(header=header, id=fact.key)
+        box.bbox.center.position.x = region.x + region.w / 2
+        box.bbox.center.position.y = region.y + region.h / 2
+        box.bbox.size_x, box.bbox.size_y = float(region.w), float(region.h)
+        result = ObjectHypothesisWithPose()
+        result.hypothesis.class_id = f'{fact.key}: {fact.value}'
+        result.hypothesis.score = float(fact.confidence)
+        box.results = [result]
+        boxes.detections.append(box)
+    return boxes

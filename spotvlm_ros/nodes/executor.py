@@ -135,20 +135,17 @@ def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]],
     except Exception as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    leaving = [n for n in graph.nodes
-               if n.get_name() == 'camera' and n.config.exit_when_finished]
     code = 0
     while not stop.wait(0.1):  # a signal during the imports ends this at once
         if exit_on_failure and graph.failed:
             code = 1
-        if code or any(n.finished.is_set() for n in leaving):
+        if code or any(node.ended for node in graph.nodes):
             break
     until = time.monotonic() + DRAIN_S
-    edges = [n for n in graph.nodes if n.get_name() == 'edge']
-    while leaving and not code and not all(n.idle for n in edges) and \
+    while not code and not all(node.idle for node in graph.nodes) and \
             time.monotonic() < until and not stop.wait(0.05):
         pass  # the last frame is answered, too
-    if any(n.failure for n in leaving):
+    if any(node.failure for node in graph.nodes if node.ended):
         code = 1
     ended = graph.close()
     stop.ignore()

@@ -54,7 +54,7 @@ class FrameInput:
         self.frames = 0
         self._since = time.monotonic()
         if hub is not None:
-            node.own(hub.listen(node.guarded(self._share)))
+            node.call_at_stop(hub.listen(node.counting_errors(self._share)))
         elif node.config.image_transport == 'compressed':
             node.subscribe(CompressedImage, f'{image_topic(camera)}/compressed', SENSOR,
                            self._compressed)
@@ -78,7 +78,7 @@ class FrameInput:
         try:
             check_image(message)
         except FrameError as error:
-            self._node.count('bad_images', f'image: {error}')
+            self._node.count_problem('bad_images', f'image: {error}')
             return
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
                          decode=lambda: image_to_rgb(message), camera=self._camera))
@@ -89,13 +89,15 @@ class FrameInput:
 
     def _take(self, frame: Frame) -> None:
         if self._node.now_ns() == 0:
-            self._node.count('no_sim_time', 'use_sim_time is set but no /clock came yet; start '
-                             'the simulation or ros2 bag play --clock')
+            self._node.count_problem(
+                'no_sim_time', 'use_sim_time is set but no /clock came yet; start the simulation '
+                'or ros2 bag play --clock')
             return
         verdict = self.order.admit(frame.stamp_ns)
         if verdict == 'zero_stamp':
-            self._node.count('zero_stamps', 'image without stamp; the driver must fill '
-                             'header.stamp with the time of acquisition')
+            self._node.count_problem(
+                'zero_stamps', 'image without stamp; the driver must fill header.stamp with the '
+                'time of acquisition')
         elif verdict == 'restart':
             self._on_restart()
         if verdict in ('ok', 'restart'):

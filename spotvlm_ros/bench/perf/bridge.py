@@ -113,7 +113,7 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
                 offered = time.monotonic()
                 hub.publish(frame)
                 if not done.wait(10.0):
-                    raise RuntimeError(f'no answer: {node.problem}')
+                    raise RuntimeError(f'no answer: {node.newest_problem}')
                 stats = server.stats()
                 if number >= WARM_UP:
                     out.append(stats.arrived[-1] - offered)

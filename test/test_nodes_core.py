@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes are made of, without ROS running: frames, pixels, parameters, sources."""
 
+import os
 from pathlib import Path
 import threading
 from types import SimpleNamespace
@@ -254,6 +255,32 @@ def test_pace_skips_what_is_late():
     pace = Pace(late_s=0.05)
     pace.run((sources.SourceFrame(i * 0.02) for i in range(15)), show, stop)
     assert pace.skipped >= 5 and len(shown) + pace.skipped == 15 and shown[-1] == 14 * 0.02
+
+
+@pytest.mark.parametrize('text,why', [
+    ('/**/cloud: {ros__parameters: {retries: 5}}\n/**/cloud: {ros__parameters: {max_side: 9}}\n',
+     'cloud stands twice, in lines 1 and 2'),
+    ('/**/cloud:\n  ros__parameters:\n    retries: 5\n    retries: 6\n', 'retries stands twice'),
+    ('/**/cloud:\n  ros__parameters: &a\n    b: *a\n', 'nest too deeply'),
+    ('/**/cloud: ' + '{a: ' * 60 + '1' + '}' * 60, 'nest too deeply'),
+    ('[' * 5000, 'nest too deeply|expected'), ('caf\xe9: 1'.encode('latin-1'), 'UTF-8'),
+    ('/**/cloud: {ros__parameters: {retries: 1e300}}', 'retries'),
+    ('/**/cloud: {ros__parameters: {retries: ' + '9' * 5000 + '}}', 'limit|retries'),
+    ('x: ' + 'a' * 2**20, 'more than'), ('a: b: c', 'mapping values'), ('', 'no sections'),
+    ('- 1', 'no sections'), ('? [a]\n: 1\n', 'is no text')])
+def test_odd_params_files_say_what_is_odd(tmp_path, text, why):
+    """PyYAML drops the first of two sections, which held masks and budgets (nav2#1217)."""
+    path = tmp_path / 'params.yaml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ParameterError, match=why) as error:
+        check_file(path, check_file(CONFIG / 'driving.yaml'))
+    assert str(path) in str(error.value)
+
+
+def test_a_pipe_is_no_params_file(tmp_path):
+    os.mkfifo(tmp_path / 'params.yaml')
+    with pytest.raises(ParameterError, match='is no file'):
+        check_file(tmp_path / 'params.yaml')
 
 
 def test_the_tables_of_parameters_are_those_of_the_declarations():

@@ -23,12 +23,11 @@ import difflib
 import json
 from pathlib import Path
 
-import yaml
-
 from .nodes import (CameraConfig, CloudNodeConfig, ContextNodeConfig, EdgeConfig, NODE_CONFIGS,
                     QueryConfig, ServerConfig)
 from .queries import CHOICES, read_queries, TTL
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, T, Value
+from .strict_yaml import read_yaml
 from ..method.facts import Query
 
 Section = Mapping[str, object]  # parameters of a node by full name; what it leaves out is default
@@ -136,10 +135,7 @@ def check_file(path: Path, earlier: Mapping[str, Section] = NOTHING) -> dict[str
     ``earlier`` are the parameters of files that this one is laid over. Return the flat parameters
     per node, theirs included; raise ParameterError with the file, the name and the remedy.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError) as error:
-        raise ParameterError(f'{path}: {error}') from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise ParameterError(f'{path}: no sections; start with /**/edge: and ros__parameters: '
                              'below it')

@@ -269,7 +269,7 @@ def test_pace_skips_what_is_late():
     ('x: ' + 'a' * 2**20, 'more than'), ('a: b: c', 'mapping values'), ('', 'no sections'),
     ('- 1', 'no sections'), ('? [a]\n: 1\n', 'is no text')])
 def test_odd_params_files_say_what_is_odd(tmp_path, text, why):
-    """PyYAML drops the first of two sections, which held masks and budgets (nav2#1217)."""
+    """The first of two sections is dropped by PyYAML: it held masks and budgets (nav2#1217)."""
     path = tmp_path / 'params.yaml'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ParameterError, match=why) as error:

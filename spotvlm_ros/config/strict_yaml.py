@@ -30,7 +30,8 @@ MAX_DEPTH = 32       # of groups within groups
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses repeated names, which PyYAML drops and rcl merges."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+    def construct_mapping(self, node: yaml.MappingNode,
+                          deep: bool = False) -> dict[object, object]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1

@@ -24,10 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
+    from transformers import PreTrainedTokenizerFast
 
 PAD, END = '<pad>', '<end_of_utterance>'
 SPECIAL = (PAD, '<s>', END, '<fake_token_around_image>', '<image>', '<global-img>')
@@ -76,7 +80,7 @@ EDGE = Shape('spot-mini-edge', 48, 8, 2, (1, 1), (160, 5, 5), (192, 4, 4, 448))
 CLOUD = Shape('spot-mini-cloud', 96, 8, 2, (5, 4), (160, 5, 5), (192, 4, 4, 448))
 
 
-def build_tokenizer(corpus: Iterable[str]) -> Any:
+def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer trained on the corpus; reads any other text too."""
     from tokenizers import decoders, models, pre_tokenizers, Regex, Tokenizer, trainers
     from transformers import PreTrainedTokenizerFast
@@ -95,7 +99,7 @@ def build_tokenizer(corpus: Iterable[str]) -> Any:
         model_max_length=2048, clean_up_tokenization_spaces=False)
 
 
-def add_tile_tags(tokenizer: Any, shape: Shape) -> None:
+def add_tile_tags(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> None:
     """Give the tokenizer the tags that Idefics3 puts before the tiles of a picture."""
     side = range(1, max(shape.tiles) + 1)  # portraits have as many rows as others have columns
     tags = [f'<row_{r}_col_{c}>' for r in side for c in side]
@@ -132,7 +136,7 @@ def cut(shape: Shape, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.concatenate([tiles.reshape(-1, side, side, 3), whole[None]])
 
 
-def build_processor(shape: Shape, tokenizer: Any) -> Any:
+def build_processor(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
     """Return the processor: squeezes each picture to the model's square, after cutting tiles."""
     from transformers import Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import (
@@ -146,7 +150,8 @@ def build_processor(shape: Shape, tokenizer: Any) -> Any:
                              chat_template=CHAT_TEMPLATE)
 
 
-def build_model(shape: Shape, tokenizer: Any) -> Any:
+def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast
+                ) -> Idefics3ForConditionalGeneration:
     """Return the model with random weights."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 

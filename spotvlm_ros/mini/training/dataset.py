@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import json
-from typing import Any
 
 import cv2
 import numpy as np
@@ -65,9 +64,9 @@ def cloud_text(query: Query, facts: Sequence[Fact], text: str, size: tuple[int, 
         return text
     if query.format == 'choice':
         return facts[0].value
-    items: list[dict[str, Any]] = []
+    items: list[dict[str, str | list[int]]] = []
     for fact in facts:
-        item: dict[str, Any] = {'label': fact.key}
+        item: dict[str, str | list[int]] = {'label': fact.key}
         if fact.region is not None:
             item['bbox_2d'] = _thousandths(fact.region, size)
         items.append({**item, 'value': fact.value})

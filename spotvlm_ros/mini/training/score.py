@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -30,15 +30,40 @@ from ..models import build_processor, CLOUD, EDGE, Shape
 from ..worlds import make_world, TUNE_SEEDS
 from ...method.prompt import parse_answer
 
+if TYPE_CHECKING:
+    from transformers import Idefics3ForConditionalGeneration as Model
+    from transformers import PreTrainedTokenizerFast
+
 SETS = (('driving', 'day'), ('driving', 'rain'), ('driving', 'night'),
         ('hri', 'near'), ('hri', 'far'), ('hri', 'real'))
 SYSTEMS = {EDGE.name: ('alone', 'context', 'context+focus'), CLOUD.name: ('cloud',)}
 PER_DRIVE = 5   # frames scored of one drive
 BATCH = 50
-Scores = dict[str, dict[str, float]]
+Scores = dict[str, dict[str, float]]   # shares of right answers by set and system, then by key
+Log = list[dict[str, float]]           # every 50 steps: step, loss, samples, lr, seconds
 
 
-def evaluate(shape: Shape, model: Any, tokenizer: Any, n: int, device: str,
+class Meta(TypedDict):
+    """How a model came to be."""
+
+    arguments: dict[str, str]
+    device: str
+    torch: str           # version
+    transformers: str    # version
+    parameters: int
+    started_from: str    # in words; empty: from random weights
+
+
+class Record(TypedDict):
+    """What training_log.json holds."""
+
+    meta: Meta
+    log: Log
+    accuracy: Scores
+    scored_on: int       # frames per set
+
+
+def evaluate(shape: Shape, model: Model, tokenizer: PreTrainedTokenizerFast, n: int, device: str,
              hands: HandBank | None = None) -> Scores:
     """
     Return accuracy per key for each world, condition and system, on n frames each.
@@ -64,8 +89,8 @@ def evaluate(shape: Shape, model: Any, tokenizer: Any, n: int, device: str,
     return result
 
 
-def _generate(shape: Shape, model: Any, tokenizer: Any, items: Sequence[dataset.Sample],
-              system: str, device: str) -> list[str]:
+def _generate(shape: Shape, model: Model, tokenizer: PreTrainedTokenizerFast,
+              items: Sequence[dataset.Sample], system: str, device: str) -> list[str]:
     import torch
 
     processor = build_processor(shape, tokenizer)
@@ -98,20 +123,20 @@ def _score(shape: Shape, items: Sequence[dataset.Sample], texts: Sequence[str],
     for item, text in zip(items, texts):
         truth = {f.key: f.value for f in parse_answer(query, item.answer, 0)[0]}
         if shape is EDGE:
-            said = {f.key: f.value for f in parse_answer(query, text, 0)[0]}
+            answer = {f.key: f.value for f in parse_answer(query, text, 0)[0]}
         else:
-            entries = {e['label']: e for e in json.loads(item.cloud_answer)}
+            true_entries = {e['label']: e for e in json.loads(item.cloud_answer)}
             try:
-                replied = json.loads(text)
-                said = {entry['label']: entry['value'] for entry in replied}
+                entries = json.loads(text)
+                answer = {entry['label']: entry['value'] for entry in entries}
             except (ValueError, KeyError, TypeError):
-                said, replied = {}, []
-            boxes += [_centre_error(entries[e['label']]['bbox_2d'], e['bbox_2d'])
-                      for e in replied if len(e.get('bbox_2d', ())) == 4
-                      and 'bbox_2d' in entries.get(e['label'], {})]
-        unreadable += not said
+                answer, entries = {}, []
+            boxes += [_centre_error(true_entries[e['label']]['bbox_2d'], e['bbox_2d'])
+                      for e in entries if len(e.get('bbox_2d', ())) == 4
+                      and 'bbox_2d' in true_entries.get(e['label'], {})]
+        unreadable += not answer
         for key in right:
-            right[key] += said.get(key) == truth[key]
+            right[key] += answer.get(key) == truth[key]
     score = {key: round(count / len(items), 4) for key, count in right.items()}
     score['mean'] = round(float(np.mean(list(score.values()))), 4)
     score['unreadable'] = round(unreadable / len(items), 4)
@@ -125,8 +150,8 @@ def _centre_error(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2)
 
 
-def write_card(shape: Shape, folder: Path, record: dict[str, Any]) -> None:
-    """Write training log and model card."""
+def write_card(shape: Shape, folder: Path, record: Record) -> None:
+    """Write training_log.json and the model card README.md."""
     (folder / 'training_log.json').write_text(json.dumps(record, indent=1) + '\n')
     rows = [f'| {name} | {row["mean"]:.3f} | ' + ', '.join(
         f'{k.replace("_", " ")} {v:.2f}' for k, v in row.items() if k != 'mean') + ' |'

@@ -351,6 +351,54 @@ def test_many_events_at_once_do_not_hold_up_the_loop(chaos, monkeypatch):
     assert text == 'fine' and turns > 3000
 
 
+@pytest.mark.parametrize('streamed', [True, False])
+def test_a_response_sent_twice_does_not_answer_the_next_request(chaos, monkeypatch, streamed):
+    """It did: the third frame got the answer about the second."""
+    async def twice(x):
+        x.streamed = streamed
+        body = x.body(f'frame {x.number}, HTTP/1.1 {"or not " * 20}')
+        return await x.send(2 * (x.head(len(body)) + body))
+    monkeypatch.setitem(FAULTS, 'none', twice)
+    server = chaos()
+
+    async def ask():
+        client = CloudClient(cloud_server(server.url, deadline_s=5.0))
+        try:
+            return [(await client.ask(JPEG, 'What?')).text for _ in range(3)]
+        finally:
+            await client.close()
+    assert [text.partition(',')[0] for text in asyncio.run(ask())] == [
+        'frame 1', 'frame 2', 'frame 3']
+
+
+def test_a_connection_is_used_again(chaos, monkeypatch):
+    ports = []
+
+    async def note(x):
+        ports.append(x.writer.get_extra_info('peername')[1])
+        return await x.reply()
+    monkeypatch.setitem(FAULTS, 'none', note)
+    server = chaos()
+
+    async def ask():
+        client = CloudClient(cloud_server(server.url, deadline_s=5.0))
+        for _ in range(3):
+            await client.ask(JPEG, 'What?')
+        await client.close()
+    asyncio.run(ask())
+    assert len(ports) == 3 and len(set(ports)) == 1
+
+
+def test_a_stream_without_an_end_is_complete_with_its_end_mark(chaos, monkeypatch):
+    async def no_end(x):
+        body = x.body('fine')
+        await x.send(x.head(len(body) + 1), body)
+        return await x.hang()
+    monkeypatch.setitem(FAULTS, 'none', no_end)
+    began = time.monotonic()
+    assert asyncio.run(ask_once(chaos().url))[0] == 'fine' and time.monotonic() - began < 3.0
+
+
 def test_redirects_are_not_followed(chaos, rigs):
     server = chaos('redirect')
     rig = rigs(server.url, config={'api_key': 'sk-secret'})

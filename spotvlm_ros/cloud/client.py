@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 
 from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV, LOOPBACK
 from .reply import RawReply
+from .transport import Transport
 from ..config.nodes import EmulatedDelayConfig, ServerConfig
 
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
@@ -80,7 +81,6 @@ class CloudClient:
 
     def __init__(self, server: CloudServer) -> None:
         """Connect lazily."""
-        from .transport import Transport
         self.server = server
         self._random = random.Random(server.delay.emulated_delay_seed)
         self._transport = Transport(server.config.base_url, server.api_key)

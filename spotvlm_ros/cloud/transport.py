@@ -14,34 +14,29 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-The ``openai`` client for one server, with a bound on everything: time, bytes, characters.
+HTTP to one server, with a bound on everything: time, bytes, characters.
 
-The client reads a reply, and the body of an error, to its end before anybody can look at its
-size. So the bounds are in the HTTP transport below it, where each piece of a body passes. The
-client does not tell the end mark of a stream from the end of the connection: a stream is complete
-when it has told a finish_reason.
-
-Importing this takes most of a second: ``client`` does so when a server is first configured.
+`httpcore`, the part of httpx that does connections and HTTP, is used as it is: nothing follows
+redirects, decompresses, adds headers of its own or reads the body of an error. A stream is
+complete when it has told a finish_reason; its end mark may be missing, and so may its end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+import json
 import math
 import socket
+import ssl
 import time
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 import urllib.request
 
-import httpx2
-import openai
-from openai.types.chat import ChatCompletionChunk
+import httpcore2
 
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
                      CloudUnreachable, LOOPBACK)
@@ -52,7 +47,8 @@ MAX_TEXT = 16_384       # characters of the text in it
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
 IDLE_S = 30.0           # an unused connection is kept this long
-_PRESENT: ContextVar[RawReply] = ContextVar('completion')  # of the task's request
+DRAIN_S = 0.1           # longest wait for the end of a body whose end mark has come
+HTTP = b'HTTP/1.'       # what a response begins with
 
 
 class Transport:
@@ -61,142 +57,179 @@ class Transport:
     def __init__(self, base_url: str, api_key: str = '') -> None:
         """Connect lazily. TLS is verified; redirects, which could take the key along, are not."""
         self.base_url = base_url.rstrip('/')
-        timeout = httpx2.Timeout(None, connect=CONNECT_S)
-        http = httpx2.AsyncClient(transport=_Bounded(self.base_url, api_key), trust_env=False,
-                                  follow_redirects=False, timeout=timeout)
         try:
-            self._client = openai.AsyncOpenAI(base_url=self.base_url, api_key=api_key or 'none',
-                                              max_retries=0, timeout=timeout, http_client=http)
-        except httpx2.InvalidURL:
+            self._url = httpcore2.URL(f'{self.base_url}/chat/completions')
+        except ValueError:
             raise ValueError(f'{base_url} is no address; check base_url') from None
-        self._create = self._client.chat.completions.with_streaming_response.create
+        self._headers = [('Content-Type', 'application/json'), ('User-Agent', 'spotvlm'),
+                         ('Accept', 'text/event-stream, application/json'),
+                         ('Accept-Encoding', 'identity')]
+        if api_key:
+            self._headers.append(('Authorization', f'Bearer {api_key}'))
+        self._pool = httpcore2.AsyncConnectionPool(
+            proxy=_proxy(self.base_url), max_connections=None, max_keepalive_connections=16,
+            keepalive_expiry=IDLE_S, socket_options=_socket_options(), network_backend=_Backend())
 
     async def complete(self, body: Mapping[str, object], deadline_s: float,
-                       done: RawReply) -> None:
-        """Send a request and read the reply into ``done``; raise CloudError."""
-        _PRESENT.set(done)
-        with _translated(self.base_url, deadline_s, done):
-            # In extra_body the client takes all as it is, which saves a millisecond; whether the
-            # reply is streamed, only the reply tells.
-            async with asyncio.timeout(deadline_s), self._create(
-                    model='', messages=[], extra_body=body) as response:
-                if response.headers.get('content-type', '').startswith('text/event-stream'):
-                    async for event in openai.AsyncStream(
-                            cast_to=ChatCompletionChunk, response=response.http_response,
-                            client=self._client):
-                        self._take(event, done)
-                        await asyncio.sleep(0)  # many come at once: the deadline has its turn
-                else:
-                    self._take(await response.parse(), done)
-                    done.finished = True
-        if not done.finished:
+                       reply: RawReply) -> None:
+        """Send a request and read the reply; raise CloudError."""
+        content = json.dumps(body).encode()
+
+        async def trace(event: str, info: object) -> None:
+            if event.endswith('send_request_headers.complete'):
+                reply.began = True
+                reply.bytes_sent += len(content)
+            elif event.endswith('send_request_body.complete'):
+                reply.sent = time.monotonic()
+        with _translated(self.base_url, deadline_s, reply):
+            async with asyncio.timeout(deadline_s), self._pool.stream(
+                    'POST', self._url, headers=self._headers, content=content,
+                    extensions={'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
+                await self._read(response, reply)
+        if not reply.finished:
             raise CloudUnreachable(f'{self.base_url} broke the connection within a reply; see '
                                    'the log of the server')
-        done.received = time.monotonic()
+        reply.received = time.monotonic()
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.close()
+        await self._pool.aclose()
 
-    def _take(self, reply: Any, done: RawReply) -> None:
-        """Add a reply or a piece of one; the client does not check what type anything has."""
-        choices = getattr(reply, 'choices', None)
+    async def _read(self, response: httpcore2.Response, reply: RawReply) -> None:
+        headers = {name.decode('latin-1').lower(): value.decode('latin-1')
+                   for name, value in response.headers}
+        if response.status != 200:
+            raise CloudRefused(self.base_url, response.status, retry_after_s(headers))
+        if headers.get('content-encoding', 'identity') != 'identity':
+            raise CloudReplyError(f'{self.base_url} compresses its replies, which was not asked '
+                                  'for; turn that off')
+        chunks = self._chunks(response, reply)
+        if not headers.get('content-type', '').startswith('text/event-stream'):
+            self._take(json.loads(b''.join([chunk async for chunk in chunks])), reply)
+            reply.finished = True
+            return
+        async for data in _events(chunks):
+            if data.startswith(b'[DONE]'):
+                break
+            self._take(json.loads(data), reply)
+            await asyncio.sleep(0)  # many come at once: the deadline has its turn
+        with suppress(TimeoutError):  # the connection is used again if the body ends soon
+            async with asyncio.timeout(DRAIN_S):
+                async for _ in chunks:
+                    await asyncio.sleep(0)
+
+    async def _chunks(self, response: httpcore2.Response, reply: RawReply
+                      ) -> AsyncIterator[bytes]:
+        """Yield the body up to MAX_BODY."""
+        async for chunk in response.aiter_stream():
+            reply.bytes_received += len(chunk)
+            if reply.bytes_received > MAX_BODY:
+                raise _too_large(self.base_url)
+            yield chunk
+
+    def _take(self, data: object, reply: RawReply) -> None:
+        """Add a reply or a piece of one, whose parts may be of any type."""
+        if not isinstance(data, dict) or data.get('error'):
+            raise ValueError('no object, or that of an error')
+        choices = data.get('choices')
         choice = choices[0] if isinstance(choices, list) and choices else None
-        said = getattr(choice, 'delta', None) or getattr(choice, 'message', None)
-        text = getattr(said, 'content', None)
-        done.text += text if isinstance(text, str) else ''
-        if len(done.text) > MAX_TEXT:
+        choice = choice if isinstance(choice, dict) else {}
+        message = choice.get('delta') or choice.get('message')
+        text = message.get('content') if isinstance(message, dict) else None
+        reply.text += text if isinstance(text, str) else ''
+        if len(reply.text) > MAX_TEXT:
             raise _too_large(self.base_url)
-        done.finished |= isinstance(getattr(choice, 'finish_reason', None), str)
-        usage = getattr(reply, 'usage', None)
-        asked, told = (getattr(usage, f'{name}_tokens', None) for name in ('prompt', 'completion'))
-        if type(asked) is int and type(told) is int and min(asked, told) >= 0:
-            done.usage = (asked, told)
+        reply.finished |= isinstance(choice.get('finish_reason'), str)
+        usage = data.get('usage')
+        usage = usage if isinstance(usage, dict) else {}
+        counts = [usage.get(f'{name}_tokens') for name in ('prompt', 'completion')]
+        prompt, completion = (n if type(n) is int and n >= 0 else None for n in counts)
+        if prompt is not None and completion is not None:
+            reply.usage = prompt, completion
 
 
-class _Bounded(httpx2.AsyncHTTPTransport):
-    """Lets no more than MAX_BODY of a reply in, nothing of an error, and only our headers out."""
+async def _events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield the data of server-sent events; one that is cut off is none."""
+    pending, data = bytearray(), list[bytes]()
+    async for chunk in chunks:
+        pending += chunk
+        if b'\n' not in chunk:
+            continue
+        *lines, pending = pending.split(b'\n')
+        for line in lines:
+            name, _, value = bytes(line).rstrip(b'\r').partition(b':')
+            if name == b'data':
+                data.append(value.removeprefix(b' '))
+            elif not name and not value and data:
+                yield b'\n'.join(data)
+                data.clear()
 
-    def __init__(self, base_url: str, api_key: str) -> None:
-        super().__init__(
-            proxy=_proxy(base_url), socket_options=_socket_options(),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16,
-                                 keepalive_expiry=IDLE_S))
-        self._url = base_url
-        self._headers = {'Content-Type': 'application/json', 'Accept': 'text/event-stream, '
-                         'application/json', 'Accept-Encoding': 'identity',
-                         'User-Agent': 'spotvlm'}
-        if api_key:
-            self._headers['Authorization'] = f'Bearer {api_key}'
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        done = _PRESENT.get()
+class _Backend(httpcore2.AnyIOBackend):
+    """Makes connections on which no reply can be taken for the next one."""
 
-        async def trace(event: str, info: Any) -> None:
-            if event.endswith('send_request_headers.complete'):
-                done.began = True
-                done.bytes_sent += int(request.headers['Content-Length'])
-            elif event.endswith('send_request_body.complete'):
-                done.sent = time.monotonic()
-        # The client's headers tell about this machine, and what the environment says of another
-        # server (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS).
-        own = self._headers | {k: request.headers[k] for k in ('Host', 'Content-Length')}
-        response = await super().handle_async_request(httpx2.Request(
-            request.method, request.url, headers=own, stream=request.stream,
-            extensions=request.extensions | {'trace': trace}))
-        if response.status_code != 200:
-            await response.aclose()
-            return httpx2.Response(response.status_code, headers={
-                k: v for k, v in response.headers.items() if k in ('date', 'retry-after')})
-        if response.headers.get('content-encoding', 'identity') != 'identity':
-            await response.aclose()
-            raise CloudReplyError(f'{self._url} compresses its replies, which was not asked for; '
-                                  'turn that off')
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _Counted(response.stream, self._url, done)
-        return response
+    async def connect_tcp(
+            self, host: str, port: int, timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
+            ) -> httpcore2.AsyncNetworkStream:
+        return _Stream(await super().connect_tcp(host, port, timeout, local_address,
+                                                 socket_options))
 
 
 @dataclass
-class _Counted(httpx2.AsyncByteStream):
-    """The body of a reply, up to MAX_BODY."""
+class _Stream(httpcore2.AsyncNetworkStream):
+    """
+    A connection that hands over one response at a time.
 
-    stream: httpx2.AsyncByteStream
-    url: str
-    done: RawReply
+    What follows a response, such as the same one again, would wait in the buffer of the parser
+    and answer the next request. It stays here instead, and the pool closes a connection that has
+    something to read before anything was asked.
+    """
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self.stream:
-            self.done.bytes_received += len(chunk)
-            if self.done.bytes_received > MAX_BODY:
-                raise _too_large(self.url)
-            yield chunk
+    stream: httpcore2.AsyncNetworkStream
+    _rest: bytes = b''
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = self._rest or await self.stream.read(max_bytes, timeout)
+        end = data.find(HTTP, 1)
+        self._rest = data[end:] if end > 0 else b''
+        return data[:end] if end > 0 else data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self.stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
         await self.stream.aclose()
 
+    async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None,
+                        timeout: float | None = None) -> httpcore2.AsyncNetworkStream:
+        return _Stream(await self.stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> object:
+        if info == 'is_readable' and self._rest:
+            return True
+        return self.stream.get_extra_info(info)
+
 
 @contextmanager
-def _translated(url: str, deadline_s: float, done: RawReply) -> Iterator[None]:
-    """Turn errors of the client and asyncio into ours; nothing that the server said stays."""
+def _translated(url: str, deadline_s: float, reply: RawReply) -> Iterator[None]:
+    """Turn errors of httpcore and asyncio into ours; nothing that the server said stays."""
     try:
         yield
-    except openai.APITimeoutError:  # nothing else has a limit there
+    except httpcore2.TimeoutException:  # nothing else has a limit there
         raise CloudUnreachable(f'cannot reach {url} within {CONNECT_S:g} s; is the server '
                                'running, and the network up?') from None
-    except TimeoutError:
-        raise CloudTimeout(f'no reply from {url} within {deadline_s:.2g} s; raise deadline_s or '
-                           'the time to live of the facts, or use a faster model') from None
-    except (openai.APIConnectionError, httpx2.TransportError, OSError) as error:
-        if done.finished:
-            return  # a connection may end as it likes
-        why = type(error.__cause__ or error).__name__
-        raise CloudUnreachable(f'the connection to {url} failed ({why}); is the server running, '
-                               'and the network up?') from None
-    except openai.APIStatusError as error:
-        raise CloudRefused(url, error.status_code,
-                           retry_after_s(error.response.headers)) from None
-    except (openai.APIError, ValueError, RecursionError) as error:
+    except (TimeoutError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError,
+            OSError) as error:
+        if reply.finished:
+            return  # a connection may end as it likes, or not at all
+        if isinstance(error, TimeoutError):
+            raise CloudTimeout(f'no reply from {url} within {deadline_s:.2g} s; raise deadline_s '
+                               'or the time to live of the facts, or use a faster model') from None
+        raise CloudUnreachable(f'the connection to {url} failed ({type(error).__name__}); is the '
+                               'server running, and the network up?') from None
+    except (ValueError, RecursionError) as error:
         raise CloudReplyError(f'{url} sent an unusable reply ({type(error).__name__}); is it '
                               'OpenAI-compatible?') from None
 
@@ -206,7 +239,7 @@ def _too_large(url: str) -> CloudReplyTooLarge:
                               'lower max_tokens')
 
 
-def retry_after_s(headers: httpx2.Headers) -> float:
+def retry_after_s(headers: Mapping[str, str]) -> float:
     """
     Return how long the server wants to be left alone [s], at most five minutes; 0: unsaid.
 
@@ -224,13 +257,18 @@ def retry_after_s(headers: httpx2.Headers) -> float:
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else 0.0
 
 
-def _proxy(url: str) -> str | None:
+def _proxy(url: str) -> httpcore2.Proxy | None:
     """Return the proxy that the environment names for an address."""
     parts = urlsplit(url)
     host = parts.hostname or ''
     if host in LOOPBACK or urllib.request.proxy_bypass(host):
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None:
+        return None
+    login = urlsplit(proxy)
+    auth = (unquote(login.username), unquote(login.password or '')) if login.username else None
+    return httpcore2.Proxy(proxy, auth)
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

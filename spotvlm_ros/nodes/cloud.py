@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 import json
 import time
 from typing import Any
@@ -64,7 +63,6 @@ class CloudNode(SpotNode[CloudNodeConfig]):
 
     def setup(self) -> None:
         """Read the address; nothing is sent yet."""
-        import_module('openai')  # takes most of a second, which the first frame need not wait
         self._queries = self.queries(self.config)
         self._cameras = {q.id: q.camera for q in self._queries}
         if not self.config.base_url:

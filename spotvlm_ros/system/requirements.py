@@ -60,8 +60,8 @@ LIBRARIES = (
     OPENCV,
     TRANSFORMERS,
     Library('openai', 'openai', 'python3-openai-pip'),
-    # rosdep has no key for it; openai is built on it.
-    Library('httpx2', 'httpx2', 'python3-openai-pip'),
+    # Below httpx; rosdep has no key for it, openai is built on it.
+    Library('httpcore2', 'httpcore2[asyncio]', 'python3-openai-pip'),
     Library('json_repair', 'json-repair', ''),  # rosdep has no key for it
     Library('pydantic', 'pydantic>=2', 'python3-pydantic'),
     Library('rosbags', 'rosbags', 'python3-rosbags-pip'),

@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recorded run comes out the same again, and one that was tampered with does not."""
 
+from collections import Counter
 from dataclasses import replace
 import json
 
@@ -91,7 +92,7 @@ def test_the_replay_is_equal_to_the_run(folder, capsys):
     assert '20 contexts equal' in said and '5 answers equal' in said
     assert 'the replay is equal to the run' in said
     *_, last, end = [json.loads(line) for line in open(folder / 'context.jsonl')]
-    assert end == {'event': 'end', 'dropped': 0}
+    assert end['event'] == 'end' and end['dropped'] == 0 and end['lines'] == 62
     assert last['context']['facts'] and last['context']['focus']
 
 
@@ -159,4 +160,58 @@ def test_a_full_queue_drops_and_counts(tmp_path, monkeypatch):
     recorder.close()
     assert recorder.dropped > 0
     last = [json.loads(line) for line in open(tmp_path / 'x.jsonl')][-1]
-    assert last == {'event': 'end', 'dropped': recorder.dropped}
+    assert last['event'] == 'end' and last['dropped'] == recorder.dropped
+
+
+def copied(folder, tmp_path, change):
+    """Return a copy of a recording whose bytes of context.jsonl were changed."""
+    for name in ('edge.jsonl', 'frames'):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / 'context.jsonl').write_bytes(change((folder / 'context.jsonl').read_bytes()))
+    return tmp_path
+
+
+@pytest.mark.parametrize('change,why', [
+    (lambda data: data[:data.rindex(b'{"event": "end"')], '1 files cut off'),
+    (lambda data: data[:len(data) // 2], 'files cut off'),
+    (lambda data: data.replace(b'"arrived_ns": 1', b'"arrived_ns": 2'), '1 files altered'),
+    (lambda data: data[:data.index(b'\n{"event": "carried"') + 9] + b'\n'
+     + data[data.index(b'\n{"event": "carried"'):], '1 lines torn')])
+def test_a_recording_that_is_not_whole_is_not_equal(folder, tmp_path, capsys, change, why):
+    assert replay.main([str(copied(folder, tmp_path, change))]) == 1
+    said = capsys.readouterr().out
+    assert why in said and 'is equal to the run' not in said
+
+
+def test_a_full_disk_that_is_freed_costs_one_line(tmp_path):
+    """A line is written in part, the next one ends it; both are counted."""
+    dropped = []
+    recorder = record.Recorder(tmp_path, 'edge', dropped.append)
+    full = recorder._file
+
+    class FullOnce:
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            return full.write(data[:7] if self.writes == 2 else data)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            full.close()
+    recorder._file = FullOnce()
+    for number in range(4):
+        recorder.write('start', number=number)
+    recorder.close()
+    counts = Counter()
+    lines = list(replay.read_lines(tmp_path / 'edge.jsonl', counts))
+    assert [line['number'] for line in lines] == [0, 2, 3]
+    assert +counts == {'lines_torn': 1, 'not_recorded': 1} and recorder.dropped == 1
+    assert len(dropped) == 1 and 'No space left' in dropped[0]
+
+
+def test_a_folder_that_is_used_is_refused(folder):
+    with pytest.raises(ValueError, match='holds a recording already'):
+        record.Recorder(folder, 'context')

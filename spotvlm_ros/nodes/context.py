@@ -82,7 +82,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                             cut_below=self.config.cut_below))
         self._method = Transfers(queries, config)
         if self.config.record_dir:
-            self._recorder = Recorder(self.config.record_dir, 'context')
+            self._recorder = Recorder(
+                self.config.record_dir, 'context',
+                lambda why: self.count('recording_losses', why))
             self._recorder.write('start', queries=[plain(q) for q in queries],
                                  config=plain(config))
         self._contexts = self.advertise(ContextMsg, 'context', latched(len(self._queries)))

@@ -97,7 +97,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._schedule = Schedule(tuple(self._queries.values()))
         self._model = self._load(self.config)
         if self.config.record_dir:
-            self._recorder = Recorder(self.config.record_dir, 'edge')
+            self._recorder = Recorder(self.config.record_dir, 'edge',
+                                      lambda why: self.count('recording_losses', why))
             self._recorder.write(
                 'start', queries=[plain(q) for q in self._queries.values()],
                 load=recorded_load(self.config))

@@ -19,13 +19,17 @@ Recording what context and edge node did (`spotvlm run --record`).
 A recording is a folder: `context.jsonl` holds, in order, every answer that came, every frame
 that regions were carried to and every context that was published; `edge.jsonl` every frame that
 was answered, with its context and its answer; `frames/` those pictures that cannot be drawn again.
+The last line of a file says how many there are and their SHA-256: without it a file was cut off.
 `replay` reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import errno
+import hashlib
 import json
+import os
 from pathlib import Path
 import queue
 import threading
@@ -74,17 +78,27 @@ class Recorder:
     Writes one file of a recording from a thread of its own.
 
     Nobody waits for the disk: what does not fit into the queue is dropped and counted, and a
-    replay tells which pictures are missing.
+    replay tells which pictures are missing. ``on_drop`` is called with the reason, by the thread
+    that finds it.
     """
 
-    def __init__(self, folder: str | Path, name: str) -> None:
-        """Start a new file `name`.jsonl; raise ValueError when the folder cannot be written."""
+    def __init__(self, folder: str | Path, name: str,
+                 on_drop: Callable[[str], None] = lambda why: None) -> None:
+        """
+        Start a new file `name`.jsonl.
+
+        Raise ValueError when the folder cannot be written, or has such a file already.
+        """
         self.dropped = 0
-        self._name = name
+        self._name, self._on_drop = name, on_drop
         self._folder = Path(folder).expanduser()
+        self._lines, self._digest, self._torn = 0, hashlib.sha256(), False
         try:
             (self._folder / 'frames').mkdir(parents=True, exist_ok=True)
-            self._file = open(self._folder / f'{name}.jsonl', 'w', encoding='utf-8')
+            self._file = open(self._folder / f'{name}.jsonl', 'xb', buffering=0)
+        except FileExistsError:
+            raise ValueError(f'record_dir {folder} holds a recording already; name another '
+                             'folder, or remove it') from None
         except OSError as error:
             raise ValueError(f'record_dir {folder}: {error.strerror}; name a folder that can be '
                              'written') from error
@@ -118,22 +132,36 @@ class Recorder:
         try:
             self._queue.put_nowait(job)
         except queue.Full:
-            self.dropped += 1
+            self._drop('the disk is too slow')
+
+    def _drop(self, why: str) -> None:
+        self.dropped += 1
+        self._on_drop(f'what happened is missing in the recording: {why}; record to a faster disk '
+                      'with more room')
 
     def _run(self) -> None:
         with self._file:
             while (job := self._queue.get()) is not None:
                 try:
                     job()
-                except (OSError, FrameError):
-                    self.dropped += 1
+                except (OSError, FrameError) as error:
+                    self._drop(error.strerror or str(error) if isinstance(error, OSError)
+                               else str(error))
             try:
-                self._line({'event': 'end', 'dropped': self.dropped})
-            except OSError:
-                self.dropped += 1
+                self._line({'event': 'end', 'dropped': self.dropped, 'lines': self._lines,
+                            'sha256': self._digest.hexdigest()})
+            except OSError as error:
+                self._drop(error.strerror or str(error))
 
     def _line(self, values: dict[str, object]) -> None:
-        self._file.write(json.dumps(values) + '\n')
+        """Write a line, or a part of it when the disk is full: the next one ends that first."""
+        data = json.dumps(values).encode() + b'\n'
+        written = self._file.write(b'\n' * self._torn + data) - self._torn
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._lines += 1
+        self._digest.update(data)
 
     def _picture(self, path: Path, image: Image, jpeg: bytes | None) -> None:
         if path.exists():  # context and edge see the same frames

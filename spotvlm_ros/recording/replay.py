@@ -26,6 +26,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
 import json
 from pathlib import Path
 
@@ -117,16 +118,38 @@ class Pictures:
         return np.asarray(self._worlds[name].frame(picture.index), np.uint8)
 
 
-def lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file of a recording; the last may be cut off."""
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, start=1):
+def read_lines(path: Path, counts: Counter[str]) -> Iterator[Line]:
+    """
+    Yield the lines of a file of a recording.
+
+    Count in ``counts`` what says that they are not what was recorded: lines torn by a full disk,
+    an end that is missing, a number or checksum of lines that does not fit.
+    """
+    digest, count, end = hashlib.sha256(), 0, None
+    with open(path, 'rb') as file:
+        for number, data in enumerate(file, start=1):
+            if not data.strip():
+                continue
             try:
-                yield json.loads(line)
-            except ValueError:
-                if line.endswith('\n'):
-                    raise ValueError(f'{path}:{number} is no JSON; is this a recording of '
+                line: Line = json.loads(data)
+                event = line['event']
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number == 1:
+                    raise ValueError(f'{path} begins with what is no JSON; is this a recording of '
                                      'spotvlm run --record?') from None
+                counts['lines_torn'] += 1
+                continue
+            if event == 'end':
+                end = line
+                counts['not_recorded'] += from_plain(int, line['dropped'])
+            else:
+                digest.update(data)
+                count += 1
+                yield line
+    counts['files_cut_off'] += end is None
+    if end is not None and 'sha256' in end:
+        same = (end['lines'], end['sha256']) == (count, digest.hexdigest())
+        counts['files_altered'] += not same and not counts['lines_torn']
 
 
 class ContextReplay:
@@ -169,14 +192,12 @@ class ContextReplay:
                 context = self._method.of_query(query_id).context(query_id)
                 same = plain(context) == line['context']
                 self.counts['contexts_equal' if same else 'contexts_different'] += 1
-            case 'end':
-                self.counts['not_recorded'] += from_plain(int, line['dropped'])
 
 
 def replay_context(folder: Path, pictures: Pictures) -> Counter[str]:
     """Run the method over a recording; count contexts equal, different, and frames missing."""
     replay = ContextReplay(pictures)
-    for line in lines(folder / 'context.jsonl'):
+    for line in read_lines(folder / 'context.jsonl', replay.counts):
         replay.take(line)
     return replay.counts
 
@@ -200,16 +221,13 @@ def replay_edge(folder: Path, pictures: Pictures,
                 progress: Callable[[Sequence[Line]], Iterable[Line]] = iter) -> Counter[str]:
     """Answer the frames of a recording again; count answers equal and different."""
     counts: Counter[str] = Counter()
-    first, *rest = lines(folder / 'edge.jsonl')
+    first, *rest = read_lines(folder / 'edge.jsonl', counts)
     start = from_plain(EdgeStart, first)
     model = EdgeModel.load(*edge_config(start.load))
     queries = {q.id: q for q in start.queries}
     model.warm_up(start.queries)
     for line in progress(rest):
-        if line['event'] == 'end':
-            counts['not_recorded'] += from_plain(int, line['dropped'])
-        else:
-            counts[_compared(from_plain(AnswerLine, line), model, queries, pictures)] += 1
+        counts[_compared(from_plain(AnswerLine, line), model, queries, pictures)] += 1
     return counts
 
 
@@ -245,12 +263,17 @@ def main(argv: Sequence[str] | None = None) -> int:
               'spotvlm run --record of this version')
         return 1
     print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
+    damaged = [f'{counts[name]} {name.replace("_", " ")}'
+               for name in ('lines_torn', 'files_cut_off', 'files_altered') if counts[name]]
     differ = counts['contexts_different'] + counts['answers_different']
     lacking = counts['frames_missing'] + counts['not_recorded']
     if differ:
         print(f'{differ} contexts or answers differ')
     if lacking:
         print(f'{lacking} frames or lines are not in the recording; record to a faster disk')
-    if not differ and not lacking:
+    if damaged:
+        print(f'{", ".join(damaged)}: the recording is not whole; end runs with Ctrl-C, and '
+              'record to a disk with room')
+    if not differ and not lacking and not damaged:
         print('the replay is equal to the run')
-    return 1 if differ or lacking else 0
+    return 1 if differ or lacking or damaged else 0

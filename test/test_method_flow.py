@@ -106,7 +106,7 @@ def _things(world, index):
     for thing in scene_.things:
         region = scene_.region(thing)
         if thing.kind in SCENE.choices and thing.kind != 'pedestrian' and region is not None:
-            place = thing.look if thing.kind == 'lead' else round(scene_.distance + thing.z, 1)
+            place = thing.variant if thing.kind == 'lead' else round(scene_.distance + thing.z, 1)
             found[thing.kind, place] = region
     return found
 

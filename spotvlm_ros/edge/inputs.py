@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from ..method.focus import Image
-from ..method.prompt import Message
+from ..method.prompt import Message, MessagePart
 
 KNOWN = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask', 'token_type_ids'}
 REMEMBERED = 32  # prompts whose tokens are kept; a prompt changes only with its context
@@ -90,7 +90,8 @@ class Inputs:
             return False
         self.fast = True
         noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
-        content = [{'type': 'image'}, {'type': 'image'}, {'type': 'text', 'text': 'a: b|c\n?'}]
+        content: list[MessagePart] = [{'type': 'image'}, {'type': 'image'},
+                                      {'type': 'text', 'text': 'a: b|c\n?'}]
         return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
 
     def _quick(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:

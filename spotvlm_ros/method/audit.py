@@ -46,31 +46,31 @@ class Audit:
         self._due -= 1.0
         return True
 
-    def add(self, given: Sequence[Fact], alone: Sequence[Fact], told: Sequence[Fact],
+    def add(self, given: Sequence[Fact], alone: Sequence[Fact], context_facts: Sequence[Fact],
             truth: Mapping[str, str] | None = None) -> None:
         """Take the facts answered with context and without, those of the context, the truth."""
         without = {f.key: f.value for f in alone}
-        context = {f.key: f.value for f in told}
+        context = {f.key: f.value for f in context_facts}
         self.frames += 1
         for fact in given:
-            seen = without.get(fact.key)
+            value_without = without.get(fact.key)
             self.facts += 1
-            self.agreed += fact.value == seen
-            if fact.key in context and context[fact.key] != seen:
+            self.agreed += fact.value == value_without
+            if fact.key in context and context[fact.key] != value_without:
                 self.contradicted += 1
                 self.copied += fact.value == context[fact.key]
             if truth is not None and fact.key in truth:
-                right, was = fact.value == truth[fact.key], seen == truth[fact.key]
+                right, was = fact.value == truth[fact.key], value_without == truth[fact.key]
                 self.judged += 1
                 self.helped += right and not was
                 self.harmed += was and not right
 
     def report(self) -> dict[str, float]:
         """Return rates, 0..1; those without a single case are left out."""
-        found: dict[str, float] = {'audit_frames': self.frames}
+        report: dict[str, float] = {'audit_frames': self.frames}
         for name, count, of in (
                 ('agreement', self.agreed, self.facts), ('copy', self.copied, self.contradicted),
                 ('help', self.helped, self.judged), ('harm', self.harmed, self.judged)):
             if of:
-                found[f'audit_{name}_rate'] = round(count / of, 4)
-        return found
+                report[f'audit_{name}_rate'] = round(count / of, 4)
+        return report

@@ -148,7 +148,7 @@ class Context:
     What the edge model is given for the next frame of one query.
 
     ``facts`` are newest per key; ``focus`` holds, per key, the region carried to the frame
-    acquired at ``stamp_ns``, also where the fact itself is not told; ``dropped`` says why it is
+    acquired at ``stamp_ns``, also where the fact itself was dropped; ``dropped`` says why it is
     not (numbers of ``gate.Drop``). Empty facts and text mean: no context.
     """
 

@@ -97,10 +97,10 @@ def step(before: Grey, after: Grey, tracks: Mapping[Key, Track], scale: float,
     camera: _Move | None = None
     result: dict[Key, Track] = {}
     at = 0
-    for (key, track), own in zip(tracks.items(), corners):
-        part = slice(at, at + len(own))
-        at += len(own)
-        move, same = _Move.fit(own, there[part], trusted[part], config.min_corners, config)
+    for (key, track), before_px in zip(tracks.items(), corners):
+        part = slice(at, at + len(before_px))
+        at += len(before_px)
+        move, same = _Move.fit(before_px, there[part], trusted[part], config.min_corners, config)
         coasting = 0
         if move is None:
             # A dark or plain picture does not tell how the camera moved: then it is taken to rest.
@@ -224,10 +224,10 @@ def _corners(grey: Grey, region: Region, config: FlowConfig, spacing: float = 2.
         return np.empty((0, 2), np.float32)
     x0, y0 = int(inside.x), int(inside.y)
     patch = grey[y0:int(np.ceil(inside.y + inside.h)), x0:int(np.ceil(inside.x + inside.w))]
-    found = cv2.goodFeaturesToTrack(patch, config.corners, 0.05, spacing, blockSize=3)
-    if found is None:
+    corners = cv2.goodFeaturesToTrack(patch, config.corners, 0.05, spacing, blockSize=3)
+    if corners is None:
         return np.empty((0, 2), np.float32)
-    return np.asarray(found.reshape(-1, 2) + (x0, y0), dtype=np.float32)
+    return np.asarray(corners.reshape(-1, 2) + (x0, y0), dtype=np.float32)
 
 
 def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
@@ -239,14 +239,14 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
     left, top = np.maximum(0, points.min(axis=0).astype(int) - REACH_PX)
     right, bottom = points.max(axis=0).astype(int) + REACH_PX
     parts = [picture[top:bottom, left:right] for picture in (before, after)]
-    own = points - np.array([left, top], np.float32)
+    inside = points - np.array([left, top], np.float32)
     how = {'winSize': (config.window, config.window), 'maxLevel': config.levels}
-    there, seen, _ = cv2.calcOpticalFlowPyrLK(*parts, own.reshape(-1, 1, 2), None, **how)
-    back, seen_back, _ = cv2.calcOpticalFlowPyrLK(*parts[::-1], there, None, **how)
+    there, status, _ = cv2.calcOpticalFlowPyrLK(*parts, inside.reshape(-1, 1, 2), None, **how)
+    back, status_back, _ = cv2.calcOpticalFlowPyrLK(*parts[::-1], there, None, **how)
     there, back = there.reshape(-1, 2), back.reshape(-1, 2)
-    off = back - own
+    off = back - inside
     near = (off * off).sum(axis=1) <= config.back_px ** 2
-    trusted = (seen.ravel() == 1) & (seen_back.ravel() == 1) & near
+    trusted = (status.ravel() == 1) & (status_back.ravel() == 1) & near
     there = there + (left, top)
     return np.asarray(there, dtype=np.float32), np.asarray(trusted, dtype=bool)
 
@@ -328,13 +328,13 @@ class RegionTracker(Generic[Key]):
 
     def similarities(self) -> dict[Key, float]:
         """Return how much each region looks as it did in the cloud's frame, -1 to 1."""
-        found = {}
+        similarities = {}
         for key, track in self.tracks.items():
             _, grey, scale = self._frames[-1]
             now = appearance_of(grey, _scaled(track.region, scale))
             if track.first is not None and now is not None:
-                found[key] = similarity_of(track.first, now)
-        return found
+                similarities[key] = similarity_of(track.first, now)
+        return similarities
 
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""

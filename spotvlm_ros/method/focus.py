@@ -84,13 +84,13 @@ def focus_boxes(query: Query, context: Context | None, now_ns: int, width: int, 
     """Return the crops to look at, per key in the query's order, at most CELLS of them."""
     if context is None:
         return {}
-    seen: Mapping[str, int] = {f.key: f.stamp_ns for f in context.facts}
+    stamps: Mapping[str, int] = {f.key: f.stamp_ns for f in context.facts}
     boxes = {}
     for key in query.keys:
         region = context.focus.get(key)
         region = region.clipped(width, height) if region is not None else None
         if region is not None:
-            age_ns = now_ns - seen.get(key, context.stamp_ns)
+            age_ns = now_ns - stamps.get(key, context.stamp_ns)
             boxes[key] = crop_box(region, age_ns / NS, width, height, config)
     return dict(list(boxes.items())[:CELLS])
 
@@ -140,10 +140,11 @@ def regions_of_views(query: Query, boxes: Mapping[str, Sequence[int]], width: in
 
 def token_coverage(regions: Sequence[Box], rows: int, columns: int) -> Array:
     """Return how much of each token of a view, row by row, its best region covers, 0..1."""
-    found = np.zeros((rows, columns), np.float32)
+    coverage = np.zeros((rows, columns), np.float32)
     for x0, y0, x1, y1 in regions:
-        found = np.maximum(found, np.outer(_overlap(y0, y1, rows), _overlap(x0, x1, columns)))
-    return found.ravel()
+        part = np.outer(_overlap(y0, y1, rows), _overlap(x0, x1, columns))
+        coverage = np.maximum(coverage, part)
+    return coverage.ravel()
 
 
 def tokens_to_keep(regions: Sequence[Sequence[Box]], rows: int, columns: int,

@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-The gate: what of the history may not be told to the edge model, and why.
+The gate: what of the history may not be given to the edge model, and why.
 
 A fact is dropped when it has outlived its time, when its frame belongs to another scene, or when
 the pixels where it was seen no longer look as they did: something has changed there, and the value
@@ -30,7 +30,7 @@ from .facts import Fact, NS, Query
 
 
 class Drop(IntEnum):
-    """Why a fact is not told; the numbers are those of spotvlm_msgs/Context."""
+    """Why a fact is left out of the context; the numbers are those of spotvlm_msgs/Context."""
 
     LIFETIME = 1    # older than the time to live of its key
     AGE = 2         # older than the age limit of all facts
@@ -50,7 +50,7 @@ class GateConfig:
 def why_dropped(fact: Fact, query: Query, now_ns: int, config: GateConfig, cut_ns: int = 0,
                 similarity: float | None = None) -> Drop | None:
     """
-    Return why a fact must not be told about the frame acquired at ``now_ns``, None if it may.
+    Return why a fact is left out for the frame acquired at ``now_ns``, None if it may.
 
     ``cut_ns`` is the stamp of the first frame of the present scene; ``similarity`` how much the
     fact's region still looks as it did, None when that is not known.

@@ -16,7 +16,7 @@
 """
 The guard: what context makes of an answer counts only where it makes the edge much surer.
 
-A small model that is told something is inclined to say it, also when its frame shows otherwise.
+A small model repeats what its context says, also when its frame shows otherwise.
 So a frame is first answered without context. Where that leaves a doubt, it is answered again with
 context, and what is surer counts. A value that repeats the context is held against that: it
 counts only if its odds, p / (1 - p), are many times those of the edge's value without. One that

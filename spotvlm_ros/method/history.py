@@ -99,19 +99,19 @@ class History:
         `focus` are the regions carried to that frame; without it those of the facts stand where
         the cloud saw them.
         """
-        kept, dropped, regions = [], {}, {}
-        alike = similarity or {}
-        told = self.cloud_facts(now_ns)
+        passed, dropped, regions = [], {}, {}
+        similarities = similarity or {}
+        facts = self.cloud_facts(now_ns)
         for key in self.query.keys:
-            fact = told.get(key)
+            fact = facts.get(key)
             if fact is None:
                 continue
             newer = self._reconciled(fact, now_ns)
-            why = why_dropped(fact, self.query, now_ns, self.gate, cut_ns, alike.get(key))
+            why = why_dropped(fact, self.query, now_ns, self.gate, cut_ns, similarities.get(key))
             if newer is not fact and why is Drop.CHANGED:
                 why = None  # the edge has seen the change, and to what
             if why is None:
-                kept.append(newer)
+                passed.append(newer)
             else:
                 dropped[key] = int(why)
             if fact.region is not None and why in (None, Drop.CHANGED):
@@ -119,7 +119,7 @@ class History:
         text, text_stamp = self._text(now_ns, cut_ns)
         if focus is not None:
             regions = {k: r for k, r in focus.items() if k in regions}
-        return Context(self.query.id, now_ns, tuple(kept), text, text_stamp, regions, dropped)
+        return Context(self.query.id, now_ns, tuple(passed), text, text_stamp, regions, dropped)
 
     def cloud_facts(self, now_ns: int) -> dict[str, Fact]:
         """Return the newest cloud fact per key of a frame not newer than `now_ns`."""
@@ -133,13 +133,13 @@ class History:
     def _text(self, now_ns: int, cut_ns: int) -> tuple[str, int]:
         if self.query.format == 'text':
             for stamp in sorted(self._cloud, reverse=True):
-                told = Fact('default', self._cloud[stamp].text, stamp)
-                if stamp <= now_ns and told.value and why_dropped(
-                        told, self.query, now_ns, self.gate, cut_ns) is None:
+                fact = Fact('default', self._cloud[stamp].text, stamp)
+                if stamp <= now_ns and fact.value and why_dropped(
+                        fact, self.query, now_ns, self.gate, cut_ns) is None:
                     return self._cloud[stamp].text, stamp
         return '', 0
 
-    def _reconciled(self, told: Fact, now_ns: int) -> Fact:
+    def _reconciled(self, cloud_fact: Fact, now_ns: int) -> Fact:
         """
         Return the cloud's fact, or the edge's newer value where the edge saw the fact change.
 
@@ -148,25 +148,26 @@ class History:
         sure of itself.
         """
         rule = self.evidence
-        newest_first = sorted((s for s in self._edge if told.stamp_ns < s <= now_ns), reverse=True)
+        newest_first = sorted((s for s in self._edge if cloud_fact.stamp_ns < s <= now_ns),
+                              reverse=True)
         newer = list(islice((fact for stamp in newest_first for fact in self._edge[stamp].facts
-                             if fact.key == told.key), rule.confirm))
+                             if fact.key == cloud_fact.key), rule.confirm))
         if len(newer) < rule.confirm or len({f.value for f in newer}) > 1:
-            return told
-        value, then = newer[0].value, self._edge_value_at(told)
-        if value in (told.value, then):
-            return told
-        if then == told.value or min(f.confidence for f in newer) >= rule.confidence:
+            return cloud_fact
+        value, then = newer[0].value, self._edge_value_at(cloud_fact)
+        if value in (cloud_fact.value, then):
+            return cloud_fact
+        if then == cloud_fact.value or min(f.confidence for f in newer) >= rule.confidence:
             return replace(newer[0], region=None)
-        return told
+        return cloud_fact
 
-    def _edge_value_at(self, told: Fact) -> str | None:
+    def _edge_value_at(self, cloud_fact: Fact) -> str | None:
         """Return what the edge saw in the cloud's frame or the nearest one, None if nothing."""
-        near = [(abs(stamp - told.stamp_ns), stamp) for stamp in self._edge
-                if abs(stamp - told.stamp_ns) <= self.evidence.near_s * NS]
+        near = [(abs(stamp - cloud_fact.stamp_ns), stamp) for stamp in self._edge
+                if abs(stamp - cloud_fact.stamp_ns) <= self.evidence.near_s * NS]
         for _, stamp in sorted(near):
             for fact in self._edge[stamp].facts:
-                if fact.key == told.key:
+                if fact.key == cloud_fact.key:
                     return fact.value
         return None
 
@@ -194,9 +195,9 @@ def compress(context: Context, query: Query, now_ns: int, budget: int,
     place = {key: i for i, key in enumerate(query.keys)}
     facts = sorted(context.facts, key=lambda f: (-f.stamp_ns, place.get(f.key, 0)))
     while True:
-        kept = {f.key for f in facts}
-        small = replace(context, facts=tuple(f for f in context.facts if f.key in kept),
-                        focus=_without(context, kept))
+        keys = {f.key for f in facts}
+        small = replace(context, facts=tuple(f for f in context.facts if f.key in keys),
+                        focus=_focus_with(context, keys))
         if count(history_text(query, small, now_ns)) <= budget:
             return small
         if facts:
@@ -220,10 +221,10 @@ def unexpired(context: Context, query: Query, now_ns: int) -> Context:
     keep = context.text and 0 <= now_ns - context.text_stamp_ns <= query.ttl_ns('default')
     return replace(context, facts=facts, text=context.text if keep else '',
                    text_stamp_ns=context.text_stamp_ns if keep else 0,
-                   focus=_without(context, keys))
+                   focus=_focus_with(context, keys))
 
 
-def _without(context: Context, kept: Collection[str]) -> dict[str, Region]:
-    """Return the focus regions less those of facts that are not kept."""
-    gone = {f.key for f in context.facts} - set(kept)
+def _focus_with(context: Context, keys: Collection[str]) -> dict[str, Region]:
+    """Return the focus regions less those of facts whose keys are not among these."""
+    gone = {f.key for f in context.facts} - set(keys)
     return {k: r for k, r in context.focus.items() if k not in gone}

@@ -23,12 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import re
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 import unicodedata
 
 from .facts import Context, Fact, NS, Query
 
-Message = dict[str, Any]
 AGE_STEP_S = 0.5  # ages are rounded to this: the prompt's prefix must not change each frame
 MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
 # Every chat template in use marks its special tokens with one of these.
@@ -36,6 +35,20 @@ _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}'
 # Some mark turns with plain words and a colon.
 _BULLET = re.compile(r'\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
 _TURNS = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
+
+
+class MessagePart(TypedDict):
+    """A piece of a message: a text, or the place of an image."""
+
+    type: Literal['image', 'text']  # noqa: A003
+    text: NotRequired[str]
+
+
+class Message(TypedDict):
+    """One message of a chat, as processors take it."""
+
+    role: Literal['user', 'assistant']
+    content: list[MessagePart]
 
 
 def neutralise(text: str, limit: int = MAX_TEXT) -> str:
@@ -98,9 +111,9 @@ def messages(query: Query, context: Context | None, now_ns: int, n_images: int) 
 
     Images are placeholders; the processor is given the pixels.
     """
-    images: list[Message] = [{'type': 'image'}] * n_images
+    images: list[MessagePart] = [{'type': 'image'}] * n_images
     history = history_text(query, context, now_ns) if context is not None else ''
-    asked = {'type': 'text', 'text': question(query)}
+    asked: MessagePart = {'type': 'text', 'text': question(query)}
     if not history:
         return [{'role': 'user', 'content': [*images, asked]}]
     return [

@@ -73,7 +73,7 @@ class Transfer:
         """Start empty."""
         self.queries = {q.id: q for q in queries}
         self.config = config or TransferConfig()
-        self.dropped: Counter[Drop] = Counter()  # facts that were not told, each once per reason
+        self.dropped: Counter[Drop] = Counter()  # facts left out, each once per reason
         self._tracker: RegionTracker[FactId] = RegionTracker(
             self.config.flow, cut_below=self.config.gate.cut_below)
         self._newest_ns = dict.fromkeys(self.queries, 0)  # newest frame that the edge answered
@@ -200,16 +200,16 @@ class Transfers:
         return list(self._all)
 
     def of_camera(self, name: str) -> Transfer:
-        """Return what is known of the pictures of a camera."""
+        """Return the method of a camera."""
         return self._all[name]
 
     def of_query(self, query_id: str) -> Transfer:
-        """Return what a query is part of."""
+        """Return the method of the camera that a query is about."""
         return self._all[self._camera[query_id]]
 
     @property
     def dropped(self) -> int:
-        """Return the number of facts that were not told, of all cameras."""
+        """Return the number of facts left out of contexts, of all cameras."""
         return sum(sum(t.dropped.values()) for t in self._all.values())
 
     def report(self) -> dict[str, int]:

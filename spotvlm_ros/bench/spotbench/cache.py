@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from ...method.facts import Fact, Region
 
@@ -32,13 +32,16 @@ CODE = ('mini/**/*.py', 'method/prompt.py', 'method/focus.py', 'method/facts.py'
         'method/history.py', 'edge/**/*.py', 'cloud/parse.py', 'config/nodes.py',
         'frames/pixels.py', 'bench/spotbench/models.py')
 
+V = TypeVar('V')   # what JSON can hold
+PackedFact = tuple[str, str, float, list[float] | None]   # key, value, confidence, x y w h
+
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Return a short hash of files and of their names."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(files):
-        found.update(path.name.encode() + b'\0' + path.read_bytes())
-    return found.hexdigest()[:12]
+        digest.update(path.name.encode() + b'\0' + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def model_hash(checkpoint: Path) -> str:
@@ -52,27 +55,27 @@ def code_hash() -> str:
     return fingerprint(p for pattern in CODE for p in PACKAGE.glob(pattern))
 
 
-class Cache:
-    """One JSON file of answers; without a folder it lasts as long as the object."""
+class Cache(Generic[V]):
+    """One JSON file of values; without a folder it lasts as long as the object."""
 
     def __init__(self, folder: Path | None, name: str) -> None:
         """Read what there is."""
         self._path = folder / f'{name}.json' if folder is not None else None
-        self._known: dict[str, Any] = {}
+        self._values: dict[str, V] = {}
         self._new = False
         if self._path is not None and self._path.is_file():
             try:
-                self._known = json.loads(self._path.read_text())
+                self._values = json.loads(self._path.read_text())
             except ValueError:
                 pass  # cut off by a crash of the machine: made anew
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> V | None:
         """Return what is kept, None when nothing is."""
-        return self._known.get(key)
+        return self._values.get(key)
 
-    def put(self, key: str, value: Any) -> None:
+    def put(self, key: str, value: V) -> None:
         """Keep something that JSON can hold."""
-        self._known[key] = value
+        self._values[key] = value
         self._new = True
 
     def save(self) -> None:
@@ -80,18 +83,18 @@ class Cache:
         if self._path is not None and self._new:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part = self._path.with_suffix(f'.{os.getpid()}.part')
-            part.write_text(json.dumps(self._known))
+            part.write_text(json.dumps(self._values))
             part.replace(self._path)
             self._new = False
 
 
-def pack(facts: Iterable[Fact]) -> list[list[Any]]:
+def pack(facts: Iterable[Fact]) -> list[PackedFact]:
     """Return facts as JSON; their stamps are the reader's to know."""
-    return [[f.key, f.value, f.confidence, [f.region.x, f.region.y, f.region.w, f.region.h]
-             if f.region is not None else None] for f in facts]
+    return [(f.key, f.value, f.confidence, [f.region.x, f.region.y, f.region.w, f.region.h]
+             if f.region is not None else None) for f in facts]
 
 
-def unpack(rows: Iterable[list[Any]], stamp_ns: int) -> tuple[Fact, ...]:
+def unpack(rows: Iterable[PackedFact], stamp_ns: int) -> tuple[Fact, ...]:
     """Return facts of the frame of ``stamp_ns``."""
     return tuple(Fact(key, value, stamp_ns, confidence, Region(*box) if box else None)
                  for key, value, confidence, box in rows)

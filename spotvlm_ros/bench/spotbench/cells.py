@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import stats
 from .delays import HEADLINE
@@ -144,14 +144,14 @@ class CellTable:
                         'gain' if best == ALONE else f'gain over {best}')
 
 
-def write(path: Path, all_cells: Sequence[Cell], meta: Mapping[str, Any]) -> None:
+def write(path: Path, all_cells: Sequence[Cell], meta: Mapping[str, object]) -> None:
     """Write results.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ',\n'.join('  ' + json.dumps(c._asdict()) for c in all_cells)
     path.write_text(f'{{"meta": {json.dumps(meta, indent=1)},\n"cells": [\n{rows}\n]}}\n')
 
 
-def read(path: Path) -> tuple[list[Cell], dict[str, Any]]:
+def read(path: Path) -> tuple[list[Cell], dict[str, object]]:
     """Read results.json."""
     content = json.loads(path.read_text())
     found = [Cell(**{**c, 'ci95': tuple(c['ci95']) if c['ci95'] else None})

@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from .cache import Cache, pack, unpack
+from .cache import Cache, pack, PackedFact, unpack
 from .streams import JPEG_QUALITY, Stream
 from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
@@ -39,6 +39,7 @@ from ...method.facts import Context, Fact, Query, Turn
 
 BATCH = 8               # keyframes that the cloud model is asked about at once
 GREY = 127              # of a blank picture
+PackedAnswer = tuple[list[PackedFact], bool, bool]   # facts, used context, used focus
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class CachedAnswer:
 class CachedEdge:
     """The edge model over one stream. The same input is answered once, which never shows."""
 
-    def __init__(self, model: EdgeVLM, stream: Stream, cache: Cache,
+    def __init__(self, model: EdgeVLM, stream: Stream, cache: Cache[PackedAnswer],
                  odds: float = guard.ODDS) -> None:
         """Share the cache with whoever asks about the same stream; ``odds``: of the guard."""
         self._model, self._stream, self._cache, self._odds = model, stream, cache, odds
@@ -82,13 +83,14 @@ class CachedEdge:
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> CachedAnswer:
         key = _key(stamp_ns, context, blank)
-        known = self._cache.get(key)
-        if known is None:
+        packed = self._cache.get(key)
+        if packed is None:
             image = self._grey() if blank else self._stream.image(stamp_ns)
-            said = self._model.answer(image, self._stream.query, context, stamp_ns)
-            known = [pack(said.facts), said.used_context, said.used_focus]
-            self._cache.put(key, known)
-        return CachedAnswer(unpack(known[0], stamp_ns), known[1], known[2])
+            answer = self._model.answer(image, self._stream.query, context, stamp_ns)
+            packed = pack(answer.facts), answer.used_context, answer.used_focus
+            self._cache.put(key, packed)
+        facts, used_context, used_focus = packed
+        return CachedAnswer(unpack(facts, stamp_ns), used_context, used_focus)
 
     def _grey(self) -> Image:
         if self._blank is None:
@@ -99,12 +101,12 @@ class CachedEdge:
 
 def _key(stamp_ns: int, context: Context | None, blank: bool) -> str:
     """Name everything that an answer depends on."""
-    told: Any = None
+    given: object = None
     if context is not None:
-        told = ([(f.key, f.value, f.stamp_ns) for f in context.facts], context.text,
-                context.text_stamp_ns, sorted((k, r.x, r.y, r.w, r.h)
-                                              for k, r in context.focus.items()))
-    return hashlib.blake2b(repr((stamp_ns, told, blank)).encode(), digest_size=12).hexdigest()
+        given = ([(f.key, f.value, f.stamp_ns) for f in context.facts], context.text,
+                 context.text_stamp_ns, sorted((k, r.x, r.y, r.w, r.h)
+                                               for k, r in context.focus.items()))
+    return hashlib.blake2b(repr((stamp_ns, given, blank)).encode(), digest_size=12).hexdigest()
 
 
 class Cloud(Protocol):
@@ -118,7 +120,7 @@ class LocalCloud:
     """A checkpoint in this process, on what is left of a frame after JPEG."""
 
     def __init__(self, path: Path) -> None:
-        """Load."""
+        """Load a checkpoint folder."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
         self._model = AutoModelForImageTextToText.from_pretrained(
             path, local_files_only=True).eval()
@@ -147,7 +149,7 @@ class RemoteCloud:
     """An OpenAI-compatible server; round trips are measured, failures counted."""
 
     def __init__(self, url: str, model: str, api_key: str = '') -> None:
-        """Prepare; nothing is sent yet."""
+        """Name the server; nothing is sent yet."""
         self._server = CloudServer(ServerConfig(base_url=url, model=model), api_key=api_key)
         self.round_trips_s: list[float] = []
         self.errors: list[str] = []
@@ -173,7 +175,7 @@ class RemoteCloud:
         return asyncio.run(ask())
 
 
-def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache,
+def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache[str],
                 box_scale: BoxScale = 'relative') -> dict[int, Turn]:
     """Return the cloud's answer about each keyframe, whenever it may arrive."""
     texts = {s: cache.get(str(s)) for s in stream.keys}

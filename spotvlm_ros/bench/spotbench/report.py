@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 from .cells import Cell, CellTable
 from .controls import CONTROLS, OTHER
@@ -47,7 +46,7 @@ pre { background: #f5f5f5; padding: .6rem; font-size: 12px; overflow-x: auto }
 """
 
 
-def report(cells: Sequence[Cell], meta: Mapping[str, Any], out: Path) -> None:
+def report(cells: Sequence[Cell], meta: Mapping[str, object], out: Path) -> None:
     """Print the table, draw the plots, write the page."""
     table = CellTable(cells)
     _print(table, meta)
@@ -157,7 +156,7 @@ def sections(table: CellTable) -> list[tuple[str, str, tuple[list[str], Rows]]]:
          check_rows(table))]
 
 
-def _print(table: CellTable, meta: Mapping[str, Any]) -> None:
+def _print(table: CellTable, meta: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
     console = Console(width=max(150, Console().width))
@@ -171,7 +170,7 @@ def _print(table: CellTable, meta: Mapping[str, Any]) -> None:
         console.print(f'wall clock minus replay, points: {agreement}')
 
 
-def markdown(table: CellTable, meta: Mapping[str, Any]) -> str:
+def markdown(table: CellTable, meta: Mapping[str, object]) -> str:
     """Return the tables for docs/benchmark.md."""
     parts = [_about(meta)]
     for title, note, (head, rows) in sections(table):
@@ -180,17 +179,22 @@ def markdown(table: CellTable, meta: Mapping[str, Any]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def _about(meta: Mapping[str, Any]) -> str:
-    models, run = meta['models'], meta.get('run', {})
-    return (f'{meta["extent"]} set, {meta["split"]} seeds, commit {meta["commit"]}, edge '
-            f'{models["edge"]["name"]} ({models["edge"]["hash"]}), cloud '
-            f'{models["cloud"]["name"]} ({models["cloud"]["hash"]}), replay with latencies of '
-            f'{meta["latencies_charged"]["machine"]}; took {run.get("took_s")} s, '
-            f'{run.get("cpu_s", "?")} s of CPU time, on {run.get("machine")}. '
-            f'{meta["synthetic"]}.')
+def _about(meta: Mapping[str, object]) -> str:
+    def entry(*path: str) -> object:
+        value: object = meta
+        for name in path:
+            value = value.get(name, '?') if isinstance(value, Mapping) else '?'
+        return value
+    edge, cloud = (f'{entry("models", name, "name")} ({entry("models", name, "hash")})'
+                   for name in ('edge', 'cloud'))
+    return (f'{entry("extent")} set, {entry("split")} seeds, commit {entry("commit")}, edge '
+            f'{edge}, cloud {cloud}, replay with latencies of '
+            f'{entry("latencies_charged", "machine")}; took {entry("run", "took_s")} s, '
+            f'{entry("run", "cpu_s")} s of CPU time, on {entry("run", "machine")}. '
+            f'{entry("synthetic")}.')
 
 
-def page(table: CellTable, meta: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
+def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]) -> str:
     """Return the whole page."""
     body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(_about(meta))}</p>']
     plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}

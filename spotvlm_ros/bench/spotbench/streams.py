@@ -86,7 +86,7 @@ class WorldStream:
 
     def __init__(self, episode: Episode, sampling: Sampling,
                  hands: HandBank | None = None) -> None:
-        """Prepare; frames are drawn when asked for, and kept."""
+        """Make the world; frames are drawn when asked for, and kept."""
         self.name, self.seed, self.episode = episode.set, episode.seed, episode
         self._world = make_world(episode.world, episode.seed, episode.condition, hands)
         self.query = self._world.queries[0]

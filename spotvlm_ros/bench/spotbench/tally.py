@@ -46,7 +46,7 @@ class Tally:
     """Counts of hits and of tries, per block (unit of statistics)."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Start without counts."""
         self.hits: dict[int, Counter[CountKey]] = {}
         self.tries: dict[int, Counter[CountKey]] = {}
 
@@ -61,7 +61,7 @@ class StreamScorer:
     """Scores one stream at its label times."""
 
     def __init__(self, stream: Stream, tally: Tally) -> None:
-        """Look up what is true."""
+        """Take the truth of each label time from the stream."""
         self.stream, self.tally = stream, tally
         self.keys = stream.query.keys
         self.truth = [stream.truth(t) for t in stream.labels]

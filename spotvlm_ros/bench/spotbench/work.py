@@ -29,7 +29,7 @@ from typing import TypeVar
 from .cache import Cache, code_hash, model_hash
 from .delays import HEADLINE
 from .latencies import Latencies
-from .models import CachedEdge, cloud_turns, LocalCloud
+from .models import CachedEdge, cloud_turns, LocalCloud, PackedAnswer
 from .replay import Replay, RunScope
 from .seeds import Episode, SETS
 from .streams import Sampling, WorldStream
@@ -72,7 +72,7 @@ class Result:
 
 
 def begin(setup: Setup) -> None:
-    """Prepare a worker process."""
+    """Take the setup as that of this process, which computes in one thread from now on."""
     import cv2
     import torch
     import transformers
@@ -130,8 +130,8 @@ class OpenEpisode:
         self.stream = WorldStream(episode, _setup().sampling, hand_bank())
         name = f'{episode.world}-{episode.condition}-{episode.seed}-{episode.first}'
         edge, cloud = hashes()
-        self._edge = Cache(_setup().cache, f'edge-{edge}/{name}')
-        self._cloud = Cache(_setup().cache, f'cloud-{cloud}/{name}')
+        self._edge: Cache[PackedAnswer] = Cache(_setup().cache, f'edge-{edge}/{name}')
+        self._cloud: Cache[str] = Cache(_setup().cache, f'cloud-{cloud}/{name}')
 
     def cloud_turns(self) -> dict[int, Turn]:
         """Return the cloud's answers about all keyframes."""
@@ -187,7 +187,7 @@ class WorkerPool:
     """Worker processes; with one job everything runs in this process, which is easier to debug."""
 
     def __init__(self, setup: Setup, jobs: int) -> None:
-        """Start."""
+        """Start the processes; each loads a model when it first needs it."""
         self._pool = None
         if jobs > 1:
             self._pool = ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'),

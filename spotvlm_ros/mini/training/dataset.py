@@ -175,7 +175,8 @@ def edge_chat(item: Sample, context: Context | None) -> tuple[list[prompt.Messag
 
 def cloud_chat(item: Sample) -> tuple[list[prompt.Message], str]:
     """Return chat and expected answer of the cloud model."""
-    content = [{'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(item.query)}]
+    content: list[prompt.MessagePart] = [
+        {'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(item.query)}]
     return [{'role': 'user', 'content': content}], item.cloud_answer
 
 

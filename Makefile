@@ -23,7 +23,7 @@ demo: setup  ## the whole graph for half a minute, on the shipped models
 	@$(SPOTVLM) demo $(ARGS)
 
 test: setup  ## every test (ARGS='-k focus' for some, COVERAGE=1 to measure)
-	@$(TEST_ENV) $(ROS_ENV) python -m pytest test $(if $(COVERAGE),--cov) $(ARGS)
+	@$(TEST_ENV) $(ROS_ENV) python -m pytest test $(if $(COVERAGE),--cov=spotvlm_ros) $(ARGS)
 
 bench: setup  ## SpotBench, the quick set; FULL=1 for the whole
 	@$(SPOTVLM) bench $(if $(FULL),--full) $(ARGS)

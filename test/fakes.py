@@ -17,18 +17,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+from spotvlm_ros.bench.faults.chaos import ChatRequest
 from spotvlm_ros.cloud.client import CloudServer
 from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConfig
 from spotvlm_ros.edge.answer import EdgeAnswer
-from spotvlm_ros.method.facts import Fact
+from spotvlm_ros.method.facts import Context, Fact, Query
 
+T = TypeVar('T')
 SCENE_REPLY = ('```json\n[{"label": "light", "bbox_2d": [100, 100, 200, 200], "value": "red"}, '
                '{"label": "lead", "value": "none"}]\n```')
 
@@ -40,16 +44,17 @@ class FakeEdge:
 
     def __init__(self, seconds: float = 0.01) -> None:
         self.seconds = seconds
-        self.seen: list[tuple[int, Any]] = []  # frame stamp, context
+        self.seen: list[tuple[int, Context | None]] = []  # frame stamp, context
 
     def load(self, config: EdgeConfig) -> FakeEdge:
         """Take the place of load_edge_model."""
         return self
 
-    def warm_up(self, queries: Any) -> None:
+    def warm_up(self, queries: Sequence[Query]) -> None:
         """Do nothing."""
 
-    def answer(self, rgb: Any, query: Any, context: Any, stamp_ns: int,
+    def answer(self, rgb: npt.NDArray[np.uint8], query: Query, context: Context | None,
+               stamp_ns: int,
                on_text: Callable[[str, int], None] | None = None,
                should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """Answer word by word when somebody listens."""
@@ -75,9 +80,9 @@ class FakeServer:
     """A real HTTP server that answers chat completions; restartable on its port."""
 
     def __init__(self) -> None:
-        self.reply: Callable[[dict[str, Any]], tuple[int, bytes]] = self.fine
+        self.reply: Callable[[ChatRequest], tuple[int, bytes]] = self.fine
         self.content = SCENE_REPLY
-        self.requests: list[dict[str, Any]] = []
+        self.requests: list[ChatRequest] = []
         self.port = 0
         self.start()
 
@@ -86,7 +91,7 @@ class FakeServer:
         """Return the base URL."""
         return f'http://127.0.0.1:{self.port}/v1'
 
-    def fine(self, request: dict[str, Any]) -> tuple[int, bytes]:
+    def fine(self, request: ChatRequest) -> tuple[int, bytes]:
         """Reply with ``content``."""
         return 200, json.dumps({
             'id': 'x', 'object': 'chat.completion', 'created': 0, 'model': 'fake',
@@ -111,7 +116,7 @@ class FakeServer:
                 except OSError:
                     pass  # the client has given up
 
-            def log_message(self, *args: Any) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
         self.http = ThreadingHTTPServer(('127.0.0.1', self.port), Handler)
         self.http.daemon_threads = True
@@ -125,13 +130,13 @@ class FakeServer:
 
 
 def cloud_server(url: str, model: str = 'm', name: str = 'primary', api_key: str = '',
-                 delay: EmulatedDelayConfig = EmulatedDelayConfig(), **config: Any) -> CloudServer:
+                 delay: EmulatedDelayConfig | None = None, **config: Any) -> CloudServer:
     """Return a server to ask, by its parameters."""
     return CloudServer(ServerConfig(base_url=url, model=model, **config), name, api_key,
-                       delay=delay)
+                       delay=delay or EmulatedDelayConfig())
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], T | None], timeout_s: float = 30.0) -> T:
     """Return the condition's first true value; fail when there is none in time."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:

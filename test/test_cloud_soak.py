@@ -22,7 +22,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from spotvlm_ros.bench.faults.bridge import all_faults  # noqa: E402, I100
 from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402
-from spotvlm_ros.bench.faults.robots import carry  # noqa: E402
+from spotvlm_ros.bench.faults.robots import carry, Fleet  # noqa: E402
 from spotvlm_ros.bench.perf.bridge import soak, wire  # noqa: E402
 from spotvlm_ros.method.facts import Query  # noqa: E402
 
@@ -57,9 +57,9 @@ def test_simulated_robots_share_a_server():
     queries = (Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=0.5),)
     server = ChaosServer(pause_s=0.05)
     try:
-        got = carry(3, cloud_server(server.url, 'm'), queries, 2.0, warm_up_s=0.5)
+        service = carry(3, Fleet(cloud_server(server.url), queries), 2.0, warm_up_s=0.5)
     finally:
         server.stop()
-    assert 1.0 < got['answers_per_s_per_robot'] < 2.6 and got['errors'] == 0
-    assert 0.05 < got['round_trip_p50_s'] < 0.5
-    assert got['round_trip_p50_s'] < got['context_age_p95_s'] < 2.0
+    assert 1.0 < service.answers_per_s_per_robot < 2.6 and service.errors == 0
+    assert 0.05 < service.round_trip_p50_s < 0.5
+    assert service.round_trip_p50_s < service.context_age_p95_s < 2.0

@@ -90,9 +90,10 @@ class CloudBridge:
 
     def __init__(self, servers: Sequence[CloudServer], queries: Sequence[Query],
                  on_answer: Callable[[CloudAnswer], None],
-                 config: RequestConfig = RequestConfig(), *, budget: Budget | None = None,
+                 config: RequestConfig | None = None, *, budget: Budget | None = None,
                  on_error: Callable[[str], None] = lambda text: None) -> None:
         """Start the thread; nothing is sent before the first offer."""
+        config = config or RequestConfig()
         self.max_in_flight, self.retries = config.max_in_flight, config.retries
         self.stats = BridgeStatistics()
         self.budget = budget or Budget()

@@ -50,8 +50,9 @@ class EncodedKeyframe:
 class KeyframeEncoder:
     """Encodes within the limits set; remembers what fitted, so that most are encoded once."""
 
-    def __init__(self, config: KeyframeConfig = KeyframeConfig()) -> None:
+    def __init__(self, config: KeyframeConfig | None = None) -> None:
         """Start with the best quality; raise ValueError for a malformed privacy mask."""
+        config = config or KeyframeConfig()
         self._config, self._masks = config, read_masks(config.privacy_masks)
         best, worst = config.jpeg_quality, min(LEAST_QUALITY, config.jpeg_quality)
         qualities = sorted({best, (best + worst) // 2, worst}, reverse=True)

@@ -36,7 +36,7 @@ from .reply import RawReply
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
 BESIDE_S = 15.0  # and where another serves meanwhile
 DENIED_S = 10.0  # pause after a refusal that only a person can mend (key, address, model)
-IMAGE_TOKENS = 1000  # guess of what an image costs, until a server has told
+IMAGE_TOKENS = 1000  # guess of what an image costs, until a server reports it
 CHARS_PER_TOKEN = 3
 IMPLAUSIBLE = 100    # times the guess
 PATIENCE = 3.0    # times the usual round trip
@@ -68,7 +68,7 @@ class Endpoint:
 
     @property
     def expected(self) -> Cost:
-        """What the next request will probably cost: one that told nonsense does not count."""
+        """What the next request will probably cost, by the plausible ones of those before."""
         costs = self._costs or (self._guess(0, 0),)
         return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in NAMES))
 

@@ -46,11 +46,11 @@ class ServerError(RuntimeError):
 
 def serve_command(model: str, port: int) -> list[str]:
     """Return the command that serves a checkpoint."""
-    program = Path(sys.executable).with_name('transformers')
-    found = str(program) if program.exists() else shutil.which('transformers')
-    if not found:
+    beside = Path(sys.executable).with_name('transformers')
+    program = str(beside) if beside.exists() else shutil.which('transformers')
+    if not program:
         raise ServerError("command transformers is missing; pip install 'transformers[serving]'")
-    return [found, 'serve', model, '--device', 'cpu', '--dtype', 'float32', '--host', HOST,
+    return [program, 'serve', model, '--device', 'cpu', '--dtype', 'float32', '--host', HOST,
             '--port', str(port)]
 
 

@@ -18,7 +18,7 @@ HTTP to one server, with a bound on everything: time, bytes, characters.
 
 `httpcore`, the part of httpx that does connections and HTTP, is used as it is: nothing follows
 redirects, decompresses, adds headers of its own or reads the body of an error. A stream is
-complete when it has told a finish_reason; its end mark may be missing, and so may its end.
+complete once a finish_reason has come; its end mark may be missing, and so may its end.
 """
 
 from __future__ import annotations

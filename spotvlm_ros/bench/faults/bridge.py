@@ -16,10 +16,10 @@
 """
 The whole graph under every fault of the chaos server, or on a real network that fails.
 
-``python -m spotvlm_ros.bench.faults.bridge`` meets each fault in turn; ``--network`` puts robot
-and cloud into two network namespaces, slows the link between them, kills and restarts the server
-and takes the link down for 30 s. Told for each trouble: the edge's answers per second against
-those without it, and how soon context is back after the first good reply.
+``spotvlm perf faults`` meets each fault in turn; ``--network`` puts robot and cloud into two
+network namespaces, slows the link between them, kills and restarts the server and takes the link
+down for 30 s. Reported for each trouble: the edge's answers per second against those without it,
+and how soon context is back after the first good reply.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def real_network(outage_s: float, seconds: float, clean_s: float,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return 1 when an edge was slowed by more than 5 % or context came back late."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(prog='spotvlm perf faults', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--network', action='store_true', help='two namespaces and a real link')
     parser.add_argument('--faults', nargs='*', default=[f for f in FAULTS if f != 'none'],

@@ -17,8 +17,8 @@
 A chat completions server that fails in every way a server can.
 
 It speaks HTTP by hand on a plain socket: no library sends what it has to send. As a program,
-``python -m spotvlm_ros.bench.faults.chaos``, it prints its port; ``PUT /fault/NAME`` changes what
-it does and ``GET /stats`` tells what it has done.
+``spotvlm perf chaos-server``, it prints its port; ``PUT /fault/NAME`` changes what it does and
+``GET /stats`` tells what it has done.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import struct
 import sys
 import threading
 import time
-from typing import Any
+from typing import TypedDict
 
 Fault = Callable[['Exchange'], Awaitable[bool]]  # whether the connection may be used again
 KEEP = 256  # arrivals remembered
@@ -45,18 +45,41 @@ DRIP_S = 0.05
 OLD_DATE = 'Fri, 31 Dec 1999 23:59:50 GMT'
 
 
+class Part(TypedDict, total=False):
+    """A piece of a message."""
+
+    type: str  # noqa: A003
+    text: str
+    image_url: dict[str, str]
+
+
+class Message(TypedDict):
+    """One of the messages of a request."""
+
+    role: str
+    content: list[Part]
+
+
+class ChatRequest(TypedDict, total=False):
+    """What this server looks at of a request."""
+
+    messages: list[Message]
+    stream: bool
+    _authorization: str  # the key that came with it
+
+
 class Exchange:
     """One request and what is sent in return."""
 
     def __init__(self, server: ChaosServer, reader: asyncio.StreamReader,
-                 writer: asyncio.StreamWriter, request: dict[str, Any], number: int) -> None:
+                 writer: asyncio.StreamWriter, request: ChatRequest, number: int) -> None:
         """Take a request that has been read."""
         self.server, self.reader, self.writer = server, reader, writer
         self.request, self.number = request, number
         self.random = server.random
         self.streamed = bool(request.get('stream'))
 
-    def body(self, text: str | None = None, **fields: Any) -> bytes:
+    def body(self, text: str | None = None, **fields: str | int) -> bytes:
         """Return a good reply, or one with another text or other fields."""
         text = self.server.answer(self.request) if text is None else text
         usage = {'prompt_tokens': 900, 'completion_tokens': 60, 'total_tokens': 960}
@@ -67,7 +90,7 @@ class Exchange:
                 'object': 'chat.completion', 'usage': usage, 'choices': [{
                     'index': 0, 'finish_reason': 'stop',
                     'message': {'role': 'assistant', 'content': text}}]}).encode()
-        events: list[dict[str, Any]] = []
+        events: list[dict[str, object]] = []
         for at in range(0, len(text) or 1, 16):
             events.append({'choices': [{'index': 0, 'delta': {'content': text[at:at + 16]}}]})
         events.append({'choices': [{'index': 0, 'delta': {}, 'finish_reason': 'stop'}]})
@@ -155,7 +178,7 @@ async def _truncated(x: Exchange) -> bool:
 
 
 async def _no_end(x: Exchange) -> bool:
-    """Send half a reply whose length was not told, as old proxies do."""
+    """Send half a reply whose length was not given, as old proxies do."""
     body = x.body()
     head = re.sub(rb'Content-Length: \d+\r\n', b'Connection: close\r\n', x.head(len(body)))
     await x.send(head, body[:len(body) // 2])
@@ -209,7 +232,7 @@ async def _duplicate_ids(x: Exchange) -> bool:
 
 
 async def _clock_skew(x: Exchange) -> bool:
-    """Live in 1999; every third request is told to come back a second later."""
+    """Live in 1999; every third request is refused for a second."""
     if x.number % 3 == 0:
         return await x.reply(b'{}', 503, Date=OLD_DATE,
                              Retry_After='Fri, 31 Dec 1999 23:59:51 GMT')
@@ -299,12 +322,12 @@ class ChaosServer:
         self.served: Counter[str] = Counter()
         self.arrived: deque[float] = deque(maxlen=KEEP)  # steady clock, whole request read
         self.replied: deque[float] = deque(maxlen=KEEP)
-        self.requests: deque[dict[str, Any]] = deque(maxlen=KEEP)
+        self.requests: deque[ChatRequest] = deque(maxlen=KEEP)
         self.bodies: deque[bytes] = deque(maxlen=8)
         self.heads: deque[str] = deque(maxlen=8)
         self.connections = 0
         self.count = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.start()
 
     @property
@@ -331,7 +354,7 @@ class ChaosServer:
         self._loop.call_soon_threadsafe(end)
         self._thread.join(5.0)
 
-    def answer(self, request: dict[str, Any]) -> str:
+    def answer(self, request: ChatRequest) -> str:
         """Return a good answer to the question, with the first box that comes to mind."""
         text = _question(request)
         one_of = re.search(r'^One of: (.+)$', text, re.MULTILINE)
@@ -389,7 +412,7 @@ class ChaosServer:
         self.arrived.append(now)
         self.bodies.append(body)
         self.heads.append(head)
-        request = json.loads(body)
+        request: ChatRequest = json.loads(body)
         request['_authorization'] = headers.get('authorization', '').removeprefix('Bearer ')
         self.count += 1
         self.requests.append(request)
@@ -418,7 +441,7 @@ class ChaosServer:
         return True
 
 
-def _question(request: dict[str, Any]) -> str:
+def _question(request: ChatRequest) -> str:
     """Return the text of a request."""
     return ''.join(part.get('text', '') for message in request.get('messages', [])
                    for part in message['content'] if part.get('type') == 'text')
@@ -426,7 +449,7 @@ def _question(request: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until the standard input is closed; print the port."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(prog='spotvlm perf chaos-server', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--host', default='127.0.0.1')
     parser.add_argument('--port', type=int, default=0)

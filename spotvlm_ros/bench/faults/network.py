@@ -71,9 +71,9 @@ class TwoHosts:
         _run('ip', 'link', 'set', 'lo', 'up')
         # Holds the namespace until its standard input is closed.
         self._holder = subprocess.Popen(['unshare', '--net', 'cat'], stdin=subprocess.PIPE)
-        own = os.readlink('/proc/self/ns/net')
+        here = os.readlink('/proc/self/ns/net')
         until = time.monotonic() + 5.0
-        while os.readlink(f'/proc/{self._holder.pid}/ns/net') == own:
+        while os.readlink(f'/proc/{self._holder.pid}/ns/net') == here:
             if time.monotonic() > until:
                 raise RuntimeError('the second namespace was not made within 5 s')
             time.sleep(0.01)
@@ -144,6 +144,6 @@ class TwoHosts:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f'{" ".join(command)}: {done.stderr.strip()}')
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f'{" ".join(command)}: {ended.stderr.strip()}')

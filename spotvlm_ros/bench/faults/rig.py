@@ -13,7 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""A robot under test: the four nodes in this process, and what they said and when."""
+"""A robot under test: the four nodes in this process, and when they answered what."""
 
 from __future__ import annotations
 

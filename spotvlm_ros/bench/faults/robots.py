@@ -26,13 +26,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 import json
 from pathlib import Path
 import sys
 import threading
 import time
-from typing import Any
 
 import numpy as np
 
@@ -50,27 +50,57 @@ from ...mini.worlds import make_world, TUNE_SEEDS
 from ...system.machine import machine
 
 CAMERA_HZ = 10.0
-SAMPLE_S = 0.1
 DISTINCT = 24  # frames per robot, then again from the first
 MOST_ERRORS = 0.01
+HEADING = 'robots  answers/s  each   round trip p50, p95   context age p50, p95   errors'
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What all robots have in common."""
+
+    server: CloudServer
+    queries: Sequence[Query]
+    in_flight: int = 2      # requests under way, per robot
+    world: str = 'driving'
+
+
+@dataclass(frozen=True)
+class Service:
+    """What some robots get of a server."""
+
+    robots: int
+    answers_per_s: float
+    answers_per_s_per_robot: float
+    round_trip_p50_s: float
+    round_trip_p95_s: float
+    context_age_p50_s: float  # of the newest answer to the first query
+    context_age_p95_s: float
+    errors: float             # share of the requests
+
+    def __str__(self) -> str:
+        """Return a line below HEADING."""
+        return (f'{self.robots:6}  {self.answers_per_s:9.2f}  {self.answers_per_s_per_robot:4.2f}'
+                f'   {self.round_trip_p50_s:6.2f} s {self.round_trip_p95_s:6.2f} s'
+                f'   {self.context_age_p50_s:9.2f} s {self.context_age_p95_s:6.2f} s'
+                f'   {self.errors:6.1%}')
 
 
 class SimulatedRobot:
     """A camera and a bridge."""
 
-    def __init__(self, number: int, server: CloudServer, queries: Sequence[Query],
-                 in_flight: int, world_name: str) -> None:
+    def __init__(self, number: int, fleet: Fleet) -> None:
         """Begin to ask."""
-        world = make_world(world_name, TUNE_SEEDS.start + number)
+        world = make_world(fleet.world, TUNE_SEEDS.start + number)
         frames = [world.frame(5 * i) for i in range(DISTINCT)]
         encoder = KeyframeEncoder()
         self._keyframes = [encoder.encode(None, partial(np.asarray, f)) for f in frames]
-        self._main = queries[0].id
+        self._main = fleet.queries[0].id
         self.answers: list[CloudAnswer] = []
         self.ages_s: list[float] = []
         self._began = time.monotonic_ns()
-        self.bridge = CloudBridge([server], queries, self.answers.append,
-                                  RequestConfig(max_in_flight=in_flight))
+        self.bridge = CloudBridge([fleet.server], fleet.queries, self.answers.append,
+                                  RequestConfig(max_in_flight=fleet.in_flight))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._drive, name=f'robot-{number}', daemon=True)
         self._thread.start()
@@ -100,10 +130,9 @@ class SimulatedRobot:
             self.ages_s.append((now - newest) / 1e9)
 
 
-def carry(count: int, server: CloudServer, queries: Sequence[Query], seconds: float,
-          in_flight: int = 2, warm_up_s: float = 3.0, world: str = 'driving') -> dict[str, Any]:
-    """Return what ``count`` robots get of a server."""
-    robots = [SimulatedRobot(number, server, queries, in_flight, world) for number in range(count)]
+def carry(count: int, fleet: Fleet, seconds: float, warm_up_s: float = 3.0) -> Service:
+    """Return what ``count`` robots get of their server."""
+    robots = [SimulatedRobot(number, fleet) for number in range(count)]
     try:
         time.sleep(warm_up_s)
         for robot in robots:
@@ -116,18 +145,19 @@ def carry(count: int, server: CloudServer, queries: Sequence[Query], seconds: fl
     finally:
         for robot in robots:
             robot.stop()
-    return {'robots': count, 'answers_per_s': round(len(trips) / seconds, 2),
-            'answers_per_s_per_robot': round(len(trips) / seconds / count, 2),
-            'round_trip_p50_s': round(percentile(trips, 0.5), 3),
-            'round_trip_p95_s': round(percentile(trips, 0.95), 3),
-            'context_age_p50_s': round(percentile(ages, 0.5), 2),
-            'context_age_p95_s': round(percentile(ages, 0.95), 2),
-            'errors': round(errors / max(1, requests), 3)}
+    return Service(
+        count, answers_per_s=round(len(trips) / seconds, 2),
+        answers_per_s_per_robot=round(len(trips) / seconds / count, 2),
+        round_trip_p50_s=round(percentile(trips, 0.5), 3),
+        round_trip_p95_s=round(percentile(trips, 0.95), 3),
+        context_age_p50_s=round(percentile(ages, 0.5), 2),
+        context_age_p95_s=round(percentile(ages, 0.95), 2),
+        errors=round(errors / max(1, requests), 3))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; return 0."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(prog='spotvlm perf robots', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--robots', type=int, nargs='+', default=[1, 2, 3, 4, 6, 8])
     parser.add_argument('--profile', default='driving',
@@ -142,32 +172,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)
-    queries, world = profile.queries('cloud'), profile.camera.world
     with ExitStack() as stack:
         url, model = arguments.url, arguments.model
         if not url:
             model = str(checkpoint_path('spot-mini-cloud'))
             url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
         server = CloudServer(ServerConfig(base_url=url, model=model), api_key=read_api_key())
-        rows = []
-        print('robots  answers/s  each   round trip p50, p95   context age p50, p95   errors')
+        fleet = Fleet(server, profile.queries('cloud'), arguments.in_flight, profile.camera.world)
+        services = []
+        print(HEADING)
         for count in arguments.robots:
-            rows.append(carry(count, server, queries, arguments.seconds, arguments.in_flight,
-                              world=world))
-            row = rows[-1]
-            print(f'{count:6}  {row["answers_per_s"]:9.2f}  {row["answers_per_s_per_robot"]:4.2f}'
-                  f'   {row["round_trip_p50_s"]:6.2f} s {row["round_trip_p95_s"]:6.2f} s'
-                  f'   {row["context_age_p50_s"]:9.2f} s {row["context_age_p95_s"]:6.2f} s'
-                  f'   {row["errors"]:6.1%}', flush=True)
-    carried = [r['robots'] for r in rows if r['context_age_p95_s'] <= arguments.age
-               and r['errors'] <= MOST_ERRORS]
+            services.append(carry(count, fleet, arguments.seconds))
+            print(services[-1], flush=True)
+    carried = [s.robots for s in services
+               if s.context_age_p95_s <= arguments.age and s.errors <= MOST_ERRORS]
     print(f'carried: {max(carried, default=0)} (newest answer younger than {arguments.age:g} s '
           f'95 % of the time, errors at most {MOST_ERRORS:.0%})')
     if arguments.out:
+        report = {'machine': machine(), 'url': arguments.url or 'embedded',
+                  'rows': [asdict(s) for s in services]}
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(
-            {'machine': machine(), 'url': arguments.url or 'embedded', 'rows': rows}, indent=2)
-            + '\n', encoding='utf-8')
+        Path(arguments.out).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
     return 0
 
 

@@ -28,18 +28,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
+import queue
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from typing import Any
+
+import cv2
+import rclpy
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
+from spotvlm_msgs.msg import Answer
 
 from .result import PerfResult, write_results
 from ..faults.rig import ChaosProcess, LoadEdge, Resources, resources, RobotGraph
 from ...cloud.bridge import CloudBridge
 from ...cloud.bridge_statistics import percentile
-from ...frames.pixels import encode_jpeg
+from ...frames.frame import Frame
+from ...frames.hub import FrameHub
+from ...frames.pixels import encode_jpeg, Image
+from ...mini.worlds import make_world
+from ...nodes.cloud import CloudNode
 from ...nodes.edge import load_edge_model
 from ...system.machine import machine
 
@@ -72,22 +81,15 @@ def wire(keyframes: int = KEYFRAMES) -> list[PerfResult]:
     return results
 
 
-def _frames(count: int) -> list[Any]:
-    from ...mini.worlds import make_world
+def _frames(count: int) -> list[Image]:
     world = make_world('driving', 1)
-    import cv2
     return [cv2.resize(world.frame(4 * i), (640, 480)) for i in range(count)]
 
 
 def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
-    import rclpy
-    from rclpy.parameter import Parameter
-    from ...nodes.cloud import CloudNode
-    from ...frames.frame import Frame
-    from ...frames.hub import FrameHub
-    pixels = _frames(16)
+    """Return what the ways out and back of keyframes take in node cloud [s]."""
+    pixels, out, back = _frames(16), [], []
     rclpy.init(args=['bridge_perf'])
-    out, back = [], []
     try:
         with ChaosProcess() as server:
             hub = FrameHub()
@@ -99,25 +101,25 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
                 Parameter('go.cloud_period_s', value=0.001)])
             if not node.autostart():
                 raise RuntimeError(node.last_failure)
-            done, ended = threading.Event(), [0.0]
+            published: queue.Queue[float] = queue.Queue()
             publish = node._answers.publish
 
-            def published(message: Any) -> None:
+            def publish_and_note(message: Answer) -> None:
                 publish(message)
-                ended[0] = time.monotonic()
-                done.set()
-            node._answers.publish = published
+                published.put(time.monotonic())
+            node._answers.publish = publish_and_note
             for number in range(keyframes + WARM_UP):
-                done.clear()
                 frame = Frame(time.time_ns(), 'camera', pixels=pixels[number % len(pixels)])
                 offered = time.monotonic()
                 hub.publish(frame)
-                if not done.wait(10.0):
-                    raise RuntimeError(f'no answer: {node.newest_problem}')
+                try:
+                    ended = published.get(timeout=10.0)
+                except queue.Empty:
+                    raise RuntimeError(f'no answer: {node.newest_problem}') from None
                 stats = server.stats()
                 if number >= WARM_UP:
                     out.append(stats.arrived[-1] - offered)
-                    back.append(ended[0] - stats.replied[-1])
+                    back.append(ended - stats.replied[-1])
             node.close()
             node.destroy_node()
     finally:
@@ -131,17 +133,15 @@ def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
         import openai
     except ImportError:
         return [], []
-    import rclpy
-    from spotvlm_msgs.msg import Answer
     pixels, out, back = _frames(16), [], []
 
-    async def ask_all(server: ChaosProcess, publisher: Any) -> None:
+    async def ask_all(server: ChaosProcess, publisher: Publisher) -> None:
         client = openai.AsyncOpenAI(base_url=server.url, api_key='none', max_retries=0)
         for number in range(keyframes + WARM_UP):
             offered = time.monotonic()
             jpeg = encode_jpeg(pixels[number % len(pixels)])
             url = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
-            reply: Any = await client.chat.completions.create(
+            reply = await client.chat.completions.create(
                 model='m', max_tokens=256, temperature=0.0, messages=[{'role': 'user', 'content': [
                     {'type': 'image_url', 'image_url': {'url': url}},
                     {'type': 'text', 'text': 'What should the car do?\nOne of: stop|slow|go'}]}])
@@ -197,7 +197,6 @@ def _clip(folder: str) -> str:
 
     The world itself keeps scenery that it has drawn, which would hide what the bridge keeps.
     """
-    import cv2
     path = str(Path(folder) / 'clip.avi')
     video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*'MJPG'), 12.0, (640, 480))
     for pixels in _frames(60):

@@ -75,13 +75,13 @@ def record():
     """Return messages as the monitor keeps them: frames at 0, 1 and 2 s, one late cloud answer."""
     from spotvlm_msgs.msg import Answer
     from spotvlm_ros.nodes.convert import context_msg, duration_msg, fact_msg, header_msg
-    from spotvlm_ros.nodes.monitor import Record
+    from spotvlm_ros.nodes.monitor import ReceivedMessage
     world = make_world('driving', 5)
     items = []
     for k in range(3):
         stamp = (1000 + k) * NS
         facts = world.facts(300 + 20 * k, stamp)
-        items.append(Record(stamp, Answer(
+        items.append(ReceivedMessage(stamp, Answer(
             header=header_msg(stamp, 'camera'), source=Answer.SOURCE_TRUTH,
             facts=[fact_msg(f, stamp) for f in facts],
             text=json.dumps({'world': 'driving', 'seed': 5, 'index': 300 + 20 * k,
@@ -91,14 +91,14 @@ def record():
         if k == 2:  # with context from frame 0, wrong in its first fact
             answer.used_context, answer.context_age = True, duration_msg(2.0)
             answer.facts[0].value = 'yellow' if facts[0].value != 'yellow' else 'red'
-        items.append(Record(stamp + NS // 10, answer))
+        items.append(ReceivedMessage(stamp + NS // 10, answer))
     first = tuple(Fact(k, 'none', 1000 * NS, region=Region(300, 200, 30, 30))
                   for k in SCENE.keys)
-    items.append(Record(1001 * NS + NS // 2, Answer(
+    items.append(ReceivedMessage(1001 * NS + NS // 2, Answer(
         header=header_msg(1000 * NS, 'camera'), source=Source.CLOUD, query_id='scene',
         facts=[fact_msg(f, 1000 * NS) for f in first])))
     context = Context('scene', 1001 * NS, first, focus={f.key: f.region for f in first})
-    items.append(Record(1001 * NS + NS // 2, context_msg(context, SCENE, 'camera', 0, 0)))
+    items.append(ReceivedMessage(1001 * NS + NS // 2, context_msg(context, SCENE, 'camera', 0, 0)))
     return items
 
 

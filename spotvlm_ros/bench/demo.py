@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,9 @@ from ..mini.driving.scene import FPS, SCENE
 from ..mini.worlds import make_world
 from ..system.machine import machine
 from ..system.signals import StopSignal
+
+if TYPE_CHECKING:
+    from ..nodes.monitor import Monitor, ReceivedMessage
 
 COLORS = {'none': '#dddddd', 'red': '#d62728', 'yellow': '#e6b800', 'green': '#2ca02c',
           '30': '#9ecae1', '50': '#6baed6', '80': '#3182bd', '100': '#08519c',
@@ -84,11 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
     from ..nodes.runner import run, RunConfig
-    monitor: Any = None
-
-    def watch(found: Any) -> None:
-        nonlocal monitor
-        monitor = found
+    monitors: list[Monitor] = []
     config = RunConfig(
         'driving', duration_s=args.duration, record=True, log_level='warn',
         multi_process=args.multi_process, overrides={
@@ -98,16 +97,16 @@ def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
     if args.delay:
         print(f'cloud replies are delayed by {args.delay:g} s at the median: emulated, not a '
               'real network', flush=True)
-    code, summary = run(config, stop, watch)
-    if code or stop() or monitor is None:
+    code, summary = run(config, stop, monitors.append)
+    if code or stop() or not monitors:
         return code
-    rows, cloud_own = _rows(monitor.record)
+    rows, cloud_own = _rows(monitors[0].received)
     if not rows:
         print('error: no answer of the edge came with the truth of its frame; the log above '
               'says why, or see spotvlm doctor')
         return 1
     print(f'answering the same {len(rows)} frames without context ...', flush=True)
-    if not _answer_alone(rows, summary['meta']['edge_model'], stop):
+    if not _answer_alone(rows, str(summary['meta']['edge_model']), stop):
         return 0
     summary['accuracy'] = _accuracy(rows, cloud_own)
     summary['meta'] |= {'seed': args.seed, 'machine': machine(), 'duration_s': args.duration}
@@ -130,7 +129,7 @@ def _values(facts: Sequence[Any]) -> Values:
     return {f.key: f.value for f in facts}
 
 
-def _rows(record: Sequence[Any]) -> tuple[list[Row], list[float]]:
+def _rows(received: Sequence[ReceivedMessage]) -> tuple[list[Row], list[float]]:
     """
     Pair each edge answer of the scene query with the truth of its frame.
 
@@ -139,8 +138,10 @@ def _rows(record: Sequence[Any]) -> tuple[list[Row], list[float]]:
     from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
     from ..nodes.convert import context_from_msg, stamp_ns
-    truth, contexts, edge, cloud = {}, [], [], []
-    for item in record:
+    truth, contexts = {}, []
+    edge: list[ReceivedMessage] = []
+    cloud: list[ReceivedMessage] = []
+    for item in received:
         message = item.message
         if isinstance(message, ContextMsg):
             if message.query_id == SCENE.id:

@@ -31,18 +31,22 @@ class Frame:
     The pixels are decoded when first asked for, so frames that nobody chooses cost nothing.
     """
 
-    def __init__(self, stamp_ns: int, frame_id: str, *, pixels: Image | None = None,
-                 decode: Callable[[], Image] | None = None, jpeg: bytes | None = None,
+    def __init__(self, stamp_ns: int, frame_id: str, *,
+                 pixels: Image | Callable[[], Image] | None = None, jpeg: bytes | None = None,
                  reference: str = '', camera: str = '') -> None:
-        """Keep RGB pixels, or a function that makes them, or JPEG bytes."""
+        """
+        Keep RGB pixels, or a function that makes them when first asked for, or JPEG bytes.
+
+        ``stamp_ns`` is ROS time; ``frame_id`` is the optical frame (REP-105).
+        """
         self.stamp_ns = stamp_ns
         self.frame_id = frame_id
         self.camera = camera               # its name; '' where there is one only
         self.jpeg = jpeg
         self.reference = reference         # what draws this frame again, as JSON; '': nothing
         self.received = time.monotonic()  # steady time of arrival in this process [s]
-        self._pixels = pixels
-        self._decode = decode
+        self._pixels: Image | None = None if callable(pixels) else pixels
+        self._decode: Callable[[], Image] | None = pixels if callable(pixels) else None
         self._lock = threading.Lock()
 
     @property

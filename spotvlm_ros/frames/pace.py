@@ -23,8 +23,7 @@ import threading
 import time
 
 from .pixels import FrameError
-from .sources import SourceFrame
-
+from .source_frame import SourceFrame
 
 FIRST_PERIOD_S = 0.1  # of a stream of a single frame
 

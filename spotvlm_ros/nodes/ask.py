@@ -17,13 +17,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import sys
 import time
-from typing import Any
 
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from spotvlm_msgs.action import Ask
 
@@ -38,48 +39,49 @@ def ask(prompt: str, query_id: str, namespace: str, timeout_s: float, max_tokens
     stop = StopSignal()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('spotvlm_ask', namespace=namespace)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    until = time.monotonic() + timeout_s + EXTRA_S
-
-    def wait(future: Any) -> bool:
-        while not future.done() and time.monotonic() < until and not stop():
-            executor.spin_once(timeout_sec=0.05)
-        return bool(future.done())
-
+    goal = Ask.Goal(prompt=prompt, query_id=query_id, max_tokens=max_tokens,
+                    timeout=duration_msg(timeout_s))
     try:
-        client = ActionClient(node, Ask, 'ask')
-        while not client.server_is_ready() and time.monotonic() < until and not stop():
-            executor.spin_once(timeout_sec=0.05)
-        if not client.server_is_ready():
-            return _fail(f'no edge node offers {node.get_namespace().rstrip("/")}/ask; is '
-                         'spotvlm run active there, with the same ROS_DOMAIN_ID?')
-        goal = Ask.Goal(prompt=prompt, query_id=query_id, max_tokens=max_tokens,
-                        timeout=duration_msg(timeout_s))
-        shown = 0
-
-        def feedback(message: Any) -> None:
-            nonlocal shown
-            text = message.feedback.text
-            print(text[shown:], end='', flush=True)
-            shown = len(text)
-        sent = client.send_goal_async(goal, feedback_callback=feedback)
-        if not wait(sent) or not sent.result().accepted:
-            return _fail('the edge node did not take the question; is it active?')
-        done = sent.result().get_result_async()
-        if not wait(done):
-            until = time.monotonic() + EXTRA_S
-            canceled = sent.result().cancel_goal_async()
-            stop.requested = False
-            wait(canceled)
-            return _fail('given up')
-        result = done.result().result
-        print(result.answer.text[shown:])
-        return 0 if result.error_code == Ask.Result.ERROR_NONE else _fail(result.error_msg)
+        return _ask(node, goal, timeout_s + EXTRA_S, stop)
     finally:
         node.destroy_node()
         rclpy.shutdown()
         stop.ignore()
+
+
+def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    client = ActionClient(node, Ask, 'ask')
+    until = time.monotonic() + timeout_s
+    printed = 0
+
+    def wait(condition: Callable[[], bool]) -> bool:
+        while not condition() and time.monotonic() < until and not stop():
+            executor.spin_once(timeout_sec=0.05)
+        return condition()
+
+    def on_feedback(message: Ask.Impl.FeedbackMessage) -> None:
+        nonlocal printed
+        text = message.feedback.text
+        print(text[printed:], end='', flush=True)
+        printed = len(text)
+    if not wait(client.server_is_ready):
+        return _fail(f'no edge node offers {node.get_namespace().rstrip("/")}/ask; is spotvlm run '
+                     'active there, with the same ROS_DOMAIN_ID?')
+    sent = client.send_goal_async(goal, feedback_callback=on_feedback)
+    if not wait(sent.done) or not sent.result().accepted:
+        return _fail('the edge node did not take the question; is it active?')
+    done = sent.result().get_result_async()
+    if not wait(done.done):
+        until = time.monotonic() + EXTRA_S
+        canceled = sent.result().cancel_goal_async()
+        stop.requested = False
+        wait(canceled.done)
+        return _fail('given up')
+    result = done.result().result
+    print(result.answer.text[printed:])
+    return 0 if result.error_code == Ask.Result.ERROR_NONE else _fail(result.error_msg)
 
 
 def _fail(text: str) -> int:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 import time
 import traceback
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
@@ -57,6 +57,13 @@ def latched(depth: int) -> QoSProfile:
                       durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+class NodeOptions(TypedDict, total=False):
+    """What a node of ours hands on to rclpy's Node."""
+
+    namespace: str
+    parameter_overrides: list[Parameter]
+
+
 class SpotNode(LifecycleNode, Generic[Config]):
     """
     A lifecycle node whose parameters are the fields of a dataclass.
@@ -71,9 +78,10 @@ class SpotNode(LifecycleNode, Generic[Config]):
     must not raise: the executor would print a traceback and go on.
     """
 
-    def __init__(self, name: str, config: type[Config], **kwargs: Any) -> None:
+    def __init__(self, name: str, config: type[Config],
+                 **options: Unpack[NodeOptions]) -> None:
         """Declare the parameters of ``config`` and start diagnostics."""
-        super().__init__(name, **kwargs)
+        super().__init__(name, **options)
         self._specs = {s.name: s for s in specs(config)}  # by full name, of queries too
         self._values: dict[str, Value] = {}
         self._param_error = ''

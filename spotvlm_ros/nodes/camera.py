@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 import threading
 import time
-from typing import Any
+from typing import Unpack
 
 from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer
 
-from .base import RELIABLE, Report, SpotNode
+from .base import NodeOptions, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
@@ -35,7 +35,8 @@ from ..frames.frame import Frame
 from ..frames.hub import FrameHub, HEAD_START_S
 from ..frames.pace import Pace
 from ..frames.pixels import encode_jpeg
-from ..frames.sources import open_source, SourceError, SourceFrame
+from ..frames.source_frame import SourceError, SourceFrame
+from ..frames.sources import open_source
 
 
 class CameraNode(SpotNode[CameraConfig]):
@@ -45,9 +46,9 @@ class CameraNode(SpotNode[CameraConfig]):
     With source topic it hands on what it receives, to the other nodes of its process only.
     """
 
-    def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
+    def __init__(self, hub: FrameHub | None = None, **options: Unpack[NodeOptions]) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('camera', CameraConfig, **kwargs)
+        super().__init__('camera', CameraConfig, **options)
         self.hub = hub or FrameHub()
         self._shared = hub is not None
         self._stop = threading.Event()

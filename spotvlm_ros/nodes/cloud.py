@@ -21,11 +21,11 @@ from dataclasses import replace
 from functools import partial
 import json
 import time
-from typing import Any
+from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, CloudStatus
 
-from .base import latched, RELIABLE, Report, SpotNode
+from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from .input import FrameInput
 from ..cloud.bridge import CloudBridge
@@ -49,9 +49,9 @@ STATUS_S = 0.5  # CloudStatus is published this often
 class CloudNode(SpotNode[CloudNodeConfig]):
     """Offers every frame to the bridge, which sends the few it wants."""
 
-    def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
+    def __init__(self, hub: FrameHub | None = None, **options: Unpack[NodeOptions]) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('cloud', CloudNodeConfig, **kwargs)
+        super().__init__('cloud', CloudNodeConfig, **options)
         self._hub = hub
         self._bridge: CloudBridge | None = None
         self._servers: list[CloudServer] = []

@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from functools import partial
 import threading
 import time
-from typing import Any
+from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
-from .base import latched, RELIABLE, Report, SpotNode
+from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import context_msg, turn_from_msg
 from .input import FrameInput
 from ..config.nodes import ContextNodeConfig, NodeConfig
@@ -52,9 +52,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     what no other thread does.
     """
 
-    def __init__(self, hub: FrameHub | None = None, **kwargs: Any) -> None:
+    def __init__(self, hub: FrameHub | None = None, **options: Unpack[NodeOptions]) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('context', ContextNodeConfig, **kwargs)
+        super().__init__('context', ContextNodeConfig, **options)
         self._hub = hub
         self._queries: dict[str, Query] = {}
         self._method = Transfers((), TransferConfig())

@@ -28,14 +28,14 @@ from functools import partial
 import statistics
 import threading
 import time
-from typing import Any
+from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .answered import AnsweredFrame
 from .ask_server import AskGoal, AskServer
 from .audit import ContextAudit
-from .base import latched, RELIABLE, Report, SpotNode
+from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import context_from_msg
 from .detections import FocusDetections
 from .input import FrameInput
@@ -64,9 +64,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
     """Answers the standing queries about the newest frame, each at its own rate."""
 
     def __init__(self, hub: FrameHub | None = None, load: Load = load_edge_model,
-                 **kwargs: Any) -> None:
+                 **options: Unpack[NodeOptions]) -> None:
         """Create the node; ``hub`` is shared with the other nodes of this process."""
-        super().__init__('edge', EdgeConfig, **kwargs)
+        super().__init__('edge', EdgeConfig, **options)
         self._hub, self._load = hub, load
         self._model: EdgeVLM | None = None
         self._queries: dict[str, Query] = {}

@@ -23,11 +23,11 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
 
 import cv2
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from .base import SpotNode
@@ -50,7 +50,7 @@ class Graph:
     queue and waits for the GIL.
     """
 
-    def __init__(self, make: Callable[[], Sequence[Any]], argv: Sequence[str] = ()) -> None:
+    def __init__(self, make: Callable[[], Sequence[Node]], argv: Sequence[str] = ()) -> None:
         """Create the nodes and start them, those with autostart one after another."""
         # A thread that waits for the GIL gets it after this long, not after 5 ms: an answer
         # passes several threads.
@@ -62,7 +62,7 @@ class Graph:
         self.started = threading.Event()  # every autostart has been tried
         self.failed: list[str] = []       # names of nodes whose autostart failed
         self._stopping = False
-        self.nodes: list[Any] = []
+        self.nodes: list[Node] = []
         try:
             self.nodes = list(make())
         except BaseException:

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import time
-from typing import Any
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from .base import SENSOR, SpotNode
+from .base import Report, SENSOR, SpotNode
 from .convert import stamp_ns
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
@@ -61,12 +60,12 @@ class FrameInput:
         else:
             node.subscribe(Image, image_topic(camera), SENSOR, self._raw)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Return rates and rejects since the last call."""
         now = time.monotonic()
         rate = self.frames / max(1e-3, now - self._since)
         self.frames, self._since = 0, now
-        values: dict[str, float] = {'input_hz': rate, 'restarts': self.order.restarts}
+        values: Report = {'input_hz': rate, 'restarts': self.order.restarts}
         values |= {str(why): count for why, count in self.order.rejected.items()}
         return {f'{self._camera}.{k}' if self._camera else k: v for k, v in values.items()}
 
@@ -81,7 +80,7 @@ class FrameInput:
             self._node.count_problem('bad_images', f'image: {error}')
             return
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         decode=lambda: image_to_rgb(message), camera=self._camera))
+                         pixels=lambda: image_to_rgb(message), camera=self._camera))
 
     def _compressed(self, message: CompressedImage) -> None:
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,

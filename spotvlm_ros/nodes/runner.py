@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 import json
@@ -25,8 +25,9 @@ from pathlib import Path
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
+from .summary import print_summary, RunSummary
 from ..cloud.server import EmbeddedServer
 from ..config.profiles import check_cameras, load_profile, params_file, Profile
 from ..config.spec import ParameterError
@@ -34,6 +35,9 @@ from ..mini.shipped import is_miniature, MINIATURE_WARNING, model_name_or_path
 from ..system.machine import StealTime
 from ..system.processes import Child
 from ..system.signals import StopSignal
+
+if TYPE_CHECKING:
+    from .monitor import Monitor  # imports ROS, which has to wait for the signal handlers
 
 DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
 QUIET_S = 0.7  # no answer for this long: there will be none any more
@@ -57,11 +61,12 @@ class RunConfig:
 
 
 def run(config: RunConfig, stop: StopSignal,
-        watch: Callable[[Any], None] = lambda monitor: None) -> tuple[int, dict[str, Any]]:
+        watch: Callable[[Monitor], None] = lambda monitor: None) -> tuple[int, RunSummary]:
     """
     Run until the source ends, the duration is over or a signal comes.
 
-    Return the exit code and the summary. ``watch`` gets the monitor when the graph is up.
+    Return the exit code and the summary, empty where the graph did not come up. ``watch`` is
+    given the monitor when it does. Errors are printed, not raised.
     """
     with ExitStack() as stack:
         try:
@@ -73,8 +78,7 @@ def run(config: RunConfig, stop: StopSignal,
                 print(f'starting the embedded cloud server ({server.model}) ...', flush=True)
                 if not server.wait(stop):
                     return 0, {}
-            return _run_graph(config, _write(stack, profile.params_file()), profile, stop, watch,
-                              stack)
+            return _run_graph(config, profile, stop, watch, stack)
         except (ParameterError, RuntimeError) as error:
             print(f'error: {error}', file=sys.stderr)
             return 1, {}
@@ -122,10 +126,10 @@ def _server(config: RunConfig, profile: Profile, stack: ExitStack) -> EmbeddedSe
     return server
 
 
-def _run_graph(config: RunConfig, file: Path, profile: Profile,
-               stop: StopSignal, watch: Callable[[Any], None],
-               stack: ExitStack) -> tuple[int, dict[str, Any]]:
-    argv = ['--ros-args', '--log-level', config.log_level, '--params-file', str(file)]
+def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
+               watch: Callable[[Monitor], None], stack: ExitStack) -> tuple[int, RunSummary]:
+    argv = ['--ros-args', '--log-level', config.log_level, '--params-file',
+            str(_write(stack, profile.params_file()))]
     if config.namespace:
         argv += ['-r', f'__ns:=/{config.namespace.strip("/")}']
     if profile.camera.source != 'mini' and is_miniature(profile.edge.model):
@@ -133,59 +137,64 @@ def _run_graph(config: RunConfig, file: Path, profile: Profile,
     if stop():
         return 0, {}
 
-    from .monitor import Monitor  # imports ROS
-    from .executor import end_process, Graph
-    monitor: Any = None
-
-    def make() -> list[Any]:
-        nonlocal monitor
-        monitor = Monitor(show=not config.quiet, record=config.record)
-        return [monitor]
-    # In processes of their own: the monitor must not take the interpreter lock from the edge.
-    names = ('context', 'cloud', 'edge', 'camera') if config.multi_process else ('composed',)
-    children = {}
-    for name in names:
-        own = ['-p', 'exit_when_finished:=true'] if name == names[-1] else []
-        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
-                                *argv, *own])
-        stack.callback(children[name].stop)
-    graph, stolen = Graph(make, argv), StealTime()
+    from .executor import end_process, Graph  # imports ROS
+    from .monitor import Monitor
+    children = _start_nodes(config, argv, stack)
+    graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)], argv)
+    monitor: Monitor = graph.nodes[0]
+    steal = StealTime()
     watch(monitor)
-    code, why = _wait(config, monitor, children, stop)
-    if monitor is not None and monitor.table is not None:
+    code, reason = _wait(config, monitor, children, stop)
+    if monitor.table is not None:
         monitor.table.stop()
-    if why:
-        print(why, flush=True)
+    if reason:
+        print(reason, flush=True)
     for child in children.values():
         child.terminate()
     for child in children.values():
         child.stop()
     ended = graph.close()
-    summary = monitor.summary.as_dict() | {'meta': {
+    summary = monitor.statistics.summary({
         'profile': config.profile, 'source': profile.camera.source,
         'edge_model': profile.edge.model, 'cloud_model': profile.cloud.model,
         'emulated_delay_median_s': profile.cloud.emulated_delay_median_s,
-        'cpu_stolen': stolen.fraction}}
-    _tell(config, summary)
-    stolen.print_warning()
+        'cpu_stolen': steal.fraction})
+    print_summary(summary)
+    if config.output:
+        _write_summary(Path(config.output), summary)
+    steal.print_warning()
     if not ended:
         stack.close()
         end_process(code)
     return code, summary
 
 
-def _wait(config: RunConfig, monitor: Any, children: Mapping[str, Child],
+def _start_nodes(config: RunConfig, argv: Sequence[str], stack: ExitStack) -> dict[str, Child]:
+    """
+    Start the node processes, the one with the camera last.
+
+    Also where it is only one: the monitor must not take the interpreter lock from the edge.
+    """
+    names = ('context', 'cloud', 'edge', 'camera') if config.multi_process else ('composed',)
+    children = {}
+    for name in names:
+        last = ['-p', 'exit_when_finished:=true'] if name == names[-1] else []
+        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
+                                *argv, *last])
+        stack.callback(children[name].stop)
+    return children
+
+
+def _wait(config: RunConfig, monitor: Monitor, children: Mapping[str, Child],
           stop: StopSignal) -> tuple[int, str]:
-    """Wait for the end; return the exit code and why it came."""
+    """Wait for the end; return the exit code and the reason, '' where there is nothing to say."""
     source = children[list(children)[-1]]  # ends by itself when its source has no more frames
-    began: float | None = None  # of the duration: the first answer
     while not stop.wait(0.05):
         dead = [name for name, child in children.items() if not child.alive
                 and (child is not source or child.process.returncode)]
         if dead:
             return 1, f'ended early: {", ".join(dead)}; the lines above say why'
-        if began is None and monitor.summary.first:
-            began = monitor.summary.first
+        began = monitor.statistics.first_s  # the duration counts from the first answer
         if config.duration_s and began and time.monotonic() - began > config.duration_s:
             return 0, ''
         if not source.alive:
@@ -198,22 +207,6 @@ def _wait(config: RunConfig, monitor: Any, children: Mapping[str, Child],
     return 0, 'interrupted'
 
 
-def _tell(config: RunConfig, summary: Mapping[str, Any]) -> None:
-    """Print the figures and write them."""
-    latency, overhead = summary['stamp_to_answer_ms'], summary['overhead_ms']
-    queries = ', '.join(f'{n} {q}' for q, n in summary['answers_by_query'].items()) or 'none'
-    print(f'answers: {queries} ({summary["answers_hz"]} Hz); errors: {summary["errors"]}')
-    for text, count in summary['errors_by_message'].items():
-        print(f'  {count} x {text}')
-    print(f'stamp to answer: p50 {latency["p50"]} ms, p95 {latency["p95"]} ms; overhead without '
-          f'the model: p50 {overhead["p50"]} ms, p95 {overhead["p95"]} ms')
-    delay = summary['cloud_delay_s']
-    median = summary['meta']['emulated_delay_median_s']
-    note = f' (emulated delay, median {median:g} s, included)' if median else ''
-    print(f'cloud answers: {summary["cloud_answers"]}, {delay["p50"]} s late at the median'
-          f'{note}; context used in {summary["context_used_fraction"]:.0%} of answers', flush=True)
-    if config.output:
-        folder = Path(config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n',
-                                             encoding='utf-8')
+def _write_summary(folder: Path, summary: RunSummary) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')

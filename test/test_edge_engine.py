@@ -13,7 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""The engine says what `generate` says, whatever it kept or guessed, and computes less."""
+"""The engine says what `generate` says, whatever it kept or drafted, and computes less."""
 
 from dataclasses import replace
 
@@ -22,11 +22,13 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.config.nodes import EdgeConfig
-from spotvlm_ros.edge.cpu import Eye
-from spotvlm_ros.edge.families import family_of, Visual
-from spotvlm_ros.edge.gpu.graphs import GraphEngine, LENGTHS
-from spotvlm_ros.edge.grammar import Free, Guess, Row, Slot, Template
-from spotvlm_ros.edge.model import _Draft, _draft_values, EdgeModel
+from spotvlm_ros.edge.cpu import TracedVisionTower
+from spotvlm_ros.edge.engine import Engine
+from spotvlm_ros.edge.families import ImageFeatures, model_family
+from spotvlm_ros.edge.gpu.graphs import GraphBackend, LENGTHS
+from spotvlm_ros.edge.grammar import DraftTree, FreeText, Logits, Slot, Template
+from spotvlm_ros.edge.grammar import TemplateCompiler
+from spotvlm_ros.edge.model import EdgeModel, expected_values, LastAnswer
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
 from spotvlm_ros.method.guard import OFF
@@ -59,10 +61,11 @@ def fixed(pairs):
     """Return the engine for GPUs, not captured; the next token is begun before one is read."""
     made = {}
     for family in tiny.FIXED:
-        free = pairs[family][0]
-        made[family] = tiny.edge_model(free._model, free._inputs.processor, decoding='free')
-        made[family]._engine = GraphEngine(family_of(free._model), tokens=512, capture=False)
-        made[family]._engine._ahead = True
+        model, processor = pairs[family][0]._model, pairs[family][0]._input_processor.processor
+        made[family] = tiny.edge_model(model, processor, decoding='free')
+        backend = GraphBackend(model_family(model), tokens=512, capture=False)
+        backend._looks_ahead = True
+        made[family]._engine = Engine(backend)
     return made
 
 
@@ -82,7 +85,7 @@ def frame_of(number):
 def tokens(model, frame, query, context, stamp=9 * NS):
     """Return the answer's tokens and the answer."""
     answer = model.answer(frame, query, context, stamp)
-    return model._drafts[query.id].tokens, answer
+    return model._last_answers[query.id].tokens, answer
 
 
 def contexts(query):
@@ -130,14 +133,14 @@ def test_warm_up_makes_the_passes_that_answers_need(fixed):
     """Also those of prompts between the shortest and the longest of the warm-up."""
     model = fixed['llava']
     model.warm_up([FACTS])
-    before = set(model._engine._passes)
+    before = set(model._engine.backend._graphs)
     assert {n for n, _ in before} >= {1, 2, 4, 8, 16}
     long = sorted(n for n, _ in before if n > 16)
     assert long == [n for n in LENGTHS if long[0] <= n <= long[-1]]
     for context in (None, Context('facts', 0, (Fact('light', 'red', 0),))):
         for number in range(3):
             model.answer(frame_of(number), FACTS, context, 0)
-    assert set(model._engine._passes) == before
+    assert set(model._engine.backend._graphs) == before
 
 
 def test_a_prompt_that_does_not_fit_says_so(fixed):
@@ -147,53 +150,54 @@ def test_a_prompt_that_does_not_fit_says_so(fixed):
 
 
 @pytest.mark.parametrize('family', tiny.MAKERS)
-def test_the_eye_sees_exactly_what_the_tower_sees(pairs, family):
+def test_the_traced_tower_sees_exactly_what_the_tower_sees(pairs, family):
     fast, _ = pairs[family]
     engine = fast._engine
-    eye = Eye(engine.family)
+    traced = TracedVisionTower(engine.family)
     inputs = []
     for number in (0, 5):
-        shown = fast.shown(frame_of(number), FACTS, None, 0)
-        inputs.append(fast._inputs(shown.chat, shown.images))
+        given = fast.model_inputs(frame_of(number), FACTS, None, 0)
+        inputs.append(fast._input_processor(given.chat, given.images))
     with torch.inference_mode():
         for which in ([0], [0, 1], [1]):
             for each in inputs:
-                part = engine.family.images(each, which)
-                assert torch.equal(eye(part).rows, engine.family.visual(part).rows)
-    assert len(eye._traces) == 2  # one image, two images
+                part = engine.family.select_images(each, which)
+                assert torch.equal(traced(part).embeddings,
+                                   engine.family.encode_images(part).embeddings)
+    assert len(traced._traces) == 2  # one image, two images
 
 
 @pytest.mark.parametrize('tower, traced', [
     (lambda x: 2 * x + 1, True),
     (lambda x: 2 * x + float(x.mean()), False)])     # a trace takes the number for a constant
 def test_a_trace_is_used_only_where_it_follows_the_tower(pairs, tower, traced, monkeypatch):
-    monkeypatch.setattr('spotvlm_ros.edge.cpu.WORTH_S', 60.0)
-    family = family_of(pairs['llava'][0]._model)
+    monkeypatch.setattr('spotvlm_ros.edge.cpu.MAX_TRACED_S', 60.0)
+    family = model_family(pairs['llava'][0]._model)
     calls = []
 
-    def visual(inputs):
+    def encode(inputs):
         calls.append(1)
-        return Visual(tower(inputs['pixel_values'].flatten()))
-    family.visual = visual
-    eye = Eye(family)
+        return ImageFeatures(tower(inputs['pixel_values'].flatten()))
+    family.encode_images = encode
+    vision_tower = TracedVisionTower(family)
     inputs = [{'pixel_values': torch.full((1, 3, 8, 8), value)} for value in (1.0, 2.0)]
     for each in inputs:
-        assert torch.equal(eye(each).rows, tower(each['pixel_values'].flatten()))
+        assert torch.equal(vision_tower(each).embeddings, tower(each['pixel_values'].flatten()))
     before = len(calls)
-    eye(inputs[1])
+    vision_tower(inputs[1])
     assert (len(calls) == before) == traced
 
 
 @pytest.mark.parametrize('family', tiny.MAKERS)
 def test_an_answer_may_hold_the_token_that_stands_for_an_image(pairs, family):
-    """It is a word like any other there, when it is guessed too."""
+    """It is a word like any other there, when it is drafted too."""
     fast, slow = pairs[family]
     model = fast._model
     for number in (0, 1):
         want, _ = tokens(slow, frame_of(number), TEXT, None)
         for draft in ([model.config.image_token_id] * 3, want[:1] + [model.config.image_token_id]):
             tokens(fast, frame_of(1 - number), TEXT, None)
-            fast._drafts['text'] = _Draft(draft, (), None)
+            fast._last_answers['text'] = LastAnswer(draft, (), None)
             assert tokens(fast, frame_of(number), TEXT, None)[0] == want
 
 
@@ -222,7 +226,7 @@ def test_attention_by_plain_matrix_products_gives_the_same():
 def test_constrained_answers_are_always_complete(family, pairs, data):
     """Even of a model that knows nothing; each key is answered with one of its choices."""
     free, _ = pairs[family]
-    model = tiny.edge_model(free._model, free._inputs.processor)
+    model = tiny.edge_model(free._model, free._input_processor.processor)
     for _ in range(2):
         query = data.draw(st.sampled_from([FACTS, CHOICE]))
         query = Query(query.id, query.prompt, query.format, query.choices)
@@ -257,7 +261,7 @@ def test_confidence_is_that_of_generate_where_the_form_is_certain(mini):
 
 
 def test_an_unchanged_scene_costs_one_pass_over_the_new_tokens(mini):
-    """What comes before the pictures is kept; the answer is verified together with the rest."""
+    """What comes before the pictures is cached; the answer is verified together with the rest."""
     model = mini[0]
     item = dataset.sample(make_world('driving', TUNE_SEEDS[3]), 700,
                           np.random.default_rng(1), SCENE)
@@ -270,21 +274,21 @@ def test_an_unchanged_scene_costs_one_pass_over_the_new_tokens(mini):
     assert same.facts == again.facts
 
 
-def test_the_clouds_news_are_the_guess(mini):
+def test_the_clouds_news_are_drafted(mini):
     """When the context changed, its values are tried first, else the last answer."""
     old = Context('scene', 0, (Fact('light', 'red', 0), Fact('lead', 'none', 0)))
     new = Context('scene', 0, (Fact('light', 'red', 0), Fact('lead', 'braking', 0)))
-    last = _Draft([], (Fact('light', 'green', 0), Fact('lead', 'none', 0)), old)
-    assert _draft_values(last, old) == {'light': 'green', 'lead': 'none'}
-    assert _draft_values(last, new) == {'light': 'green', 'lead': 'braking'}
-    assert _draft_values(None, old) == {'light': 'red', 'lead': 'none'}
-    assert _draft_values(last, None) == {'light': 'green', 'lead': 'none'}
+    last = LastAnswer([], (Fact('light', 'green', 0), Fact('lead', 'none', 0)), old)
+    assert expected_values(last, old) == {'light': 'green', 'lead': 'none'}
+    assert expected_values(last, new) == {'light': 'green', 'lead': 'braking'}
+    assert expected_values(None, old) == {'light': 'red', 'lead': 'none'}
+    assert expected_values(last, None) == {'light': 'green', 'lead': 'none'}
 
 
 def test_a_choice_costs_one_pass(pairs):
     """Though some choices are the beginning of others."""
     for family, (free, _) in pairs.items():
-        model = tiny.edge_model(free._model, free._inputs.processor)
+        model = tiny.edge_model(free._model, free._input_processor.processor)
         said = set()
         for number in range(4):
             answer = model.answer(frame_of(number), CHOICE, None, 0)
@@ -296,20 +300,20 @@ def test_a_choice_costs_one_pass(pairs):
 def test_a_choice_scored_at_once_is_that_scored_step_by_step(pairs):
     """The tree of choices sees no more than each choice alone would."""
     free, slow = pairs['idefics3']
-    model = tiny.edge_model(free._model, free._inputs.processor)
+    model = tiny.edge_model(free._model, free._input_processor.processor)
     for number in range(6):
         answer = model.answer(frame_of(number), CHOICE, None, 0)
-        inputs = slow._inputs([{'role': 'user', 'content': [
+        inputs = slow._input_processor([{'role': 'user', 'content': [
             {'type': 'image'}, {'type': 'image'},
             {'type': 'text', 'text': 'Where to?\nOne of: go|go left|go left now|stop'}]}],
             _views(slow, frame_of(number)))
-        template = model._templates.start(CHOICE, {})
+        template = model._templates.template(CHOICE, {})
         ids, probability = inputs['input_ids'][0].tolist(), 1.0
         with torch.inference_mode():
             while not template.done:
                 logits = slow._model(**{**inputs, 'input_ids': torch.tensor([ids]),
                                         'attention_mask': torch.ones(1, len(ids))}).logits
-                token, p = template.choose(Row(logits[0, -1]))
+                token, p = template.choose(Logits(logits[0, -1]))
                 ids.append(token)
                 probability *= p
         assert slow._decode(ids[inputs['input_ids'].shape[1]:]).strip() == answer.text
@@ -325,7 +329,7 @@ def test_stop_is_asked_before_each_pass(pairs):
     asked = []
     answer = fast.answer(frame_of(7), TEXT, None, 0, should_stop=lambda: len(asked) > 2 or
                          bool(asked.append(1)))
-    assert answer.partial and len(fast._drafts['text'].tokens) >= 3
+    assert answer.partial and len(fast._last_answers['text'].tokens) >= 3
     none = fast.answer(frame_of(7), TEXT, None, 0, should_stop=lambda: True)
     assert none.partial and none.text == '' and none.passes == 0
     assert not fast.answer(frame_of(7), TEXT, None, 0).partial
@@ -341,57 +345,63 @@ def logits(*best):
     row = torch.zeros(10)
     for i, token in enumerate(best):
         row[token] = 9.0 - i
-    return Row(row)
+    return Logits(row)
 
 
 def test_template_forces_what_has_no_choice():
     template = Template(ABC, 9, {})
-    assert template.guess().tokens == [1], 'up to the first decision'
+    assert template.draft().tokens == [1], 'up to the first decision'
     assert template.choose(logits(8))[0] == 1, 'forced, whatever the model would say'
     token, probability = template.choose(logits(8, 3, 2))
     assert token == 3 and probability == pytest.approx(1 / (1 + np.exp(-1.0)))
-    assert template.guess().tokens == [4, 5]
+    assert template.draft().tokens == [4, 5]
     assert [template.choose(logits(7))[0] for _ in range(2)] == [4, 5]
-    assert template.rest() == [] and template.guess().tokens == [], 'it may end here or go on'
+    assert template.forced_tokens() == [], 'it may end here or go on'
+    assert template.draft().tokens == []
     assert template.choose(logits(6, 9))[0] == 6
-    assert template.rest() == [9] and template.done
+    assert template.forced_tokens() == [9] and template.done
 
 
-def test_template_guesses_the_draft_up_to_the_last_decision():
-    assert list(Template(ABC, 9, {'a': 'y', 'b': 'p'}).guess().tokens) == [1, 3, 4, 5]
-    assert list(Template(ABC, 9, {'a': 'y'}).guess().tokens) == [1, 3, 4, 5]
-    assert list(Template(ABC, 9, {'b': 'q'}).guess().tokens) == [1]
+def test_a_template_drafts_what_is_expected_up_to_the_last_decision():
+    assert list(Template(ABC, 9, {'a': 'y', 'b': 'p'}).draft().tokens) == [1, 3, 4, 5]
+    assert list(Template(ABC, 9, {'a': 'y'}).draft().tokens) == [1, 3, 4, 5]
+    assert list(Template(ABC, 9, {'b': 'q'}).draft().tokens) == [1]
 
 
-def test_one_slot_is_guessed_as_a_tree():
-    guess = Template([Slot('a', {'x': (1, 2), 'xz': (1, 2, 3), 'y': (4,)})], 9, {}).guess()
-    assert list(zip(guess.tokens, guess.parents)) == [(1, -1), (2, 0)]
-    assert guess.after(0, 1) == 1 and guess.after(1, 2) == 2 and guess.after(0, 4) is None
-    assert guess.depths() == [0, 1]
-    two = Guess([1, 2, 1, 2], [-1, 0, -1, 2])
-    assert two.ancestors().astype(int).tolist() == [
+def test_without_a_token_that_ends_an_answer_there_is_no_template():
+    compiler = TemplateCompiler(tiny.tokenizer(), tiny.CHAT_TEMPLATE, ())
+    assert compiler.template(FACTS, {}) is None
+
+
+def test_one_slot_is_drafted_as_a_tree():
+    draft = Template([Slot('a', {'x': (1, 2), 'xz': (1, 2, 3), 'y': (4,)})], 9, {}).draft()
+    assert list(zip(draft.tokens, draft.parents)) == [(1, -1), (2, 0)]
+    assert draft.next_row(0, 1) == 1 and draft.next_row(1, 2) == 2 and draft.next_row(0, 4) is None
+    assert draft.depths() == [0, 1]
+    two = DraftTree([1, 2, 1, 2], [-1, 0, -1, 2])
+    assert two.attention_mask().astype(int).tolist() == [
         [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
 
-def test_free_goes_on_with_the_draft_after_a_difference():
-    free = Free({0}, [5, 6, 7, 0])
-    assert list(free.guess().tokens) == [5, 6, 7]
+def test_free_text_goes_on_with_the_draft_after_a_difference():
+    free = FreeText({0}, [5, 6, 7, 0])
+    assert list(free.draft().tokens) == [5, 6, 7]
     free.choose(logits(5))
     free.choose(logits(8))
-    assert list(free.guess().tokens) == [7]
+    assert list(free.draft().tokens) == [7]
     assert free.choose(logits(0))[0] == 0 and free.done
 
 
-def test_free_gives_up_a_draft_that_gains_nothing():
+def test_free_text_gives_up_a_draft_that_gains_nothing():
     draft = [5, 6, 7, 8, 9, 5, 6, 0]
-    free = Free({0}, draft)
-    free.guess()
+    free = FreeText({0}, draft)
+    free.draft()
     free.choose(logits(1))                                    # the prompt's pass costs no more
-    assert list(free.guess().tokens) == [6, 7, 8, 9, 5, 6]
+    assert list(free.draft().tokens) == [6, 7, 8, 9, 5, 6]
     for token in (6, 7, 1):                                   # two were gained
         free.choose(logits(token))
-    assert list(free.guess().tokens) == [9, 5, 6]
+    assert list(free.draft().tokens) == [9, 5, 6]
     free.choose(logits(2))                                    # none
-    assert not free.guess().tokens
+    assert not free.draft().tokens
     free.choose(logits(5))
-    assert not free.guess().tokens
+    assert not free.draft().tokens

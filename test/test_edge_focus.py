@@ -94,7 +94,7 @@ def test_without_a_region_all_are_the_edge_alone(made, family, backend):
         model.answer(frame_of(number), FACTS, SEEN, 9 * NS)
         plain.answer(frame_of(number), FACTS, None, 9 * NS)
         model.answer(frame_of(number), FACTS, None, 9 * NS)
-        assert model._drafts['scene'].tokens == plain._drafts['scene'].tokens
+        assert model._last_answers['scene'].tokens == plain._last_answers['scene'].tokens
 
 
 @pytest.mark.parametrize('family', ABLE)
@@ -110,20 +110,21 @@ def test_tokens_uses_fewer(made, family):
     every = tiny.edge_model(*made[family], replace(CONFIG, backend='tokens', keep=1.0),
                             decoding='free')
     every.answer(frame_of(0), FACTS, SEEN, 9 * NS)
-    assert every._drafts['scene'].tokens == crop._drafts['scene'].tokens, 'all kept: as crop'
+    assert (every._last_answers['scene'].tokens
+            == crop._last_answers['scene'].tokens), 'all kept: as crop'
 
 
 def _reference(model, prompt_, limit):
     """Return greedy tokens by whole forward passes of a decoder, bias added, without a cache."""
     family = model._engine.family
     ids = np.array(prompt_.ids)
-    image = ids == family.image_token
+    image = ids == family.image_token_id
     keep = np.ones(len(ids), bool)
     keep[image] = True if prompt_.keep is None else prompt_.keep
-    rows = family.visual(prompt_.inputs).rows
+    rows = family.encode_images(prompt_.inputs).embeddings
     out = []
     for _ in range(limit):
-        embeds = family.embedding(torch.tensor([*ids, *out]))[None].clone()
+        embeds = family.embed_tokens(torch.tensor([*ids, *out]))[None].clone()
         embeds[0, np.flatnonzero(image)] = rows
         used = np.append(keep, np.ones(len(out), bool))
         bias = np.zeros(len(used), np.float32)
@@ -135,7 +136,7 @@ def _reference(model, prompt_, limit):
             inputs_embeds=embeds[:, used], use_cache=False,
             position_ids=torch.from_numpy(np.flatnonzero(used))[None],
             attention_mask=torch.from_numpy(mask.astype(np.float32))[None, None])
-        out.append(int(family.head(hidden.last_hidden_state[0, -1]).argmax()))
+        out.append(int(family.lm_head(hidden.last_hidden_state[0, -1]).argmax()))
         if out[-1] == 2:
             break
     return out
@@ -146,12 +147,12 @@ def test_cached_and_drafted_answers_are_those_of_whole_passes(made, backend):
     """Over frames that repeat, with regions left out or favoured."""
     model = tiny.edge_model(*made['idefics3'], replace(CONFIG, backend=backend), decoding='free')
     asked = []
-    model._engine.answer, kept = lambda q, p, *a: asked.append(p) or kept(q, p, *a), \
-        model._engine.answer
+    engine_answer = model._engine.answer
+    model._engine.answer = lambda q, p, *a: asked.append(p) or engine_answer(q, p, *a)
     for number in (0, 0, 1, 0):
         model.answer(frame_of(number), FACTS, SEEN, 9 * NS)
         with torch.inference_mode():
-            assert model._drafts['scene'].tokens == _reference(model, asked[-1], 8)
+            assert model._last_answers['scene'].tokens == _reference(model, asked[-1], 8)
     assert (asked[0].keep is None) == (backend == 'attention')
 
 
@@ -163,7 +164,7 @@ def test_attention_draws_to_the_region(made):
         frame = frame_of(1)
         frame[4:14, 4:14] = frame_of(number)[4:14, 4:14]
         model.answer(frame, FACTS, SEEN, 9 * NS)
-        return model._drafts['scene'].tokens
+        return model._last_answers['scene'].tokens
     assert answer(2, 0.0) != answer(2, 6.0)
 
 

@@ -19,12 +19,13 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-from spotvlm_ros.edge import families
-from spotvlm_ros.edge.engine import as_decoder_takes, Prompt
-from spotvlm_ros.edge.families import family_of
+from spotvlm_ros.edge import packed_attention
+from spotvlm_ros.edge.engine import batched_position_ids, Engine, Prompt
+from spotvlm_ros.edge.families import model_family
 from spotvlm_ros.edge.gpu import kernels, layers as gpu
-from spotvlm_ros.edge.gpu.graphs import FixedCache, GraphEngine
-from spotvlm_ros.edge.grammar import Free
+from spotvlm_ros.edge.gpu.graphs import GraphBackend
+from spotvlm_ros.edge.gpu.kv_cache import StaticKVCache
+from spotvlm_ros.edge.grammar import FreeText
 import tiny
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -50,13 +51,14 @@ def test_compiled_layers_give_the_same_and_share_their_code(family, monkeypatch)
     torch._dynamo.reset()
     answers, state = [], {k: v.clone() for k, v in model.state_dict().items()}
     for compiled in (False, True):
-        engine = GraphEngine(family_of(model), tokens=512, capture=False, compiled=compiled)
+        backend = GraphBackend(model_family(model), tokens=512, capture=False, compiled=compiled)
         if family == 'qwen2_5_vl':  # away from a GPU its windows are not one kernel
-            engine._vision_layers = gpu.Layers([])
-        answers.append(engine.answer('q', asked(family, model, processor), Free(()), 12).tokens)
+            backend._vision_layers = gpu.CompiledLayers([])
+        prompt = asked(family, model, processor)
+        answers.append(Engine(backend).answer('q', prompt, FreeText(()), 12).tokens)
     assert answers[0] == answers[1]
     assert counter.frame_count <= 5   # with code for each layer and length it would be 8 or more
-    layers = family_of(model).decoder.layers
+    layers = model_family(model).decoder.layers
     assert 'forward' not in vars(layers[0])
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     torch._dynamo.reset()
@@ -70,12 +72,12 @@ def test_where_nothing_can_be_compiled_the_engine_says_so_and_goes_on(monkeypatc
     real = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **_: real(f, backend=broken))
     torch._dynamo.reset()
-    engine = GraphEngine(family_of(model), tokens=512, capture=False, compiled=True)
+    engine = Engine(GraphBackend(model_family(model), tokens=512, capture=False, compiled=True))
     prompt = asked('llava', model, processor)
     with pytest.warns(UserWarning, match='no compiler here.*TORCH_COMPILE_DISABLE'):
-        found = engine.answer('q', prompt, Free(()), 6).tokens
-    plain = GraphEngine(family_of(model), tokens=512, capture=False)
-    assert found == plain.answer('q', prompt, Free(()), 6).tokens
+        found = engine.answer('q', prompt, FreeText(()), 6).tokens
+    plain = Engine(GraphBackend(model_family(model), tokens=512, capture=False))
+    assert found == plain.answer('q', prompt, FreeText(()), 6).tokens
     torch._dynamo.reset()
 
 
@@ -86,15 +88,15 @@ def test_where_kernels_cannot_run_the_engine_says_so_and_goes_on(monkeypatch):
         raise RuntimeError('no C\ncompiler')
     real = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **_: real(f, backend='eager'))
-    monkeypatch.setattr(kernels, 'gated', broken)
+    monkeypatch.setattr(kernels, 'fused_norm_swiglu', broken)
     torch._dynamo.reset()
-    engine = GraphEngine(family_of(model), tokens=512, capture=False, compiled=True)
+    engine = Engine(GraphBackend(model_family(model), tokens=512, capture=False, compiled=True))
     prompt = asked('llava', model, processor)
     with pytest.warns(UserWarning, match='no C compiler.*headers of Python') as found:
-        answer = engine.answer('q', prompt, Free(()), 6).tokens
+        answer = engine.answer('q', prompt, FreeText(()), 6).tokens
     assert len(found) == 1
-    plain = GraphEngine(family_of(model), tokens=512, capture=False)
-    assert answer == plain.answer('q', prompt, Free(()), 6).tokens
+    plain = Engine(GraphBackend(model_family(model), tokens=512, capture=False))
+    assert answer == plain.answer('q', prompt, FreeText(()), 6).tokens
     torch._dynamo.reset()
 
 
@@ -106,7 +108,7 @@ def test_widened_mlps_give_the_same():
     mlp = Qwen2_5_VLMLP(config, bias=True).eval()
     x = torch.randn(5, config.hidden_size)
     before = mlp(x)
-    gpu.align(torch.nn.Sequential(mlp).modules())
+    gpu.pad_gated_mlps(torch.nn.Sequential(mlp).modules())
     assert mlp.gate_proj.weight.shape[0] == mlp.down_proj.weight.shape[1] == 64
     torch.testing.assert_close(mlp(x), before)
 
@@ -116,8 +118,8 @@ def test_patches_given_one_by_one_are_a_product():
     conv = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
     patches, more = torch.randn(5, 3, 2, 4, 4), torch.randn(5, 3, 2, 8, 8)
     wanted = conv(patches), conv(more)
-    gpu.OnePatch.use([conv])
-    assert type(conv) is gpu.OnePatch
+    gpu.PatchLinear.replace_in([conv])
+    assert type(conv) is gpu.PatchLinear
     torch.testing.assert_close((conv(patches), conv(more)), wanted)
 
 
@@ -125,27 +127,28 @@ def test_patches_given_one_by_one_are_a_product():
 @pytest.mark.parametrize('family', tiny.FIXED)
 def test_layers_of_one_token_give_the_same(family):
     model = tiny.checkpoint(family)[0]
-    found = family_of(model)
+    found = model_family(model)
     layers, config = found.decoder.layers, found.text_config
     for layer in layers:  # as made, all biases are nought
         for name, parameter in layer.named_parameters():
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, 1.0 if 'norm' in name else 0.0, 0.3)
-    assert gpu.OneTokenLayers.can_be(layers)
+    assert gpu.OneTokenLayers.supports(layers)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     axes = 3 if family == 'qwen2_5_vl' else 1
     results = []
     for own in (False, True):
-        cache = FixedCache(len(layers), config.num_key_value_heads, 96, 8, found.embedding.weight)
+        cache = StaticKVCache(len(layers), config.num_key_value_heads, 96, 8,
+                              found.embed_tokens.weight)
         one = gpu.OneTokenLayers(layers, 96)
         for begin, end in ((0, 70), (70, 71), (71, 72)):
-            cache.where = torch.arange(begin, end)
-            positions = as_decoder_takes(torch.arange(begin, end).expand(axes, -1))
-            mask = torch.where(torch.arange(96)[None] <= cache.where[:, None], 0.0, -1e30)
+            cache.slots = torch.arange(begin, end)
+            positions = batched_position_ids(torch.arange(begin, end).expand(axes, -1))
+            mask = torch.where(torch.arange(96)[None] <= cache.slots[:, None], 0.0, -1e30)
             mask[:, 3] -= 1.0
-            with one.fast() if own and begin else nullcontext():
-                results.append(found.decode(
-                    None, None, inputs_embeds=found.embedding(torch.arange(begin, end)[None]),
+            with one.compiled() if own and begin else nullcontext():
+                results.append(found.forward(
+                    found.embed_tokens(torch.arange(begin, end)[None]), None, None,
                     position_ids=positions, past_key_values=cache, attention_mask=mask[None, None],
                     use_cache=True))
         results += [cache.keys, cache.values]
@@ -154,20 +157,20 @@ def test_layers_of_one_token_give_the_same(family):
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert 'forward' not in vars(layers[0])
     layers[-1].mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(32))
-    assert not gpu.OneTokenLayers.can_be(layers)
+    assert not gpu.OneTokenLayers.supports(layers)
 
 
 def test_layers_of_another_make_are_left_to_the_compiler():
-    found = family_of(tiny.checkpoint('qwen3_vl')[0])
-    assert not gpu.OneTokenLayers.can_be(found.decoder.layers)
+    found = model_family(tiny.checkpoint('qwen3_vl')[0])
+    assert not gpu.OneTokenLayers.supports(found.decoder.layers)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
-@pytest.mark.parametrize('heads, pairs, dim, width, inner, tokens, biased', [
+@pytest.mark.parametrize('heads, kv_heads, dim, width, inner, tokens, biased', [
     (16, 2, 128, 2048, 11008, 640, True), (28, 4, 128, 3584, 18944, 2048, True),
     (9, 3, 64, 576, 1536, 320, False), (4, 2, 8, 32, 72, 100, True),
     (3, 1, 24, 72, 70, 64, False)])
-def test_kernels_compute_what_the_plain_versions_do(heads, pairs, dim, width, inner, tokens,
+def test_kernels_compute_what_the_plain_versions_do(heads, kv_heads, dim, width, inner, tokens,
                                                     biased):
     def same(kernel, *args):
         """Compare a kernel with the plain version in fp32, on the CPU; return what it found."""
@@ -178,25 +181,25 @@ def test_kernels_compute_what_the_plain_versions_do(heads, pairs, dim, width, in
         others = [plain(a) for a in args]
         found, wanted = kernel(*args), kernel(*others)
         for one, other in [(found, wanted), *((getattr(a, n), getattr(b, n)) for a, b in
-                           zip(args, others) if isinstance(a, kernels.Keys)
+                           zip(args, others) if isinstance(a, kernels.LayerKV)
                            for n in ('keys', 'values'))]:
             assert (one.cpu().float() - other).norm() < 0.01 * other.norm()
         return found
     torch.manual_seed(0)
     make = partial(torch.randn, device='cuda', dtype=torch.bfloat16)
-    space = kernels.room(heads, tokens, dim, torch.device('cuda'))
-    mask, norm = make(tokens), kernels.Norm(make(width), 1e-6)
-    weight, bias = make((heads + 2 * pairs) * dim, width), make((heads + 2 * pairs) * dim)
+    scratch = kernels.attention_scratch(heads, tokens, dim, torch.device('cuda'))
+    mask, norm = make(tokens), kernels.RMSNorm(make(width), 1e-6)
+    weight, bias = make((heads + 2 * kv_heads) * dim, width), make((heads + 2 * kv_heads) * dim)
     for last in (0, 1, 62, 63, tokens - 1):
-        seen = kernels.Keys(make(1, pairs, tokens, dim), make(1, pairs, tokens, dim),
-                            torch.tensor([last], device='cuda'))
-        query = same(kernels.look_up, make(width), norm, weight, bias if biased else None,
-                     make(dim), make(dim), seen)
+        cache = kernels.LayerKV(make(1, kv_heads, tokens, dim), make(1, kv_heads, tokens, dim),
+                                torch.tensor([last], device='cuda'))
+        query = same(kernels.fused_norm_qkv_rope, make(width), norm, weight,
+                     bias if biased else None, make(dim), make(dim), cache)
         here = mask.masked_fill(torch.arange(tokens, device='cuda') > last, -1e30)
         for _ in range(3):  # the counters are back at nought
-            same(kernels.attend, query, seen, here, 0.1, space)
-    same(kernels.gated, make(width), norm, make(inner, width), make(inner, width))
-    same(kernels.added, make(inner), make(width, inner), make(width))
+            same(kernels.decode_attention, query, cache, here, 0.1, scratch)
+    same(kernels.fused_norm_swiglu, make(width), norm, make(inner, width), make(inner, width))
+    same(kernels.linear_residual, make(inner), make(width, inner), make(width))
 
 
 def test_packed_attention_sees_windows_as_the_model_does(monkeypatch):
@@ -209,14 +212,14 @@ def test_packed_attention_sees_windows_as_the_model_does(monkeypatch):
         return torch.cat(parts)
     model, processor = tiny.checkpoint('qwen2_5_vl')
     inputs = asked('qwen2_5_vl', model, processor).inputs
-    family = family_of(model)
+    family = model_family(model)
     with torch.inference_mode():
-        usual = family.visual(inputs).rows
+        usual = family.encode_images(inputs).embeddings
         family._layouts.clear()
         used = []
-        monkeypatch.setattr(gpu, 'varlen_attn', lambda *a: used.append(a) or per_sequence(*a))
-        monkeypatch.setattr(gpu, 'can_pack', lambda like: True)
-        monkeypatch.setattr(families, 'can_pack', lambda like: True)
-        packed = family.visual(inputs).rows
+        monkeypatch.setattr(packed_attention, 'varlen_attn',
+                            lambda *a: used.append(a) or per_sequence(*a))
+        monkeypatch.setattr(packed_attention, 'can_pack', lambda like: True)
+        packed = family.encode_images(inputs).embeddings
     assert used
     torch.testing.assert_close(packed, usual)

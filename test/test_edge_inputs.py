@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros.edge.inputs import Inputs
+from spotvlm_ros.edge.inputs import InputProcessor
 from spotvlm_ros.method import prompt
 from spotvlm_ros.method.facts import Context, Fact, NS
 from spotvlm_ros.mini import models, shipped
@@ -33,7 +33,8 @@ SIZE = (models.EDGE.image, models.EDGE.image)
 @pytest.fixture(scope='module')
 def inputs():
     """Return the inputs of the shipped edge model."""
-    return Inputs(AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge')), SIZE)
+    processor = AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge'))
+    return InputProcessor(processor, SIZE)
 
 
 @given(st.sampled_from([SCENE, ACTION, DESCRIBE]), st.data())
@@ -47,7 +48,7 @@ def test_equal_to_the_processor(inputs, query, data):
     chat = prompt.messages(query, Context(query.id, 10 * NS, facts, text, 8 * NS), 10 * NS, 2)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     views = [rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8) for _ in range(2)]
-    quick, slow = inputs(chat, views), inputs.slow(chat, views)
+    quick, slow = inputs(chat, views), inputs.process(chat, views)
     assert quick.keys() == slow.keys()
     for name in quick:
         if name == 'pixel_values':
@@ -60,7 +61,7 @@ def test_another_processor_is_used_as_it_is():
     """One that changes pixels in a way not foreseen is found out, not trusted."""
     processor = AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge'))
     processor.image_processor.max_image_size = {'longest_edge': 40}  # makes it resize the views
-    changed = Inputs(processor, SIZE)
+    changed = InputProcessor(processor, SIZE)
     assert not changed.fast
     chat = prompt.messages(ACTION, None, 0, 1)
     view = np.zeros((*SIZE, 3), np.uint8)
@@ -69,7 +70,7 @@ def test_another_processor_is_used_as_it_is():
 
 def test_check_turns_the_short_cut_off_where_it_would_differ(inputs):
     processor = AutoProcessor.from_pretrained(shipped.checkpoint_path('spot-mini-edge'))
-    other = Inputs(processor, SIZE)
+    other = InputProcessor(processor, SIZE)
     other._image_ids = other._image_ids[:-1]
     chat = prompt.messages(ACTION, None, 0, 1)
     view = np.zeros((*SIZE, 3), np.uint8)

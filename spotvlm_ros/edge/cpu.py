@@ -17,22 +17,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 import math
 import time
-from typing import Any
 import warnings
 
 import torch
+from transformers import PreTrainedModel
 from transformers.activations import GELUTanh
 
-from .families import Family, sizes, Tensors, Visual
+from .families import ImageFeatures, input_shapes, ModelFamily, Tensors
 
-RUNS = 3       # TorchScript settles on its kernels in the first ones
-WORTH_S = 0.1  # a tower that takes longer has little to gain
+CHECKS = 3          # runs a trace is compared in: TorchScript settles on its kernels in the first
+MAX_TRACED_S = 0.1  # a tower that takes longer has little to gain [s]
+
+Trace = Callable[[torch.Tensor], torch.Tensor]   # pixel values to embeddings
 
 
-class QuickGelu(torch.nn.Module):
+class SigmoidGELUTanh(torch.nn.Module):
     """
     GELU by tanh, in half the time of torch's own on a CPU.
 
@@ -45,15 +47,15 @@ class QuickGelu(torch.nn.Module):
         return (x * x).mul_(0.044715 * slope).add_(slope).mul_(x).sigmoid_().mul_(x)
 
 
-def quicken(model: Any) -> None:
-    """Replace such functions in a model that runs on a CPU."""
+def replace_gelu_tanh(model: PreTrainedModel) -> None:
+    """Replace GELU by tanh in a model that runs on a CPU."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, GELUTanh):
-                setattr(module, name, QuickGelu())
+                setattr(module, name, SigmoidGELUTanh())
 
 
-class Eye:
+class TracedVisionTower:
     """
     The vision tower, traced for each size of its inputs: no Python between its kernels.
 
@@ -61,38 +63,38 @@ class Eye:
     the tower gives is not used.
     """
 
-    def __init__(self, family: Family) -> None:
-        """Wrap the vision tower of a model."""
+    def __init__(self, family: ModelFamily) -> None:
+        """Wrap the vision tower of a model; the first call for each size traces it."""
         self._family = family
-        self._traces: dict[Hashable, Any] = {}  # None: the tower itself is used
+        self._traces: dict[Hashable, Trace | None] = {}  # None: the tower itself is used
 
-    def __call__(self, inputs: Tensors) -> Visual:
-        """Return what the vision tower makes of the images."""
-        key = sizes(inputs)
+    def __call__(self, inputs: Tensors) -> ImageFeatures:
+        """Return the features of all images of ``inputs``."""
+        key = input_shapes(inputs)
         if key not in self._traces:
-            self._traces[key] = self._traced(inputs)
+            self._traces[key] = self._trace(inputs)
         trace = self._traces[key]
-        return self._family.visual(inputs) if trace is None else Visual(trace(
-            inputs['pixel_values']))
+        return (self._family.encode_images(inputs) if trace is None
+                else ImageFeatures(trace(inputs['pixel_values'])))
 
-    def _traced(self, inputs: Tensors) -> Any:
+    def _trace(self, inputs: Tensors) -> Trace | None:
         """Return the trace, None where there can be none or it differs."""
         family, pixels = self._family, inputs['pixel_values']
         fixed = {k: v for k, v in inputs.items() if k != 'pixel_values'}
         begin = time.perf_counter()
-        if family.visual(inputs).deep or time.perf_counter() - begin > WORTH_S:
+        if family.encode_images(inputs).deepstack or time.perf_counter() - begin > MAX_TRACED_S:
             return None
 
-        def rows(pixel_values: torch.Tensor) -> torch.Tensor:
-            return family.visual({'pixel_values': pixel_values, **fixed}).rows
+        def embeddings(pixel_values: torch.Tensor) -> torch.Tensor:
+            return family.encode_images({'pixel_values': pixel_values, **fixed}).embeddings
         try:
             with warnings.catch_warnings():  # of what is constant in the trace: all but pixels is
                 warnings.simplefilter('ignore')
-                trace = torch.jit.trace(rows, pixels, check_trace=False)
+                trace: Trace = torch.jit.trace(embeddings, pixels, check_trace=False)
             noise = torch.Generator().manual_seed(0)  # of its own: others count on torch's
-            for _ in range(RUNS):
+            for _ in range(CHECKS):
                 other = torch.randn(pixels.shape, generator=noise, dtype=pixels.dtype)
-                if not torch.equal(trace(other), rows(other)):
+                if not torch.equal(trace(other), embeddings(other)):
                     return None
         except Exception:  # whatever torch finds that it cannot trace
             return None

@@ -14,137 +14,144 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Prefill and decode on transformers' own model classes, with what stays between frames kept.
+Prefill and decode on transformers' own model classes, with a prefix cache from frame to frame.
 
 `model.generate` computes each prompt from its first token, and then one token per forward pass.
-The engine keeps the key-value cache of each query: the part of a prompt that is as it was for the
-last frame (system, question, history, and images if no pixel changed) is not computed again. It
-feeds tokens that are likely to follow (`guess`) together with the prompt, so that an answer that
-is as guessed costs one forward pass. What is chosen depends only on the model's own output for
-the tokens before it, so greedy answers are those of `generate`.
+The engine keeps the KV cache of each query: the part of a prompt that is as it was for the last
+frame (system, question, history, and images if no pixel changed) is not computed again. It
+verifies draft tokens together with the prompt, so that an answer that is as drafted costs one
+forward pass. What is chosen depends only on the model's own output for the tokens before it, so
+greedy answers are those of `generate`.
+
+The engine plans and chooses; a `DecoderBackend` computes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import Cache
 
-from .cpu import Eye
-from .families import Allowed, Family, Tensors, Visual
-from .grammar import Grammar, Guess, Row
+from .families import BoolArray, ImageFeatures, ModelFamily, Tensors
+from .grammar import DraftTree, Grammar, Logits
 
-Tokens = npt.NDArray[np.int64]
+TokenIds = npt.NDArray[np.int64]
 Bias = npt.NDArray[np.float32]
-QUERIES_KEPT = 16  # questions whose key-value cache is kept; the guard asks each in two ways
-VIEWS_KEPT = 8     # images whose features are kept; passes about one frame share most of them
-STEP = 256         # key-value buffers are made in multiples of this [tokens]
+MAX_PREFIXES = 16  # whose KV cache is kept; the guard asks each query in two ways
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its images; ``seen`` holds for each image what is equal when its pixels are."""
+    """A prompt and its images."""
 
     ids: tuple[int, ...]
     inputs: Tensors
-    seen: tuple[Hashable, ...]
-    keep: Allowed | None = None     # which image tokens are used; None: all
-    bias: Bias | None = None        # added to the attention to each image token
+    image_keys: tuple[Hashable, ...]    # per image, what is equal when its pixels are
+    keep: BoolArray | None = None       # which image tokens are used; None: all
+    bias: Bias | None = None            # added to the attention to each image token
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoded:
     """An answer in tokens, with the probability of each and what it took."""
 
-    tokens: list[int]
-    probabilities: list[float]
-    partial: bool       # stopped before the end
-    passes: int         # of the decoder
-    guessed: int        # tokens that were guessed right
-    computed: int       # tokens that went through the decoder
+    tokens: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    partial: bool = False       # stopped before the end
+    passes: int = 0             # of the decoder
+    accepted: int = 0           # draft tokens that were right
+    computed_tokens: int = 0    # that went through the decoder
 
 
-class Buffers(Cache):
-    """Key-value buffers of fixed size: what is written is seen up to there, and no further."""
-
-    def __init__(self) -> None:
-        """Start empty; the first layer to write decides on dtype and device."""
-        super().__init__(layers=[])
-        self.room = 0
-        self._begin = self._end = 0   # where the present forward pass writes
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def make_room(self, tokens: int) -> bool:
-        """Make the buffers hold that many tokens; return False if that loses what they held."""
-        if tokens <= self.room:
-            return True
-        self.room = -(-tokens // STEP) * STEP
-        self._pairs = []
-        return False
-
-    def span(self, begin: int, end: int) -> None:
-        """Set where the next forward pass writes."""
-        self._begin, self._end = begin, end
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
-               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values of one layer; return all up to them."""
-        if layer_idx == len(self._pairs):
-            self._pairs.append((self._empty(key_states), self._empty(value_states)))
-        keys, values = self._pairs[layer_idx]
-        keys[:, :, self._begin:self._end] = key_states
-        values[:, :, self._begin:self._end] = value_states
-        return keys[:, :, :self._end], values[:, :, :self._end]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens before the present forward pass."""
-        return self._begin
-
-    def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros((*states.shape[:2], self.room, states.shape[-1]))
-
-
-class Kept:
-    """What stays of a query between frames, and between the passes of one answer."""
+class PrefixState:
+    """What is known of the tokens whose keys and values are cached, of one query."""
 
     def __init__(self) -> None:
-        self.cache = Buffers()
-        self.ids = np.zeros(0, np.int64)     # tokens whose keys and values are in the cache
-        self.prompt = 0                      # how many of them are the prompt
-        self.fed = 0                         # how many the last forward pass computed
-        self.seen: object = None             # the images, and which of their tokens are used
-        self.visual: Visual | None = None
+        """Begin with nothing cached."""
+        self.ids = np.zeros(0, np.int64)     # tokens, those of an answer included
+        self.prompt_length = 0               # how many of them are the prompt
+        self.image_key: object = None        # the images, and which of their tokens are used
+        self.features: ImageFeatures | None = None
         self.bias: Bias | None = None        # added to the attention to each token of the prompt
-        self.positions = torch.zeros((1, 0), dtype=torch.int64)  # of the prompt's tokens
-        self.laid_out: object = None         # what the positions belong to
+        self.position_ids = torch.zeros((1, 0), dtype=torch.int64)  # of the prompt, axes x tokens
+        self.layout: object = None           # what the positions belong to
+
+    def positions_of(self, begin: int, n_known: int, draft: DraftTree) -> torch.Tensor:
+        """Return the positions of tokens from slot ``begin`` and of a draft, axes x tokens."""
+        prompt = self.position_ids[:, begin:begin + n_known]
+        after = begin + n_known - self.prompt_length   # tokens of the answer before the draft
+        steps = [*range(after - n_known + prompt.shape[1], after),
+                 *(after + depth for depth in draft.depths())]
+        answer = int(self.position_ids.max()) + 1 + torch.tensor(steps, dtype=torch.int64)
+        return torch.cat([prompt, answer.expand(len(prompt), -1)], 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tokens of one forward pass: some that are known, and a draft after them."""
+
+    begin: int              # KV slot of the first; those before are cached
+    ids: TokenIds           # draft included; 0 in place of image tokens
+    draft: DraftTree
+    image: BoolArray        # of all tokens up to the last: whether each is an image token
+    image_slots: TokenIds   # where among ``ids`` image features go
+    image_rows: TokenIds    # and which rows of `PrefixState.features`
+    position_ids: torch.Tensor   # axes x tokens
+
+    @property
+    def n_known(self) -> int:
+        """Number of tokens before the draft."""
+        return len(self.ids) - len(self.draft.tokens)
+
+    @property
+    def end(self) -> int:
+        """KV slot after the last token."""
+        return len(self.image)
+
+
+class DecoderBackend(Protocol):
+    """Computes what the engine plans, with room for the keys and values of one prefix or more."""
+
+    family: ModelFamily
+
+    def encode_images(self, prompt: Prompt) -> ImageFeatures:
+        """Return the features of a prompt's images."""
+
+    def fit_draft(self, draft: DraftTree) -> DraftTree:
+        """Return as much of a draft as one forward pass takes."""
+
+    def reserve(self, state: PrefixState, tokens: int) -> bool:
+        """
+        Have forward passes go on with a prefix, with room for that many tokens in all.
+
+        Return False if what was cached of it is lost. Raise ValueError where there is no room.
+        """
+
+    def forward(self, state: PrefixState, step: Step, lookahead: bool) -> list[Logits]:
+        """
+        Compute a step of the prefix reserved last.
+
+        Return logits after its last known token and after each of its draft tokens.
+
+        With ``lookahead`` the next step is that of the likeliest token and may begin at once.
+        """
+
+    def prepare(self) -> None:
+        """Do what would delay an answer the first time; call it after some answers."""
 
 
 class Engine:
     """Answers prompts, one at a time, in one thread."""
 
-    def __init__(self, family: Family) -> None:
-        """Wrap the parts of a model."""
-        self.family = family
-        self._all_kept: OrderedDict[str, Kept] = OrderedDict()
-        self._views: OrderedDict[Hashable, Visual] = OrderedDict()
-        weight = family.embedding.weight
-        self._device, self._dtype = weight.device, weight.dtype
-        self._visual = Eye(family) if weight.device.type == 'cpu' else family.visual
-        self._never = torch.finfo(self._dtype).min
-
-    def prepare(self) -> None:
-        """Do what would delay an answer the first time; call it after some answers."""
-
-    def forget(self) -> None:
-        """Drop what is kept between frames."""
-        self._all_kept.clear()
-        self._views.clear()
+    def __init__(self, backend: DecoderBackend) -> None:
+        """Keep no prefix yet."""
+        self.backend, self.family = backend, backend.family
+        self._states: OrderedDict[str, PrefixState] = OrderedDict()
 
     @torch.inference_mode()
     def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
@@ -153,163 +160,120 @@ class Engine:
         """
         Return the greedy answer to a prompt, of at most ``limit`` tokens.
 
-        ``grammar`` says which tokens may come, and which are likely to. ``stop`` is asked before
-        each forward pass.
+        ``query`` names the prefix to go on with. ``grammar`` says which tokens may come, and
+        which are drafted. ``stop`` is asked before each forward pass; ``on_token`` is called with
+        the tokens so far after each. Raise ValueError where prompt and answer are too long.
         """
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        passes = guessed = computed = 0
-        kept = self._recall(query)
+        decoded = Decoded()
+        tokens, probabilities = decoded.tokens, decoded.probabilities
+        lookahead_end = len(prompt.ids) + limit if grammar.unconstrained else 0
+        state = self._prefix_state(query)
         while not grammar.done and len(tokens) < limit:
             if stop():
-                return Decoded(tokens, probabilities, True, passes, guessed, computed)
-            guess = self._fit(grammar.guess())
-            if passes:
-                kept.ids = kept.ids[:kept.prompt + len(tokens) - 1]  # drop what was guessed wrong
-                rows = self._extend(kept, tokens[-1], guess)
-            else:
-                rows = self._prefill(kept, prompt, guess, limit)
-            passes += 1
-            computed += kept.fed
+                decoded.partial = True
+                break
+            draft = self.backend.fit_draft(grammar.draft())
+            step = (self._decode_step(state, tokens, draft) if decoded.passes
+                    else self._prefill_step(state, prompt, draft, limit))
+            lookahead = not draft.tokens and step.end + 1 < lookahead_end
+            logits = self.backend.forward(state, step, lookahead)
+            decoded.passes += 1
+            decoded.computed_tokens += len(step.ids)
             row: int | None = 0
             while row is not None and not grammar.done and len(tokens) < limit:
-                token, probability = grammar.choose(rows[row])
+                token, probability = grammar.choose(logits[row])
                 tokens.append(token)
                 probabilities.append(probability)
                 on_token(tokens)
-                row = guess.after(row, token)
-                guessed += row is not None
-            for token in grammar.rest()[:limit - len(tokens)]:
+                row = draft.next_row(row, token)
+                decoded.accepted += row is not None
+            for token in grammar.forced_tokens()[:limit - len(tokens)]:
                 tokens.append(token)
                 probabilities.append(1.0)
                 on_token(tokens)
-        return Decoded(tokens, probabilities, False, passes, guessed, computed)
+        return decoded
 
-    def _fit(self, guess: Guess) -> Guess:
-        """Return as much of a guess as one forward pass takes."""
-        return guess
+    def prepare(self) -> None:
+        """Do what would delay an answer the first time; call it after some answers."""
+        self.backend.prepare()
 
-    def _recall(self, query: str) -> Kept:
-        kept = self._all_kept.pop(query, None) or Kept()
-        self._all_kept[query] = kept
-        if len(self._all_kept) > QUERIES_KEPT:
-            self._all_kept.popitem(last=False)
-        return kept
+    def _prefix_state(self, query: str) -> PrefixState:
+        state = self._states.pop(query, None) or PrefixState()
+        self._states[query] = state
+        if len(self._states) > MAX_PREFIXES:
+            self._states.popitem(last=False)
+        return state
 
-    def _prefill(self, kept: Kept, prompt: Prompt, guess: Guess, limit: int) -> list[Row]:
-        """Feed a prompt and a guess; return logits after the prompt and after each guess."""
-        family, ids = self.family, np.asarray(prompt.ids, np.int64)
-        image = ids == family.image_token
+    def _prefill_step(self, state: PrefixState, prompt: Prompt, draft: DraftTree,
+                      limit: int) -> Step:
+        """Return the step of a prompt's tokens after the prefix that it shares with the last."""
+        ids = np.asarray(prompt.ids, np.int64)
+        image = ids == self.family.image_token_id
         used = np.ones(len(ids), np.bool_)
         if prompt.keep is not None:
             used[image] = prompt.keep
-        seen = (prompt.seen, *(None if treated is None else treated.tobytes()
-                               for treated in (prompt.keep, prompt.bias)))
-        same = kept.visual is not None and kept.seen == seen
-        begin = _shared(kept.ids, ids[used], len(ids) if same else _first(image[used]))
-        if not self._make_room(kept, len(ids) + max(limit, len(guess.tokens))):
+        image_key = (prompt.image_keys, *(None if array is None else array.tobytes()
+                                          for array in (prompt.keep, prompt.bias)))
+        same_images = state.features is not None and state.image_key == image_key
+        begin = _common_prefix(state.ids, ids[used],
+                               len(ids) if same_images else _count_before(image[used]))
+        if not self.backend.reserve(state, len(ids) + max(limit, len(draft.tokens))):
             begin = 0
-        kept.ids = kept.ids[:begin]
-        if not same:
-            kept.visual, kept.seen = self._look(prompt), seen
-        kept.prompt = int(used.sum())
-        self._lay_out(kept, prompt, used)
-        kept.bias = None
+        state.ids = state.ids[:begin]
+        if not same_images:
+            state.features, state.image_key = self.backend.encode_images(prompt), image_key
+        state.prompt_length = int(used.sum())
+        self._update_positions(state, prompt, used)
+        state.bias = None
         if prompt.bias is not None:
-            spread = np.zeros(len(ids), np.float32)
-            spread[image] = prompt.bias
-            kept.bias = spread[used]
-        return self._forward(kept, ids[used][begin:], guess, np.flatnonzero(used[image]))
+            bias = np.zeros(len(ids), np.float32)
+            bias[image] = prompt.bias
+            state.bias = bias[used]
+        return self._step(state, ids[used][begin:], draft, np.flatnonzero(used[image]))
 
-    def _make_room(self, kept: Kept, tokens: int) -> bool:
-        """Make the cache hold that many tokens; return False if that loses what it held."""
-        return kept.cache.make_room(tokens)
+    def _decode_step(self, state: PrefixState, tokens: list[int], draft: DraftTree) -> Step:
+        """Return the step of the last of an answer's tokens."""
+        state.ids = state.ids[:state.prompt_length + len(tokens) - 1]  # drop rejected drafts
+        return self._step(state, np.asarray(tokens[-1:], np.int64), draft, np.zeros(0, np.int64))
 
-    def _look(self, prompt: Prompt) -> Visual:
-        """Return the features of a prompt's images; the vision tower sees the new ones."""
-        new = [i for i, image in enumerate(prompt.seen) if image not in self._views]
-        if new:
-            seen = self._visual(self.family.images(prompt.inputs, new))
-            self._views.update(zip([prompt.seen[i] for i in new], seen.split(len(new))))
-        for image in prompt.seen:
-            self._views.move_to_end(image)
-        found = Visual.joined([self._views[image] for image in prompt.seen])
-        while len(self._views) > VIEWS_KEPT:
-            self._views.popitem(last=False)
-        return found
-
-    def _extend(self, kept: Kept, token: int, guess: Guess) -> list[Row]:
-        """Feed a token and a guess; return logits after each."""
-        return self._forward(kept, np.asarray([token], np.int64), guess, np.zeros(0, np.int64))
-
-    def _lay_out(self, kept: Kept, prompt: Prompt, used: Allowed) -> None:
-        """Find the positions of the prompt's tokens, unless it is laid out as the last one."""
+    def _update_positions(self, state: PrefixState, prompt: Prompt, used: BoolArray) -> None:
+        """Find the positions of the prompt's tokens, unless its layout is that of the last one."""
         grid = prompt.inputs.get('image_grid_thw')
         layout = (prompt.ids, None if grid is None else grid.tolist(), used.tobytes())
-        if kept.laid_out != layout:
-            found = self.family.positions(torch.tensor(prompt.ids), prompt.inputs)
-            kept.positions, kept.laid_out = found[:, torch.from_numpy(used)], layout
+        if state.layout != layout:
+            positions = self.family.position_ids(torch.tensor(prompt.ids), prompt.inputs)
+            state.position_ids, state.layout = positions[:, torch.from_numpy(used)], layout
 
-    def _forward(self, kept: Kept, fed: Tokens, guess: Guess, numbers: Tokens) -> list[Row]:
+    def _step(self, state: PrefixState, known: TokenIds, draft: DraftTree,
+              image_rows: TokenIds) -> Step:
         """
-        Run the decoder on tokens that follow the cache; return logits after them and each guess.
+        Append tokens to a prefix and return the step that computes them.
 
-        ``numbers`` are the numbers of the image tokens of the whole prompt in `kept.visual`.
+        ``image_rows`` are the rows in `PrefixState.features` of the prompt's image tokens.
         """
-        family, begin, n_guess = self.family, len(kept.ids), len(guess.tokens)
-        new = np.concatenate([fed, np.asarray(guess.tokens, np.int64)])
-        kept.ids = np.concatenate([kept.ids, new])
-        kept.cache.span(begin, len(kept.ids))
-        kept.fed = len(new)
-
+        begin = len(state.ids)
+        new = np.concatenate([known, np.asarray(draft.tokens, np.int64)])
+        state.ids = np.concatenate([state.ids, new])
         # An answer may hold the token that stands for an image; only in the prompt does it.
-        image = kept.ids == family.image_token
-        image[kept.prompt:] = False
-        allowed = family.allowed(image, len(new))
-        allowed[len(fed):, begin + len(fed):] = guess.ancestors()
-        places = np.flatnonzero(image[begin:])
-        where = visual = None
-        embeds = family.embedding(torch.from_numpy(
-            np.where(image[begin:], 0, new)).to(self._device))[None]
-        if len(places) and kept.visual is not None:
-            where = torch.from_numpy(places).to(self._device)
-            visual = kept.visual.part(torch.from_numpy(numbers[-len(places):]).to(self._device))
-            embeds[0, where] = visual.rows.to(embeds.dtype)
-        positions = self._positions(kept, begin, len(fed), guess)
-        hidden = family.decode(
-            visual, where, inputs_embeds=embeds, use_cache=True, past_key_values=kept.cache,
-            position_ids=as_decoder_takes(positions.to(self._device)),
-            attention_mask=family.attention(lambda a: self._mask(a, kept.bias), allowed))
-        return [Row(logits) for logits in family.head(hidden[0, -1 - n_guess:]).float()]
-
-    def _positions(self, kept: Kept, begin: int, n_fed: int, guess: Guess) -> torch.Tensor:
-        """Return the positions of the tokens to be fed, axes x tokens."""
-        known = kept.positions[:, begin:begin + n_fed]
-        after = begin + n_fed - kept.prompt   # tokens of the answer before the guess
-        steps = [*range(after - n_fed + known.shape[1], after),
-                 *(after + depth for depth in guess.depths())]
-        answer = int(kept.positions.max()) + 1 + torch.tensor(steps, dtype=torch.int64)
-        return torch.cat([known, answer.expand(len(known), -1)], 1)
-
-    def _mask(self, allowed: Allowed, bias: Bias | None) -> torch.Tensor:
-        """Return what is added to the attention, 1 x 1 x queries x keys."""
-        added = np.where(allowed, np.float32(0), np.float32(self._never))
-        if bias is not None:
-            added[:, :len(bias)] += bias
-        return torch.from_numpy(added)[None, None].to(self._device, self._dtype)
+        image = state.ids == self.family.image_token_id
+        image[state.prompt_length:] = False
+        slots = np.flatnonzero(image[begin:])
+        return Step(begin, np.where(image[begin:], 0, new), draft, image, slots,
+                    image_rows[len(image_rows) - len(slots):],
+                    state.positions_of(begin, len(known), draft))
 
 
-def as_decoder_takes(positions: torch.Tensor) -> torch.Tensor:
+def batched_position_ids(positions: torch.Tensor) -> torch.Tensor:
     """Return positions, axes x tokens, with a batch of one: before the axis if there is one."""
     return positions if len(positions) == 1 else positions[:, None]
 
 
-def _shared(old: Tokens, new: Tokens, limit: int) -> int:
+def _common_prefix(old: TokenIds, new: TokenIds, limit: int) -> int:
     """Return how many first tokens are the same; at least one of the new ones is left to feed."""
     n = min(len(old), len(new) - 1, limit)
-    return n if n <= 0 else _first(old[:n] != new[:n])
+    return n if n <= 0 else _count_before(old[:n] != new[:n])
 
 
-def _first(flags: npt.NDArray[np.bool_]) -> int:
+def _count_before(flags: BoolArray) -> int:
     """Return the number of flags before the first that is set."""
     return int(flags.argmax()) if flags.any() else len(flags)

@@ -14,9 +14,9 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Which tokens an answer may be made of, and which are likely to come.
+Which tokens an answer may be made of, and which are drafted.
 
-`Free` leaves the model its choice. `Template` is for answers whose form is known, `facts` and
+`FreeText` leaves the model its choice. `Template` is for answers whose form is known, `facts` and
 `choice`: keys, colons and line ends are forced, so only values are decided, each among the
 query's choices. Where the model, left free, would keep to the form and the choices, both give the
 same tokens. Where it would not (another word, a key left out, a remark), the template gives the
@@ -28,125 +28,129 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 import itertools
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..method import prompt
 from ..method.facts import Fact, Query
 
 
 @dataclass(frozen=True)
-class Guess:
-    """Tokens that may follow, each after its parent (an index, -1 is the last known token)."""
+class DraftTree:
+    """Draft tokens, each after its parent: an index, -1 is the last token that is no draft."""
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
 
     @classmethod
-    def line(cls, tokens: Sequence[int]) -> Guess:
-        """Return the guess that these tokens follow one after the other."""
+    def chain(cls, tokens: Sequence[int]) -> DraftTree:
+        """Return the draft in which these tokens follow one after the other."""
         return cls(tokens, range(-1, len(tokens) - 1))
 
     @property
-    def is_line(self) -> bool:
+    def is_chain(self) -> bool:
         """Whether the tokens follow one after the other."""
         return all(parent == i - 1 for i, parent in enumerate(self.parents))
 
-    def after(self, row: int, token: int) -> int | None:
-        """Return the row of logits after a token chosen from a row, None if not guessed."""
-        for i, (guessed, parent) in enumerate(zip(self.tokens, self.parents)):
-            if guessed == token and parent == row - 1:
+    def next_row(self, row: int, token: int) -> int | None:
+        """Return the row of logits after a token chosen from a row, None if it was no draft."""
+        for i, (draft, parent) in enumerate(zip(self.tokens, self.parents)):
+            if draft == token and parent == row - 1:
                 return i + 1
         return None
 
     def depths(self) -> list[int]:
-        """Return how many guessed tokens come before each."""
+        """Return how many draft tokens come before each."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return depths
 
-    def ancestors(self) -> npt.NDArray[np.bool_]:
-        """Return whether the row's token comes after the column's, or is it."""
-        seen = np.eye(len(self.tokens), dtype=np.bool_)
+    def attention_mask(self) -> npt.NDArray[np.bool_]:
+        """Return, tokens x tokens, whether the row's token comes after the column's, or is it."""
+        mask = np.eye(len(self.tokens), dtype=np.bool_)
         for i, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[i] |= seen[parent]
-        return seen
+                mask[i] |= mask[parent]
+        return mask
 
 
 @dataclass(frozen=True)
-class Row:
-    """The model's output after one token: logits, and the best of them where already known."""
+class Logits:
+    """The model's output after one token, and the best of it where that is already known."""
 
-    logits: torch.Tensor
-    known: tuple[int, float] | None = None
+    values: torch.Tensor                     # one per token of the vocabulary
+    top: tuple[int, float] | None = None     # the likeliest token and its probability
 
-    def best(self) -> tuple[int, float]:
+    def argmax(self) -> tuple[int, float]:
         """Return the likeliest token and its probability."""
-        if self.known is not None:
-            return self.known
-        token = int(self.logits.argmax())
-        return token, float(torch.exp(self.logits[token] - self.logits.logsumexp(-1)))
+        if self.top is not None:
+            return self.top
+        token = int(self.values.argmax())
+        return token, float(torch.exp(self.values[token] - self.values.logsumexp(-1)))
 
-    def among(self, tokens: Sequence[int]) -> tuple[int, float]:
+    def argmax_among(self, tokens: Sequence[int]) -> tuple[int, float]:
         """Return the likeliest of some tokens and its probability among them."""
         if len(tokens) == 1:
             return tokens[0], 1.0
-        some = self.logits[torch.tensor(tokens, device=self.logits.device)].softmax(-1).tolist()
-        best = max(range(len(tokens)), key=some.__getitem__)
-        return tokens[best], some[best]
+        shares = self.values[torch.tensor(tokens, device=self.values.device)].softmax(-1).tolist()
+        best = max(range(len(tokens)), key=shares.__getitem__)
+        return tokens[best], shares[best]
 
 
 class Grammar(Protocol):
     """Follows an answer token by token."""
 
     done: bool
+    unconstrained: bool    # always takes the likeliest token: the next pass can begin with it
 
-    def choose(self, row: Row) -> tuple[int, float]:
+    def choose(self, logits: Logits) -> tuple[int, float]:
         """Take the likeliest token that may come next; return it and its probability."""
 
-    def guess(self) -> Guess:
+    def draft(self) -> DraftTree:
         """Return tokens that are likely to follow."""
 
-    def rest(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Take and return all tokens that follow, if nothing is left to decide."""
 
 
-class Free:
-    """Any token may come; a draft, such as the last answer, is the guess."""
+class FreeText:
+    """Any token may come; the draft is what is left of an expected text, as the last answer."""
 
-    def __init__(self, ends: Collection[int], draft: Sequence[int] = ()) -> None:
-        """Begin an answer that ends with one of ``ends``."""
+    unconstrained = True
+
+    def __init__(self, eos_ids: Collection[int], expected: Sequence[int] = ()) -> None:
+        """Begin an answer that ends with one of ``eos_ids``."""
         self.done = False
-        self._ends, self._draft = frozenset(ends), list(draft)
-        self._n = 0
-        self._guessed_at = 0     # tokens there were at the last guess, the first one aside
+        self._eos_ids, self._expected = frozenset(eos_ids), list(expected)
+        self._length = 0
+        self._drafted_at = 0     # length at the last draft, the first one aside
 
-    def choose(self, row: Row) -> tuple[int, float]:
+    def choose(self, logits: Logits) -> tuple[int, float]:
         """Take the likeliest token."""
-        token, probability = row.best()
-        self._n += 1
-        self.done = token in self._ends
+        token, probability = logits.argmax()
+        self._length += 1
+        self.done = token in self._eos_ids
         return token, probability
 
-    def guess(self) -> Guess:
+    def draft(self) -> DraftTree:
         """
-        Return the rest of the draft; after a token that differs it may go on as before.
+        Return the rest of the expected text; after a token that differs it may go on as before.
 
-        A pass with a guess takes longer than one of a single token. The first is that of the
-        prompt and costs next to nothing; once another gained nothing the draft is given up.
+        A pass with a draft takes longer than one of a single token. The first is that of the
+        prompt and costs next to nothing; once another gained nothing the text is given up.
         """
-        if self._guessed_at and self._n == self._guessed_at + 1:
-            self._draft = []
-        self._guessed_at = self._n
-        rest = self._draft[self._n:]
-        return Guess.line(rest[:-1] if rest and rest[-1] in self._ends else rest)
+        if self._drafted_at and self._length == self._drafted_at + 1:
+            self._expected = []
+        self._drafted_at = self._length
+        rest = self._expected[self._length:]
+        return DraftTree.chain(rest[:-1] if rest and rest[-1] in self._eos_ids else rest)
 
-    def rest(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Return nothing: what follows is for the model to say."""
         return []
 
@@ -159,183 +163,187 @@ class Slot:
     values: Mapping[str, tuple[int, ...]]
 
 
-Place = tuple[int, tuple[int, ...]]  # slot, and the tokens of it so far
+Position = tuple[int, tuple[int, ...]]  # slot, and its tokens so far
 
 
 class Template:
-    """An answer of slots in fixed order; a draft of their values is the guess."""
+    """An answer of slots in fixed order; the draft is made of expected values of the slots."""
 
-    def __init__(self, slots: Sequence[Slot], end: int, draft: Mapping[str, str]) -> None:
-        """Begin an answer."""
+    unconstrained = False
+
+    def __init__(self, slots: Sequence[Slot], eos_id: int, expected: Mapping[str, str]) -> None:
+        """Begin an answer; ``expected`` holds values by key."""
         self.done = False
-        self._slots, self._end, self._draft = slots, end, draft
-        self._place: Place = (0, ())
+        self._slots, self._eos_id, self._expected = slots, eos_id, expected
+        self._position: Position = (0, ())
 
-    def choose(self, row: Row) -> tuple[int, float]:
+    def choose(self, logits: Logits) -> tuple[int, float]:
         """
         Take the likeliest of the tokens that may come.
 
         Its probability is that among them: the product over a value's tokens is the probability
         of the value, given that one of the choices is answered. Forced tokens have 1.
         """
-        moves = self._moves(self._place)
-        token, probability = row.among(list(moves))
-        self._go(moves[token])
+        transitions = self._transitions(self._position)
+        token, probability = logits.argmax_among(list(transitions))
+        self._advance(transitions[token])
         return token, probability
 
-    def guess(self) -> Guess:
+    def draft(self) -> DraftTree:
         """
-        Return forced tokens and drafted values up to the last decision.
+        Return forced tokens and expected values up to the last decision.
 
         An answer of one slot is short: all it may be is returned, so that one pass decides.
         """
         if len(self._slots) == 1:
-            return self._tree()
-        place, tokens, needed = self._place, list[int](), 0
-        while place[0] < len(self._slots):
-            moves = self._moves(place)
-            token = next(iter(moves))
-            if len(moves) > 1:
+            return self._every_answer()
+        position, tokens, needed = self._position, list[int](), 0
+        while position[0] < len(self._slots):
+            transitions = self._transitions(position)
+            token = next(iter(transitions))
+            if len(transitions) > 1:
                 needed = len(tokens)
-                drafted = self._drafted(place)
-                if drafted is None:
+                expected = self._expected_token(position)
+                if expected is None:
                     break
-                token = drafted
-            place = moves[token]
+                token = expected
+            position = transitions[token]
             tokens.append(token)
-        return Guess.line(tokens[:needed])
+        return DraftTree.chain(tokens[:needed])
 
-    def rest(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Take and return all tokens that follow, if nothing is left to decide."""
-        place, tokens = self._place, list[int]()
-        while place[0] < len(self._slots):
-            moves = self._moves(place)
-            if len(moves) > 1:
+        position, tokens = self._position, list[int]()
+        while position[0] < len(self._slots):
+            transitions = self._transitions(position)
+            if len(transitions) > 1:
                 return []
-            (token, place), = moves.items()
+            (token, position), = transitions.items()
             tokens.append(token)
-        self._go(place)
+        self._advance(position)
         return tokens
 
-    def _go(self, place: Place) -> None:
-        self._place = place
-        self.done = place[0] == len(self._slots)
+    def _advance(self, position: Position) -> None:
+        self._position = position
+        self.done = position[0] == len(self._slots)
 
-    def _moves(self, place: Place) -> dict[int, Place]:
+    def _transitions(self, position: Position) -> dict[int, Position]:
         """Return where each token that may come leads."""
-        at, taken = place
+        index, taken = position
         n = len(taken)
-        values = self._slots[at].values.values()
-        moves = {v[n]: (at, v[:n + 1]) for v in values if len(v) > n and v[:n] == taken}
+        values = self._slots[index].values.values()
+        transitions = {v[n]: (index, v[:n + 1]) for v in values if len(v) > n and v[:n] == taken}
         if taken in values:  # complete: the next slot begins, or the answer ends
-            after = (self._moves((at + 1, ())) if at + 1 < len(self._slots)
-                     else {self._end: (at + 1, ())})
-            moves = after | moves
-        return moves
+            after = (self._transitions((index + 1, ())) if index + 1 < len(self._slots)
+                     else {self._eos_id: (index + 1, ())})
+            transitions = after | transitions
+        return transitions
 
-    def _drafted(self, place: Place) -> int | None:
-        """Return the token with which the draft goes on, None where it has no value."""
-        at, taken = place
-        value = self._wanted(at)
+    def _expected_token(self, position: Position) -> int | None:
+        """Return the token with which the expected answer goes on, None where it has no value."""
+        index, taken = position
+        value = self._expected_tokens(index)
         if not value or value[:len(taken)] != taken:
             return None
-        rest = value[len(taken):] or (self._wanted(at + 1) if at + 1 < len(self._slots)
-                                      else (self._end,))
+        rest = value[len(taken):] or (
+            self._expected_tokens(index + 1) if index + 1 < len(self._slots) else (self._eos_id,))
         return rest[0] if rest else None
 
-    def _wanted(self, at: int) -> tuple[int, ...]:
-        """Return the tokens of a slot's drafted value, none without."""
-        slot = self._slots[at]
-        return slot.values.get(self._draft.get(slot.key, ''), ())
+    def _expected_tokens(self, index: int) -> tuple[int, ...]:
+        """Return the tokens of a slot's expected value, none without."""
+        slot = self._slots[index]
+        return slot.values.get(self._expected.get(slot.key, ''), ())
 
-    def _tree(self) -> Guess:
+    def _every_answer(self) -> DraftTree:
         """Return every token after which something is left to decide."""
         tokens, parents = list[int](), list[int]()
 
-        def grow(place: Place, parent: int) -> bool:
-            """Add what follows; return whether there is a decision at or after the place."""
-            moves = self._moves(place)
-            decision = len(moves) > 1
-            for token, to in moves.items():
-                if to[0] == len(self._slots):
+        def expand(position: Position, parent: int) -> bool:
+            """Add what follows; return whether there is a decision at or after the position."""
+            transitions = self._transitions(position)
+            decision = len(transitions) > 1
+            for token, after in transitions.items():
+                if after[0] == len(self._slots):
                     continue
                 mark = len(tokens)
                 tokens.append(token)
                 parents.append(parent)
-                if grow(to, mark):
+                if expand(after, mark):
                     decision = True
                 else:
                     del tokens[mark:], parents[mark:]
             return decision
-        grow(self._place, -1)
-        return Guess(tokens, parents)
+        expand(self._position, -1)
+        return DraftTree(tokens, parents)
 
 
-class Templates:
+class TemplateCompiler:
     """Writes the templates of queries in the tokens of one model."""
 
-    def __init__(self, tokenizer: Any, chat_template: str | None, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None,
+                 eos_ids: Collection[int]) -> None:
         """Find out how the model begins and ends its turn."""
-        self._tokenizer, self._ends = tokenizer, frozenset(ends)
-        self._known: dict[object, list[Slot]] = {}
-        self._head, self._lead, self._end = self._turn(chat_template)
+        self._tokenizer, self._eos_ids = tokenizer, frozenset(eos_ids)
+        self._slots: dict[object, list[Slot]] = {}
+        self._before, self._lead, self._eos_id = self._turn_markers(chat_template)
 
-    def start(self, query: Query, draft: Mapping[str, str]) -> Template | None:
+    def template(self, query: Query, expected: Mapping[str, str]) -> Template | None:
         """Return the beginning of an answer, None where the tokens do not allow a template."""
         key = (query.format, tuple((k, tuple(v)) for k, v in query.choices.items()))
-        if key not in self._known:
-            self._known[key] = self._write(query)
-        slots = self._known[key]
-        return Template(slots, self._end, draft) if slots else None
+        if key not in self._slots:
+            self._slots[key] = self._compile(query)
+        slots = self._slots[key]
+        return Template(slots, self._eos_id, expected) if slots else None
 
-    def _turn(self, chat_template: str | None) -> tuple[str, str, int]:
+    def _turn_markers(self, chat_template: str | None) -> tuple[str, str, int]:
         """Return the text before the model's turn, what it begins with, and the token after."""
-        asked = [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}]
-        said = [*asked, {'role': 'assistant', 'content': [{'type': 'text', 'text': 'yes'}]}]
+        question = [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}]
+        chat = [*question, {'role': 'assistant', 'content': [{'type': 'text', 'text': 'yes'}]}]
         options = {'chat_template': chat_template, 'tokenize': False}
-        head = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options)
-        whole = self._tokenizer.apply_chat_template(said, **options)
-        lead, _, tail = whole[len(head):].partition('yes') if whole.startswith(head) else ('',) * 3
-        after = self._ids(tail)[:1]
-        end = after[0] if after and after[0] in self._ends else min(self._ends)
-        return head, lead if lead.isspace() else '', end
+        before = self._tokenizer.apply_chat_template(question, add_generation_prompt=True,
+                                                     **options)
+        whole = self._tokenizer.apply_chat_template(chat, **options)
+        lead, _, tail = (whole[len(before):].partition('yes') if whole.startswith(before)
+                         else ('',) * 3)
+        after = self._encode(tail)[:1]
+        eos_id = (after[0] if after and after[0] in self._eos_ids
+                  else min(self._eos_ids, default=-1))
+        return before, lead if lead.isspace() else '', eos_id
 
-    def _write(self, query: Query) -> list[Slot]:
+    def _compile(self, query: Query) -> list[Slot]:
         """Return a query's slots; nothing where tokens do not come apart at line ends."""
-        if query.format == 'text' or not self._ends:
+        if query.format == 'text' or not self._eos_ids:
             return []
-        before = self._head + self._lead
         slots, first = [], prompt.answer_text(query, [Fact(k, v[0], 0) for k, v in
                                                       query.choices.items()]).splitlines()
         for i, (key, choices) in enumerate(query.choices.items()):
-            known = '\n'.join([*first[:i], ''])
+            before = self._before + (self._lead + '\n'.join(first[:i]) if i else '')
             values = {}
             for value in choices:
                 line = prompt.answer_text(query, [Fact(key, value, 0)])
-                tokens = self._more(self._head if not i else before + known[:-1],
-                                    (self._lead if not i else '\n') + line)
+                tokens = self._added_tokens(before, ('\n' if i else self._lead) + line)
                 if not tokens:
                     return []
                 values[value] = tuple(tokens)
             if len(set(values.values())) < len(values):
                 return []
             slots.append(Slot(key, values))
-        return slots if self._holds(query, slots) else []
+        return slots if self._are_separable(query, slots) else []
 
-    def _holds(self, query: Query, slots: Sequence[Slot]) -> bool:
+    def _are_separable(self, query: Query, slots: Sequence[Slot]) -> bool:
         """Check on some whole answers that their tokens are those of their parts."""
-        most = max(len(slot.values) for slot in slots)
-        for i in range(most):
+        for i in range(max(len(slot.values) for slot in slots)):
             facts = [Fact(s.key, list(s.values)[i % len(s.values)], 0) for s in slots]
-            whole = self._more(self._head, self._lead + prompt.answer_text(query, facts))
+            whole = self._added_tokens(self._before,
+                                       self._lead + prompt.answer_text(query, facts))
             if whole != list(itertools.chain(*(s.values[f.value] for s, f in zip(slots, facts)))):
                 return False
         return True
 
-    def _more(self, before: str, text: str) -> list[int]:
+    def _added_tokens(self, before: str, text: str) -> list[int]:
         """Return the tokens that a text adds to what is before it; none if it changes those."""
-        first, both = self._ids(before), self._ids(before + text)
+        first, both = self._encode(before), self._encode(before + text)
         return both[len(first):] if both[:len(first)] == first else []
 
-    def _ids(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)['input_ids'])

@@ -27,36 +27,41 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
 
 from ..method.focus import Image
 from ..method.prompt import Message, MessagePart
 
-KNOWN = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask', 'token_type_ids'}
-REMEMBERED = 32  # prompts whose tokens are kept; a prompt changes only with its context
+SUPPORTED = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask',
+             'token_type_ids'}
+MAX_PROMPTS = 32  # prompts whose tokens are kept; a prompt changes only with its context
 
 
-class Inputs:
-    """Makes a model's inputs; ``fast`` tells whether the processor is bypassed."""
+class InputProcessor:
+    """
+    Makes a model's inputs; ``fast`` tells whether the processor is bypassed.
 
-    def __init__(self, processor: Any, view_size: tuple[int, int]) -> None:
+    A chat holds a placeholder for each of its images, which are height x width x 3, RGB.
+    """
+
+    def __init__(self, processor: ProcessorMixin, view_size: tuple[int, int]) -> None:
         """Learn what the processor does to one image of ``view_size`` (width, height)."""
         self.processor = processor
         self.fast = False
         self._tokens: OrderedDict[str, list[int]] = OrderedDict()
         try:
-            self.fast = self._learn(view_size)
+            self.fast = self._probe(view_size)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
             pass  # another kind of processor: it is used as it is
 
-    def __call__(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
-        """Return the model's inputs as tensors; images stand in the chat as placeholders."""
-        return self._quick(chat, views) if self.fast else self.slow(chat, views)
+    def __call__(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs, a batch of one."""
+        return self._build(chat, views) if self.fast else self.process(chat, views)
 
-    def slow(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
+    def process(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
         """Return what the processor makes."""
         text = self.processor.apply_chat_template(list(chat), add_generation_prompt=True)
         return dict(self.processor(images=list(views), text=text, return_tensors='pt'))
@@ -64,29 +69,30 @@ class Inputs:
     def check(self, chat: Sequence[Message], views: Sequence[Image]) -> bool:
         """Compare both ways on a prompt; use the processor from now on where they differ."""
         if self.fast:
-            quick, slow = self._quick(chat, views), self.slow(chat, views)
-            self.fast = quick.keys() == slow.keys() and all(
-                quick[k].shape == slow[k].shape
-                and torch.allclose(quick[k], slow[k].to(quick[k].dtype), rtol=0.0, atol=1e-5)
-                for k in quick)
+            built, processed = self._build(chat, views), self.process(chat, views)
+            self.fast = built.keys() == processed.keys() and all(
+                built[k].shape == processed[k].shape
+                and torch.allclose(built[k], processed[k].to(built[k].dtype), rtol=0.0, atol=1e-5)
+                for k in built)
         return self.fast
 
-    def _learn(self, view_size: tuple[int, int]) -> bool:
+    def _probe(self, view_size: tuple[int, int]) -> bool:
+        """Find out what the processor does; return whether `_build` gives the same."""
         images, self._tokenizer = self.processor.image_processor, self.processor.tokenizer
-        self._token = str(self.processor.image_token)
+        self._image_token = str(self.processor.image_token)
         self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
         self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
         self._scale = float(images.rescale_factor)
         blank = np.zeros((view_size[1], view_size[0], 3), dtype=np.uint8)
-        one = self.processor(images=[blank], text=self._token, return_tensors='pt')
+        one = self.processor(images=[blank], text=self._image_token, return_tensors='pt')
         self._image_ids = one['input_ids'][0].tolist()
-        self._image_token_id = self._tokenizer.convert_tokens_to_ids(self._token)
+        self._image_token_id = self._tokenizer.convert_tokens_to_ids(self._image_token)
         self._token_types = 'token_type_ids' in one
         self._mask_shape = (tuple(one['pixel_attention_mask'].shape[-2:])
                             if 'pixel_attention_mask' in one else None)
         self._mask = torch.ones((1, 1, 1, 1), dtype=torch.int64)
         self._ndim = one['pixel_values'].ndim
-        if not set(one) <= KNOWN or self._ndim not in (4, 5):
+        if not set(one) <= SUPPORTED or self._ndim not in (4, 5):
             return False
         self.fast = True
         noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
@@ -94,7 +100,7 @@ class Inputs:
                                       {'type': 'text', 'text': 'a: b|c\n?'}]
         return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
 
-    def _quick(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, Any]:
+    def _build(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([self._encode(chat)])
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
         pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
@@ -115,10 +121,10 @@ class Inputs:
                 list(chat), chat_template=self.processor.chat_template, tokenize=False,
                 add_generation_prompt=True)
             ids = []
-            for i, part in enumerate(text.split(self._token)):
+            for i, part in enumerate(text.split(self._image_token)):
                 ids += self._image_ids if i else []
                 ids += self._tokenizer(part, add_special_tokens=False)['input_ids'] if part else []
         self._tokens[key] = ids
-        if len(self._tokens) > REMEMBERED:
+        if len(self._tokens) > MAX_PROMPTS:
             self._tokens.popitem(last=False)
         return ids

@@ -63,7 +63,7 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[PerfR
     engine = EdgeModel.load(config)
     plain, usual = (EdgeModel.load(replace(config, engine='generate')) for _ in range(2))
     others = {name: EdgeModel(change(EdgeModel.load(replace(config, threads=1))._model),
-                              usual._inputs.processor, replace(config, model=name))
+                              usual._input_processor.processor, replace(config, model=name))
               for name, change in (('int8', as_int8), ('bf16', as_bf16))}
     rng = np.random.default_rng(5)
     items = [dataset.sample(make_world('driving', TUNE_SEEDS[k]),
@@ -87,7 +87,7 @@ def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[PerfR
         return timed(name, lambda: str(model.answer(frame, SCENE, context, item.stamp_ns).text))
 
     def serve(frame: npt.NDArray[np.uint8], item: Any) -> str:
-        return timed('serve', lambda: served(client, server.model, engine.shown(
+        return timed('serve', lambda: served(client, server.model, engine.model_inputs(
             frame, SCENE, item.context, item.stamp_ns), SCENE.max_new_tokens))
 
     for _ in range(repeats):

@@ -37,10 +37,10 @@ import torch
 import transformers as hf
 
 from .result import PerfResult
-from ...edge.engine import Prompt
-from ...edge.families import family_of
-from ...edge.gpu.graphs import GraphEngine
-from ...edge.grammar import Free, Slot, Template
+from ...edge.engine import Engine, Prompt
+from ...edge.families import model_family
+from ...edge.gpu.graphs import GraphBackend
+from ...edge.grammar import FreeText, Slot, Template
 
 HISTORY, QUESTION, ANSWER = 128, 64, 16
 COMPILED = 'Qwen2.5-VL-3B'       # the shape for which `generate` is compiled too
@@ -151,11 +151,11 @@ class Case:
         self.frames = 0
 
     @cached_property
-    def engine(self) -> GraphEngine:
+    def engine(self) -> Engine:
         """Return the engine, made when `generate` has run on the model as it is."""
-        family = family_of(self.model)
+        family = model_family(self.model)
         assert family is not None
-        return GraphEngine(family, tokens=640)
+        return Engine(GraphBackend(family, tokens=640))
 
     def _words(self, n: int) -> list[int]:
         return [int(i) for i in self.rng.integers(1000, 40000, n)]
@@ -184,7 +184,7 @@ class Case:
 
     def free(self, query: str, history: list[int], draft: list[int]) -> list[int]:
         """Answer by the engine, any token allowed."""
-        return self.engine.answer(query, self.prompt(history), Free((), draft), ANSWER).tokens
+        return self.engine.answer(query, self.prompt(history), FreeText((), draft), ANSWER).tokens
 
     def choose(self, query: str, history: list[int]) -> list[int]:
         """Choose one of four words by the engine."""
@@ -196,7 +196,7 @@ class Case:
         """Return the least time for prefill and 16 tokens at the speed of the chip."""
         family = self.engine.family
         layers = sum(p.numel() for p in family.decoder.layers.parameters())
-        head, tower = family.head.weight.numel(), family.tower
+        head, tower = family.lm_head.weight.numel(), family.vision_tower
         seen = sum(p.numel() for p in tower.parameters())
         patches = (self.vision['pixel_values'].shape[0] if 'image_grid_thw' in self.vision else
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)
@@ -232,7 +232,7 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
         'engine_16_same_history': lambda: case.free('same', stays, []),
         'engine_16_unchanged': lambda: case.free('drafted', stays, right),
         'engine_choice': lambda: case.choose('choice', stays),
-        'vision': lambda: case.engine._look(case.prompt([])),
+        'vision': lambda: case.engine.backend.encode_images(case.prompt([])),
     }
     if case.name == COMPILED and case.device == 'cuda':  # compiling takes a minute
         ways['generate_static_compiled'] = lambda: case.generate(stays, True, True)

@@ -14,189 +14,137 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-The engine on a GPU: each forward pass is one CUDA graph of fixed shape.
+The decoder back-end for a GPU: each forward pass is one CUDA graph of fixed shape.
 
 A small batch leaves a GPU waiting for Python to launch kernels. A captured graph is launched at
-once, but only ever computes the same shapes at the same addresses. So prompts are filled up to one
-of a few lengths, keys and values live in one buffer of fixed size, and where tokens are written,
-seen and read from is data that the graph reads. Filling is written to a last place of the buffer
-that nobody looks at. Without capture, as in the tests, the same computation runs on a CPU.
+once, but only ever computes the same shapes at the same addresses. So steps are padded to one of a
+few lengths, keys and values live in one buffer of fixed size, and token ids, KV slots, positions
+and the rows wanted are data that the graph reads. Padding is written to a last slot of the buffer
+that nothing attends to. Without capture, as in the tests, the same computation runs on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 import warnings
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
-from transformers import Cache
 
-from .layers import align, KernelsFail, Layers, OnePatch, OneTokenLayers
-from ..engine import as_decoder_takes, Decoded, Engine, Kept, Prompt, Tokens
-from ..families import Family, sizes, Visual
-from ..grammar import Free, Grammar, Guess, Row
+from .kv_cache import StaticKVCache
+from .layers import CompiledLayers, KernelError, OneTokenLayers, pad_gated_mlps, PatchLinear
+from ..engine import batched_position_ids, PrefixState, Prompt, Step, TokenIds
+from ..families import ImageFeatures, input_shapes, ModelFamily
+from ..grammar import DraftTree, Logits
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024,
            1280, 1536, 2048, 3072, 4096)
 TEXT_ONLY = 16   # passes up to this length hold no image tokens
 ROWS = 16        # most tokens of a pass after which logits are wanted
+# Rows of what a graph reads; after them come those of the position ids, one per axis.
+IDS, KV_SLOTS, IMAGE_SLOTS, LOGIT_ROWS, POSITIONS = range(5)
 
 
 @dataclass
-class LayerCache:
-    """Keys and values of one layer, of fixed size."""
-
-    keys: torch.Tensor     # 1 x heads x tokens x dim
-    values: torch.Tensor
-    where: torch.Tensor    # places that the new ones are written to
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
-               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write keys and values; return the whole buffers."""
-        self.keys.index_copy_(2, self.where, key_states)
-        self.values.index_copy_(2, self.where, value_states)
-        return self.keys, self.values
-
-
-class FixedCache(Cache):
-    """Keys and values of all layers in two tensors; ``where`` says where a pass writes."""
-
-    def __init__(self, layers: int, heads: int, tokens: int, dim: int, like: torch.Tensor) -> None:
-        """Make the buffers, zeroed: what was never written must still be a number."""
-        super().__init__(layers=[])
-        self.keys = like.new_zeros((layers, 1, heads, tokens, dim))
-        self.values = like.new_zeros((layers, 1, heads, tokens, dim))
-        self.where = torch.zeros(0, dtype=torch.int64)
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
-               *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values of one layer; return the whole buffers."""
-        return self.layer(layer_idx).update(key_states, value_states)
-
-    def layer(self, index: int) -> LayerCache:
-        """Return the part of one layer."""
-        return LayerCache(self.keys[index], self.values[index], self.where)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return nothing of use: positions and masks are given to each pass."""
-        return 0
-
-
-@dataclass
-class Captured:
-    """A graph, or the function itself, with the tensors it reads and writes."""
+class CapturedGraph:
+    """A graph, or the function itself, with its static buffers."""
 
     run: Callable[[], None]
-    data: torch.Tensor             # whole numbers that the pass reads
-    out: list[torch.Tensor]
+    inputs: torch.Tensor             # whole numbers that the pass reads
+    outputs: list[torch.Tensor]
 
 
 @dataclass
-class Running:
+class PendingPass:
     """A pass that the GPU may not have finished."""
 
-    begin: int                     # place of the first token
-    logits: torch.Tensor           # rows x words
-    best: torch.Tensor             # what is likeliest and how much, where the CPU reads them
-    done: Any                      # event after which it can
-    token: int = -1                # that was fed, once known
+    begin: int                       # KV slot of the first token
+    logits: torch.Tensor             # rows x vocabulary
+    top: torch.Tensor                # rows x (token, probability), where the CPU reads them
+    done: torch.cuda.Event | None    # after which it can
+    token: int = -1                  # that the pass began with, once known
 
 
-class GraphEngine(Engine):
-    """The engine for families with plain causal attention, at fixed shapes."""
+class GraphBackend:
+    """Runs families with plain causal attention at fixed shapes."""
 
-    def __init__(self, family: Family, tokens: int = 2048, capture: bool | None = None,
+    def __init__(self, family: ModelFamily, tokens: int = 2048, capture: bool | None = None,
                  compiled: bool | None = None) -> None:
         """
         Make room for ``tokens`` of prompt and answer.
 
         On a GPU passes are captured, and their layers compiled first, unless told otherwise.
         """
-        super().__init__(family)
-        config, weight = family.text_config, family.embedding.weight
+        self.family = family
+        config, weight = family.text_config, family.embed_tokens.weight
+        self._device, self._dtype = weight.device, weight.dtype
         heads = config.num_attention_heads
         dim = getattr(config, 'head_dim', None) or config.hidden_size // heads
         self._capture_graphs = weight.is_cuda if capture is None else capture
         self._compiled = compiled or compiled is None and weight.is_cuda
         self._layers, self._vision_layers = (
-            Layers(layers) for layers in (family.decoder.layers, family.vision_layers))
+            CompiledLayers(layers) for layers in (family.decoder.layers, family.vision_layers))
         self._kernels_fail = False
         if weight.is_cuda:
-            align(family.tower.modules())
-            OnePatch.use(family.tower.modules())
+            pad_gated_mlps(family.vision_tower.modules())
+            PatchLinear.replace_in(family.vision_tower.modules())
         self._tokens = tokens = next(n for n in LENGTHS if n >= min(tokens, LENGTHS[-1]))
         self._one_token_layers = (OneTokenLayers(family.decoder.layers, tokens)
-                                  if OneTokenLayers.can_be(family.decoder.layers)
+                                  if OneTokenLayers.supports(family.decoder.layers)
                                   else self._layers)
-        self._cache = FixedCache(config.num_hidden_layers, config.num_key_value_heads or heads,
-                                 tokens, dim, weight)
-        self._added = torch.zeros(tokens, dtype=self._dtype, device=self._device)  # to attention
-        self._images = weight.new_zeros((tokens, weight.shape[1]))
-        self._order = torch.arange(tokens, device=self._device)
-        self._owner: Kept | None = None
-        self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._passes: dict[tuple[int, int], Captured] = {}
-        self._eyes: dict[object, tuple[Captured, dict[str, torch.Tensor]]] = {}
-        self._pool: Any = None
+        self._cache = StaticKVCache(config.num_hidden_layers, config.num_key_value_heads or heads,
+                                    tokens, dim, weight)
+        self._bias = torch.zeros(tokens, dtype=self._dtype, device=self._device)  # per KV slot
+        self._image_embeds = weight.new_zeros((tokens, weight.shape[1]))
+        self._slot_range = torch.arange(tokens, device=self._device)
+        self._owner: PrefixState | None = None   # whose keys and values the cache holds
+        self._saved: WeakKeyDictionary[PrefixState, tuple[torch.Tensor, torch.Tensor]] = (
+            WeakKeyDictionary())                 # those of the others
+        self._graphs: dict[tuple[int, int], CapturedGraph] = {}   # by length and position axes
+        self._vision_graphs: dict[object, tuple[CapturedGraph, dict[str, torch.Tensor]]] = {}
+        self._pool: tuple[int, int] | None = None   # memory that graphs share
 
-        self._ahead = self._capture_graphs  # is the next token begun before this one is read?
-        self._free, self._end = False, 0    # of the present answer: any token; place of its last
-        self._next: Running | None = None
+        self._looks_ahead = self._capture_graphs
+        self._next: PendingPass | None = None
         on_gpu = self._device.type == 'cuda'
-        self._read = [(torch.zeros((ROWS, 2), dtype=torch.float64, pin_memory=on_gpu),
-                       torch.cuda.Event() if on_gpu else None) for _ in range(2)]
-
-    def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
-               stop: Callable[[], bool] = lambda: False,
-               on_token: Callable[[list[int]], None] = lambda tokens: None) -> Decoded:
-        """Return the greedy answer to a prompt; see `Engine`."""
-        self._free, self._next = isinstance(grammar, Free), None
-        self._end = len(prompt.ids) + limit
-        return super().answer(query, prompt, grammar, limit, stop, on_token)
+        self._read_buffers = [(torch.zeros((ROWS, 2), dtype=torch.float64, pin_memory=on_gpu),
+                               torch.cuda.Event() if on_gpu else None) for _ in range(2)]
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """
-        Make the passes that may follow, for to make one takes longer than a frame.
+        Capture the passes that may follow, for to capture one takes longer than a frame.
 
-        Those are the short ones, one of which follows whenever a guess was wrong, and any length
-        between the shortest and the longest prompt that was fed so far.
+        Those are the short ones, one of which follows whenever a draft was wrong, and any length
+        between the shortest and the longest prompt that was computed so far.
         """
-        for axes in {axes for _, axes in self._passes}:
-            fed = [n for n, other in self._passes if other == axes and n > TEXT_ONLY]
+        for axes in {axes for _, axes in self._graphs}:
+            prompts = [n for n, other in self._graphs if other == axes and n > TEXT_ONLY]
             for n in LENGTHS:
-                if n <= TEXT_ONLY or fed and min(fed) <= n <= max(fed):
-                    self._pass(n, axes)
+                if n <= TEXT_ONLY or prompts and min(prompts) <= n <= max(prompts):
+                    self._graph(n, axes)
 
-    def forget(self) -> None:
-        """Drop what is kept between frames."""
-        super().forget()
-        self._saved.clear()
-        self._owner = None
+    def fit_draft(self, draft: DraftTree) -> DraftTree:
+        """Return the draft where it is a chain, cut to what one pass takes."""
+        return DraftTree.chain(list(draft.tokens)[:ROWS - 1]) if draft.is_chain else DraftTree()
 
-    def _fit(self, guess: Guess) -> Guess:
-        """Return the guess where it is a line, cut to what one pass takes."""
-        return Guess.line(list(guess.tokens)[:ROWS - 1]) if guess.is_line else Guess()
-
-    def _make_room(self, kept: Kept, tokens: int) -> bool:
-        """Have the query's keys and values in the buffers; return False if they are lost."""
+    def reserve(self, state: PrefixState, tokens: int) -> bool:
+        """Have the prefix's keys and values in the cache; see `DecoderBackend`."""
         if tokens >= self._tokens:
             raise ValueError(f'prompt and answer take up to {tokens} tokens and there is room for '
                              f'{self._tokens - 1}; shorten context_tokens or max_new_tokens')
-        if self._owner is kept:
+        self._next = None
+        if self._owner is state:
             return True
         if self._owner is not None:
             n = len(self._owner.ids)
-            self._saved[id(self._owner)] = (self._cache.keys[:, :, :, :n].clone(),
-                                            self._cache.values[:, :, :, :n].clone())
-        living = {id(k) for k in self._all_kept.values()}
-        self._saved = {k: v for k, v in self._saved.items() if k in living}
-        self._owner = kept
-        saved = self._saved.get(id(kept))
+            self._saved[self._owner] = (self._cache.keys[:, :, :, :n].clone(),
+                                        self._cache.values[:, :, :, :n].clone())
+        self._owner = state
+        saved = self._saved.get(state)
         if saved is None:
             return False
         n = saved[0].shape[3]
@@ -204,191 +152,188 @@ class GraphEngine(Engine):
         self._cache.values[:, :, :, :n].copy_(saved[1])
         return True
 
-    def _look(self, prompt: Prompt) -> Visual:
-        """Run the vision tower, on all images at once."""
+    def encode_images(self, prompt: Prompt) -> ImageFeatures:
+        """Run the vision tower on all images at once."""
         inputs = prompt.inputs
         grid = inputs.get('image_grid_thw')
-        key = sizes(inputs)
-        if key not in self._eyes:
-            held = {'pixel_values': inputs['pixel_values'].clone()}
+        key = input_shapes(inputs)
+        if key not in self._vision_graphs:
+            static = {'pixel_values': inputs['pixel_values'].clone()}
             if grid is not None:
-                held['image_grid_thw'] = grid.cpu()
-            self.family.visual(held)  # learns what depends on sizes alone
-            self._eyes[key] = (self._captured(
-                lambda: [self.family.visual(held).rows], torch.zeros(0), self._vision_layers),
-                held)
-        eye, held = self._eyes[key]
-        held['pixel_values'].copy_(inputs['pixel_values'])
-        eye.run()
-        return Visual(eye.out[0].clone())
+                static['image_grid_thw'] = grid.cpu()
+            self.family.encode_images(static)  # learns what depends on sizes alone
+            self._vision_graphs[key] = (self._capture(
+                lambda: [self.family.encode_images(static).embeddings], torch.zeros(0),
+                self._vision_layers), static)
+        graph, static = self._vision_graphs[key]
+        static['pixel_values'].copy_(inputs['pixel_values'])
+        graph.run()
+        return ImageFeatures(graph.outputs[0].clone())
 
-    def _forward(self, kept: Kept, fed: Tokens, guess: Guess, numbers: Tokens) -> list[Row]:
-        """Run the decoder on tokens that follow the cache; return rows after them."""
-        begin, n_rows = len(kept.ids), 1 + len(guess.tokens)
-        new = np.concatenate([fed, np.asarray(guess.tokens, np.int64)])
-        kept.ids = np.concatenate([kept.ids, new])
-        kept.fed = len(new)
-        image = kept.ids == self.family.image_token
-        image[kept.prompt:] = False
-        places = np.flatnonzero(image[begin:])
-        n = next(length for length in LENGTHS
-                 if length >= len(new) and (length > TEXT_ONLY or not len(places)))
-        positions = self._positions(kept, begin, len(fed), guess)
-        if len(fed) > 1:  # the prompt: what is seen of it stays for the whole answer
-            self._added.zero_()
-            if kept.bias is not None:
-                self._added[:len(kept.bias)] = torch.from_numpy(kept.bias).to(self._added)
-        if len(places) and kept.visual is not None:
-            rows = kept.visual.rows
-            if len(numbers) != len(rows) or len(places) != len(rows):
-                rows = rows[torch.from_numpy(numbers[-len(places):]).to(self._device)]
-            self._images[:len(places)] = rows
+    def forward(self, state: PrefixState, step: Step, lookahead: bool) -> list[Logits]:
+        """Compute a step; return logits after its known tokens and drafts."""
+        length, n_slots, n_rows = len(step.ids), len(step.image_slots), 1 + len(step.draft.tokens)
+        axes = len(step.position_ids)
+        n = next(size for size in LENGTHS
+                 if size >= length and (size > TEXT_ONLY or not n_slots))
+        if step.n_known > 1:  # the prompt: the bias on it stays for the whole answer
+            self._bias.zero_()
+            if state.bias is not None:
+                self._bias[:len(state.bias)] = torch.from_numpy(state.bias).to(self._bias)
+        if n_slots and state.features is not None:
+            embeds = state.features.embeddings
+            if n_slots != len(embeds):
+                embeds = embeds[torch.from_numpy(step.image_rows).to(self._device)]
+            self._image_embeds[:n_slots] = embeds
 
         # In free text what follows is begun before this is read. All passes are there before
-        # the first of them runs, since to make one is to run it.
-        ahead = self._ahead and self._free and n_rows == 1 and len(kept.ids) + 1 < self._end
-        found = self._pass(n, len(positions))
-        following = self._pass(1, len(positions)) if ahead else None
-        running, self._next = self._next, None
-        if n > 1 or running is None or (running.begin, running.token) != (begin, new[0]):
-            self._send(found, begin, np.where(image[begin:], 0, new), positions, n_rows, places)
-            running = self._started(found, begin, n_rows)
+        # the first of them runs, since to capture one is to run it.
+        graph = self._graph(n, axes)
+        following = self._graph(1, axes) if lookahead and self._looks_ahead else None
+        pending, self._next = self._next, None
+        if n > 1 or pending is None or (pending.begin, pending.token) != (step.begin, step.ids[0]):
+            self._write_inputs(graph, step.begin, step.ids, step.position_ids, n_rows,
+                               step.image_slots)
+            pending = self._launch(graph, step.begin, n_rows)
         if following is not None:
             if n > 1:  # that of one token goes on by itself
-                self._send(following, len(kept.ids), np.zeros(1, np.int64),
-                           self._positions(kept, len(kept.ids), 1, Guess()))
-                following.data[0].copy_(found.out[1][0, :1])
-            self._next = self._started(following, len(kept.ids))
-        if running.done is not None:
-            running.done.synchronize()
-        rows = [Row(row, (int(token), probability)) for row, (token, probability)
-                in zip(running.logits, running.best.tolist())]
+                self._write_inputs(following, step.end, np.zeros(1, np.int64),
+                                   state.positions_of(step.end, 1, DraftTree()))
+                following.inputs[IDS].copy_(graph.outputs[1][0, :1])
+            self._next = self._launch(following, step.end)
+        if pending.done is not None:
+            pending.done.synchronize()
+        logits = [Logits(values, (int(token), probability)) for values, (token, probability)
+                  in zip(pending.logits, pending.top.tolist())]
         if self._next is not None:
-            self._next.token = rows[0].best()[0]
-        return rows
+            self._next.token = logits[0].argmax()[0]
+        return logits
 
-    def _send(self, found: Captured, begin: int, ids: Tokens, positions: torch.Tensor,
-              n_rows: int = 1, places: Tokens | tuple[()] = ()) -> None:
-        """Say what a pass is to compute; wait for nothing."""
-        n = found.data.shape[1]
-        data = np.zeros(tuple(found.data.shape), np.int64)
-        data[0, :len(ids)] = ids
-        data[1] = self._tokens - 1
-        data[1, :len(ids)] = np.arange(begin, begin + len(ids))
-        data[2] = n
-        data[2, :len(places)] = places
-        data[3, :n_rows] = np.arange(len(ids) - n_rows, len(ids))
-        data[4:, :len(ids)] = positions.numpy()
-        sent = torch.from_numpy(data)
+    def _write_inputs(self, graph: CapturedGraph, begin: int, ids: TokenIds,
+                      position_ids: torch.Tensor, n_rows: int = 1,
+                      image_slots: TokenIds | tuple[()] = ()) -> None:
+        """Write what a pass is to compute to its static inputs; wait for nothing."""
+        n = graph.inputs.shape[1]
+        data = np.zeros(tuple(graph.inputs.shape), np.int64)
+        data[IDS, :len(ids)] = ids
+        data[KV_SLOTS] = self._tokens - 1
+        data[KV_SLOTS, :len(ids)] = np.arange(begin, begin + len(ids))
+        data[IMAGE_SLOTS] = n
+        data[IMAGE_SLOTS, :len(image_slots)] = image_slots
+        data[LOGIT_ROWS, :n_rows] = np.arange(len(ids) - n_rows, len(ids))
+        data[POSITIONS:, :len(ids)] = position_ids.numpy()
+        written = torch.from_numpy(data)
         if self._device.type == 'cuda':  # from other memory it would wait for what runs
-            sent = sent.pin_memory()
-        found.data.copy_(sent, non_blocking=True)
+            written = written.pin_memory()
+        graph.inputs.copy_(written, non_blocking=True)
 
-    def _started(self, found: Captured, begin: int, n_rows: int = 1) -> Running:
+    def _launch(self, graph: CapturedGraph, begin: int, n_rows: int = 1) -> PendingPass:
         """Run a pass; wait for nothing. That of one token leaves what the next one needs."""
-        found.run()
-        logits, best = found.out
-        self._read.reverse()
-        here, done = self._read[0]
-        here[:n_rows].copy_(best[:n_rows], non_blocking=True)
+        graph.run()
+        logits, top = graph.outputs
+        self._read_buffers.reverse()
+        read, done = self._read_buffers[0]
+        read[:n_rows].copy_(top[:n_rows], non_blocking=True)
         if done is not None:
             done.record()
-        return Running(begin, logits[:n_rows].clone(), here[:n_rows], done)
+        return PendingPass(begin, logits[:n_rows].clone(), read[:n_rows], done)
 
-    def _pass(self, n: int, axes: int) -> Captured:
-        if (n, axes) not in self._passes:
-            self._passes[n, axes] = self._make_pass(n, axes)
-        return self._passes[n, axes]
+    def _graph(self, n: int, axes: int) -> CapturedGraph:
+        """Return the pass of n tokens whose positions have so many axes."""
+        if (n, axes) not in self._graphs:
+            self._graphs[n, axes] = self._make_pass(n, axes)
+        return self._graphs[n, axes]
 
-    def _make_pass(self, n: int, axes: int) -> Captured:
-        """Return the forward pass of n tokens."""
-        family, never = self.family, self._never
-        data = torch.zeros((4 + axes, n), dtype=torch.int64, device=self._device)
-        data[1] = self._tokens - 1
-        data[2] = n
-        ids, where, places, last = data[0], data[1], data[2], data[3, :min(n, ROWS)]
-        positions = as_decoder_takes(data[4:])
+    def _make_pass(self, n: int, axes: int) -> CapturedGraph:
+        """Capture the forward pass of n tokens."""
+        family, masked = self.family, torch.finfo(self._dtype).min
+        data = torch.zeros((POSITIONS + axes, n), dtype=torch.int64, device=self._device)
+        data[KV_SLOTS] = self._tokens - 1
+        data[IMAGE_SLOTS] = n
+        ids, slots, image_slots = data[IDS], data[KV_SLOTS], data[IMAGE_SLOTS]
+        rows = data[LOGIT_ROWS, :min(n, ROWS)]
+        position_ids = batched_position_ids(data[POSITIONS:])
 
         def compute() -> list[torch.Tensor]:
-            embeds = family.embedding(ids)
+            embeds = family.embed_tokens(ids)
             if n > TEXT_ONLY:
                 embeds = torch.cat([embeds, embeds[:1]]).index_copy(
-                    0, places, self._images[:n])[:n]
-            seen = torch.where(self._order[None] <= where[:, None], self._added[None], never)
-            self._cache.where = where
-            hidden = family.decode(None, None, inputs_embeds=embeds[None], use_cache=True,
-                                   past_key_values=self._cache, position_ids=positions,
-                                   attention_mask=seen[None, None].to(self._dtype))
-            logits, best = likeliest(family.head(hidden[0, last]))
+                    0, image_slots, self._image_embeds[:n])[:n]
+            mask = torch.where(self._slot_range[None] <= slots[:, None], self._bias[None], masked)
+            self._cache.slots = slots
+            hidden = family.forward(embeds[None], None, None, use_cache=True,
+                                    past_key_values=self._cache, position_ids=position_ids,
+                                    attention_mask=mask[None, None].to(self._dtype))
+            logits, top = with_top(family.lm_head(hidden[0, rows]))
             if n == 1:  # run again as it is, the pass goes on with the likeliest token
-                ids.copy_(best[:, 0])
-                where.copy_((where + 1).clamp(max=self._tokens - 1))
-                data[4:].add_(1)
-            return [logits, best]
-        return self._captured(compute, data, self._layers if n > 1 else self._one_token_layers)
+                ids.copy_(top[:, 0])
+                slots.copy_((slots + 1).clamp(max=self._tokens - 1))
+                data[POSITIONS:].add_(1)
+            return [logits, top]
+        return self._capture(compute, data, self._layers if n > 1 else self._one_token_layers)
 
-    def _captured(self, compute: Callable[[], list[torch.Tensor]], data: torch.Tensor,
-                  layers: Layers | OneTokenLayers) -> Captured:
+    def _capture(self, compute: Callable[[], list[torch.Tensor]], inputs: torch.Tensor,
+                 layers: CompiledLayers | OneTokenLayers) -> CapturedGraph:
         """Return a computation as a graph, or as it is where nothing can be captured."""
-        made = Captured(lambda: None, data, [])
+        captured = CapturedGraph(lambda: None, inputs, [])
 
-        def plainly() -> None:
-            made.out = self._fast(compute, layers)
-        made.run = plainly
+        def run_eagerly() -> None:
+            captured.outputs = self._run_compiled(compute, layers)
+        captured.run = run_eagerly
         if not self._capture_graphs:
-            return made
+            return captured
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # kernels choose their work space on the first runs
-                self._fast(compute, layers)
+                self._run_compiled(compute, layers)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             # Graphs share memory: what one left there is read or copied before the next runs.
             with torch.cuda.graph(graph, pool=self._pool):
-                made.out = self._fast(compute, layers)
+                captured.outputs = self._run_compiled(compute, layers)
         except RuntimeError as error:
             torch.cuda.synchronize()
             warnings.warn(f'{type(self.family).__name__}: a forward pass cannot be captured as a '
                           f'CUDA graph and is slower for it: {error}', stacklevel=2)
-            return made
+            return captured
         self._pool = self._pool or graph.pool()
-        made.run = graph.replay
-        return made
+        captured.run = graph.replay
+        return captured
 
-    def _fast(self, compute: Callable[[], list[torch.Tensor]],
-              layers: Layers | OneTokenLayers) -> list[torch.Tensor]:
+    def _run_compiled(self, compute: Callable[[], list[torch.Tensor]],
+                      layers: CompiledLayers | OneTokenLayers) -> list[torch.Tensor]:
         """Compute with compiled layers, or as the model is where they cannot be compiled."""
         if not self._compiled:
             return compute()
         if layers is self._one_token_layers and self._kernels_fail:
             layers = self._layers
         try:
-            with layers.fast():
+            with layers.compiled():
                 return compute()
-        except KernelsFail as error:
+        except KernelError as error:
             self._kernels_fail = True
             warnings.warn(f'{type(self.family).__name__}: no kernels for one token '
-                          f'({one_line(error)}); passes of one token are slower for it; kernels '
+                          f'({_one_line(error)}); passes of one token are slower for it; kernels '
                           'need a C compiler and the headers of Python', stacklevel=2)
-            return self._fast(compute, layers)
+            return self._run_compiled(compute, layers)
         except BackendCompilerFailed as error:
             self._compiled = False
             warnings.warn(f'{type(self.family).__name__}: layers cannot be compiled '
-                          f'({one_line(error.inner_exception)}) and are slower for it; install '
+                          f'({_one_line(error.inner_exception)}) and are slower for it; install '
                           'what torch.compile needs, or start with TORCH_COMPILE_DISABLE=1 to '
                           'leave it out', stacklevel=2)
             return compute()
 
 
-def one_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """Return an error's text without line ends."""
     return ' '.join(str(error).split())
 
 
-def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits, rows x words, and of each row the likeliest token and its probability."""
+def with_top(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits, rows x vocabulary, and each row's likeliest token and its probability."""
     logits = logits.float()
     best, token = logits.max(-1)
     probability = 1 / (logits - best[:, None]).exp().sum(-1)

@@ -1,0 +1,144 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder back-end that calls the model as it is, on any device and for any family."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from .cpu import TracedVisionTower
+from .engine import batched_position_ids, Bias, PrefixState, Prompt, Step
+from .families import BoolArray, ImageFeatures, ModelFamily
+from .grammar import DraftTree, Logits
+
+MAX_IMAGES = 8        # whose features are kept; passes about one frame share most of them
+CAPACITY_STEP = 256   # KV caches are made in multiples of this [tokens]
+
+
+class KVCache(Cache):
+    """Keys and values in buffers of fixed size, each 1 x heads x capacity x dim."""
+
+    def __init__(self) -> None:
+        """Start empty; the first layer to write decides on dtype and device."""
+        super().__init__(layers=[])
+        self.capacity = 0
+        self._begin = self._end = 0   # slots that the present forward pass writes
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def reserve(self, tokens: int) -> bool:
+        """Make the buffers hold that many tokens; return False if that loses what they held."""
+        if tokens <= self.capacity:
+            return True
+        self.capacity = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
+        self._buffers = []
+        return False
+
+    def set_slots(self, begin: int, end: int) -> None:
+        """Set where the next forward pass writes; it attends to all slots before ``end``."""
+        self._begin, self._end = begin, end
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
+               *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of one layer; return all up to them."""
+        if layer_idx == len(self._buffers):
+            self._buffers.append((self._empty(key_states), self._empty(value_states)))
+        keys, values = self._buffers[layer_idx]
+        keys[:, :, self._begin:self._end] = key_states
+        values[:, :, self._begin:self._end] = value_states
+        return keys[:, :, :self._end], values[:, :, :self._end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of tokens before the present forward pass."""
+        return self._begin
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_zeros((*states.shape[:2], self.capacity, states.shape[-1]))
+
+
+class TorchBackend:
+    """Runs the model's own forward passes, with a KV cache for each prefix."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        """Wrap the parts of a model; on a CPU its vision tower is traced."""
+        self.family = family
+        weight = family.embed_tokens.weight
+        self._device, self._dtype = weight.device, weight.dtype
+        self._min = np.float32(torch.finfo(weight.dtype).min)
+        self._encode = (TracedVisionTower(family) if weight.device.type == 'cpu'
+                        else family.encode_images)
+        self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
+        self._caches: WeakKeyDictionary[PrefixState, KVCache] = WeakKeyDictionary()
+        self._cache = KVCache()   # of the prefix reserved last
+
+    def encode_images(self, prompt: Prompt) -> ImageFeatures:
+        """Return the features of a prompt's images; the vision tower runs on the new ones."""
+        keys, features = prompt.image_keys, self._features
+        new = [i for i, key in enumerate(keys) if key not in features]
+        if new:
+            encoded = self._encode(self.family.select_images(prompt.inputs, new))
+            features.update(zip([keys[i] for i in new], encoded.split(len(new))))
+        for key in keys:
+            features.move_to_end(key)
+        joined = ImageFeatures.concatenate([features[key] for key in keys])
+        while len(features) > MAX_IMAGES:
+            features.popitem(last=False)
+        return joined
+
+    def fit_draft(self, draft: DraftTree) -> DraftTree:
+        """Return the draft: a forward pass takes any number of tokens."""
+        return draft
+
+    def reserve(self, state: PrefixState, tokens: int) -> bool:
+        """Have forward passes go on with a prefix; see `DecoderBackend`."""
+        cache = self._caches.get(state)
+        if cache is None:
+            cache = self._caches[state] = KVCache()
+        self._cache = cache
+        return cache.reserve(tokens)
+
+    def forward(self, state: PrefixState, step: Step, lookahead: bool) -> list[Logits]:
+        """Compute a step; return logits after its known tokens and drafts."""
+        family, n_known, n_draft = self.family, step.n_known, len(step.draft.tokens)
+        self._cache.set_slots(step.begin, step.end)
+        attended = family.attention_mask(step.image, len(step.ids))
+        attended[n_known:, step.begin + n_known:] = step.draft.attention_mask()
+        embeds = family.embed_tokens(torch.from_numpy(step.ids).to(self._device))[None]
+        features = slots = None
+        if len(step.image_slots) and state.features is not None:
+            slots = torch.from_numpy(step.image_slots).to(self._device)
+            features = state.features.select(torch.from_numpy(step.image_rows).to(self._device))
+            embeds[0, slots] = features.embeddings.to(embeds.dtype)
+        hidden = family.forward(
+            embeds, features, slots, use_cache=True, past_key_values=self._cache,
+            position_ids=batched_position_ids(step.position_ids.to(self._device)),
+            attention_mask=family.decoder_mask(lambda a: self._as_bias(a, state.bias), attended))
+        return [Logits(values) for values in family.lm_head(hidden[0, -1 - n_draft:]).float()]
+
+    def prepare(self) -> None:
+        """Do nothing: every pass is made when it runs."""
+
+    def _as_bias(self, attended: BoolArray, bias: Bias | None) -> torch.Tensor:
+        """Return what is added to the attention, 1 x 1 x queries x keys."""
+        mask = np.where(attended, np.float32(0), self._min)
+        if bias is not None:
+            mask[:, :len(bias)] += bias
+        return torch.from_numpy(mask)[None, None].to(self._device, self._dtype)

@@ -17,6 +17,8 @@
 
 from dataclasses import replace
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,3 +169,11 @@ def test_the_doctor_knows_which_transformers_can_load_it(monkeypatch):
     found, = doctor.check_transformers()
     assert found.status == doctor.MISSING and '5.18' in found.detail
     assert 'pip install' in found.remedy
+
+
+def test_what_is_imported_where_it_is_not_needed_costs_nothing():
+    """Nodes know the model by a module without torch; without a GPU no compiler is imported."""
+    code = ('import sys, spotvlm_ros.edge.answer; assert "torch" not in sys.modules; '
+            'import spotvlm_ros.edge.model; '
+            'assert not [m for m in sys.modules if m.startswith("spotvlm_ros.edge.gpu.")]')
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)

@@ -491,7 +491,7 @@ def test_nothing_is_leaked_after_every_fault(chaos):
         server.fault, count = fault, server.count
         rig.until(lambda: server.count > count, 3.0)
     wait_for(lambda: rig.bridge.in_flight == 0)
-    assert not rig.bridge._jobs and not rig.bridge._newest
+    assert not rig.bridge.policy.requests and not rig.bridge._newest
     assert rig.bridge.stop()
     wait_for(lambda: not threads())  # that of the loop ends just after it
     wait_for(lambda: server.connections == 0)

@@ -28,7 +28,8 @@ from spotvlm_ros.method.facts import Fact, NS, Query, Region, Source, Turn
 from spotvlm_ros.method.flow import FlowConfig, RegionTracker
 from spotvlm_ros.method.gate import Drop, GateConfig, why_dropped
 from spotvlm_ros.method.keyframes import (
-    is_unsure, next_keyframe, SceneCutDetector, target_in_flight, URGENT_SHARE)
+    is_complete, is_unsure, KeyframePolicy, KeyframeRequest, next_keyframe, SceneCutDetector,
+    target_in_flight, URGENT_SHARE)
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -244,9 +245,9 @@ def test_answers_from_before_a_jump_back_do_not_stop_the_stream_after_it(known):
 
 def test_what_is_urgent_goes_early_but_not_at_once():
     sent = {'scene': s(0)}
-    assert next_keyframe([SCENE], sent, s(0.9), 0, 1) is None
-    assert next_keyframe([SCENE], sent, s(URGENT_SHARE + 0.01), 0, 1, {'scene'}) == 'scene'
-    assert next_keyframe([SCENE], sent, s(URGENT_SHARE - 0.01), 0, 1, {'scene'}) is None
+    assert next_keyframe([SCENE], sent, s(0.9)) is None
+    assert next_keyframe([SCENE], sent, s(URGENT_SHARE + 0.01), {'scene'}) is SCENE
+    assert next_keyframe([SCENE], sent, s(URGENT_SHARE - 0.01), {'scene'}) is None
 
 
 def test_requests_in_flight_follow_the_round_trips():
@@ -257,6 +258,63 @@ def test_requests_in_flight_follow_the_round_trips():
     assert target_in_flight([SCENE, slow], [2.5] * 9, 8) == 4
     assert target_in_flight([SCENE], [9.0] * 9, 4) == 4    # never more than allowed
     assert target_in_flight([SCENE], [9.0] * 9 + [0.2] * 8, 4) == 1
+
+
+def sent_at(policy, *seconds):
+    """Return the requests that a policy sends about frames of these times."""
+    requests = []
+    for at in seconds:
+        query = policy.due(s(at))
+        if query is not None and policy.has_room:
+            requests.append(KeyframeRequest(query, s(at)))
+            policy.begin(requests[-1])
+    return requests
+
+
+def test_no_more_requests_are_under_way_than_the_round_trips_need():
+    policy = KeyframePolicy([SCENE], max_in_flight=2)
+    first, second = sent_at(policy, 0, 0.5, 1.0, 2.0, 9.0)   # the rest waits for a place
+    policy.answered(first, 2.5, complete=True)
+    policy.end(first, again=False)
+    assert [r.stamp_ns for r in sent_at(policy, 9.1)] == [s(9.1)]
+    for request in (second, policy.requests[-1]):
+        for _ in range(8):
+            policy.answered(request, 0.3, complete=True)
+        policy.end(request, again=False)
+    assert policy.target_in_flight == 1 and len(sent_at(policy, 20, 21, 22)) == 1
+
+
+def test_an_urgent_query_is_sent_early_once():
+    policy = KeyframePolicy([SCENE], max_in_flight=9)
+    sent_at(policy, 0)
+    policy.urge('scene')
+    policy.urge('scene')
+    policy.urge('no query')
+    assert policy.urged == 1
+    assert [r.stamp_ns for r in sent_at(policy, 0.2, 0.4, 0.8, 1.2, 1.4)] == [s(0.4), s(1.4)]
+
+
+def test_a_complete_answer_supersedes_older_requests_and_an_incomplete_one_does_not():
+    policy = KeyframePolicy([SCENE], max_in_flight=3)
+    old, newer, newest = sent_at(policy, 0, 1, 2)
+    assert policy.answered(newer, 1.0, complete=False) == []
+    assert policy.answered(newer, 1.0, complete=True) == [old]
+    facts = turn(0, light='red', lead='none').facts
+    assert is_complete(SCENE, facts, []) and not is_complete(SCENE, facts, ['light: twice'])
+    assert not is_complete(SCENE, facts[:1], []) and newest in policy.requests
+
+
+def test_a_request_that_fails_makes_its_query_due_again_if_it_is_the_newest():
+    policy = KeyframePolicy([SCENE], max_in_flight=3)
+    old, new = sent_at(policy, 0, 1)
+    policy.end(old, again=True)
+    assert policy.due(s(1.1)) is None, 'a newer frame is under way'
+    assert not policy.renew(new, s(0.5)) and policy.renew(new, s(1.5))
+    assert new.stamp_ns == s(1.5) and policy.due(s(2.2)) is None
+    policy.end(new, again=True)
+    assert policy.due(s(1.6)) is SCENE
+    again, = sent_at(policy, 1.6)
+    assert policy.reset() == [again] and policy.due(s(0.1)) is SCENE, 'a restarted stream'
 
 
 def test_a_scene_cut_is_noticed_once_and_frames_close_to_each_other_are_not_compared():

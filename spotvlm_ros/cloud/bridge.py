@@ -42,7 +42,7 @@ from .reply import RawReply
 from .schema import response_format
 from ..config.nodes import RequestConfig
 from ..method.facts import NS, Query
-from ..method.keyframes import next_keyframe, target_in_flight
+from ..method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
 from ..method.prompt import cloud_question
 
 FIRST_BACKOFF_S = 0.2  # before a second try; doubled, with jitter, before each further one
@@ -50,11 +50,9 @@ LEAST_S = 0.3         # what would be useful for less than this longer is not wo
 
 
 @dataclass(eq=False)
-class _Job:
-    """A query about a frame, on its way."""
+class _Job(KeyframeRequest):
+    """A request, with how far it has come."""
 
-    query: Query
-    stamp_ns: int
     load: Callable[[], EncodedKeyframe]
     offered: float           # steady clock [s]
     keyframe: EncodedKeyframe | None = None
@@ -94,16 +92,11 @@ class CloudBridge:
                  on_error: Callable[[str], None] = lambda text: None) -> None:
         """Start the thread; nothing is sent before the first offer."""
         config = config or RequestConfig()
-        self.max_in_flight, self.retries = config.max_in_flight, config.retries
+        self.retries = config.retries
+        self.policy: KeyframePolicy[_Job] = KeyframePolicy(queries, config.max_in_flight)
         self.stats = BridgeStatistics()
         self.budget = budget or Budget()
-        self.in_flight = 0
-        self._queries = {q.id: q for q in queries}
         self._on_answer, self._on_error = on_answer, on_error
-        self._last_sent: dict[str, int] = {}
-        self._urgent: set[str] = set()
-        self.urged = 0                        # times that a query was brought forward
-        self.wanted_in_flight = config.max_in_flight
         self._skip_noted: set[str] = set()
         # By camera: the newest frame, for a request that has to be made anew.
         self._newest: dict[str, tuple[int, Callable[[], EncodedKeyframe], float]] = {}
@@ -111,7 +104,6 @@ class CloudBridge:
         self._stopped = False
         self._random = random.Random()
         self._pool = EndpointPool(servers, self.budget)
-        self._jobs: set[_Job] = set()
         # Threads of its own: the loop's may all hang in look-ups of names while the network is
         # down.
         self._encoder = ThreadPoolExecutor(1, 'cloud-encoder')
@@ -128,26 +120,21 @@ class CloudBridge:
         """
         now = time.monotonic()
         with self._lock:
-            due = self._due(stamp_ns, camera)
-            if self._jobs:
+            due = self.policy.due(stamp_ns, camera)
+            if self.policy.requests:
                 self._newest[camera] = stamp_ns, load, now
-            if due is None or self._stopped or not self._may_send(due, now):
+            if due is None or self._stopped or not self._may_send(due.id, now):
                 return None
-            self._note_sent(due, stamp_ns)
-            self.in_flight += 1
-            job = _Job(self._queries[due], stamp_ns, load, now)
-            self._jobs.add(job)
+            job = _Job(due, stamp_ns, load, now)
+            self.policy.begin(job)
         self._loop.call_soon_threadsafe(self._spawn, job)
-        return due
+        return due.id
 
     def reset(self, camera: str = '') -> None:
         """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
         with self._lock:
-            for query in self._queries.values():
-                if query.camera == camera:
-                    self._last_sent.pop(query.id, None)
+            jobs = self.policy.reset(camera)
             self._newest.pop(camera, None)
-            jobs = [job for job in self._jobs if job.query.camera == camera]
             if not self._stopped:
                 self._loop.call_soon_threadsafe(self._give_up, jobs)
 
@@ -171,6 +158,11 @@ class CloudBridge:
         return True
 
     # For diagnostics
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests under way."""
+        return len(self.policy.requests)
 
     def round_trip_s(self, share: float) -> float:
         """Return a percentile (share 0..1) of the last round trips; 0 before the first."""
@@ -202,29 +194,19 @@ class CloudBridge:
         """Return all figures, flat, for diagnostics."""
         with self._lock:
             return {'endpoint': self.server.name, 'breaker': self.breaker_state.name.lower(),
-                    'in_flight': self.in_flight, 'in_flight_wanted': self.wanted_in_flight,
-                    'brought_forward': self.urged, **self.stats.report(),
+                    'in_flight': self.in_flight,
+                    'in_flight_wanted': self.policy.target_in_flight,
+                    'brought_forward': self.policy.urged, **self.stats.report(),
                     **self._pool.report(time.monotonic())}
-
-    # Which query is due, and how many requests may be under way. The lock is held, save in urge.
 
     def urge(self, query_id: str) -> None:
         """Bring a query forward: its scene has changed, or the edge is unsure."""
         with self._lock:
-            if query_id in self._queries and query_id not in self._urgent:
-                self._urgent.add(query_id)
-                self.urged += 1
-
-    def _due(self, stamp_ns: int, camera: str) -> str | None:
-        """Return the query that a camera's frame is to be sent for."""
-        queries = [q for q in self._queries.values() if q.camera == camera]
-        return next_keyframe(queries, self._last_sent, stamp_ns, 0, 1, self._urgent)
+            self.policy.urge(query_id)
 
     def _may_send(self, due: str, now: float) -> bool:
         """Return whether a request may go now; count a keyframe once that may not."""
-        self.wanted_in_flight = target_in_flight(
-            self._queries.values(), self.stats.round_trips_s, self.max_in_flight)
-        picked = 'in_flight' if self.in_flight >= self.wanted_in_flight else self._pool.pick(now)
+        picked = self._pool.pick(now) if self.policy.has_room else 'in_flight'
         if isinstance(picked, str):
             if due not in self._skip_noted:
                 self.stats.count_skipped(picked)
@@ -233,30 +215,12 @@ class CloudBridge:
         self._skip_noted.discard(due)
         return True
 
-    def _note_sent(self, due: str, stamp_ns: int) -> None:
-        """Make a query wait for its next period."""
-        self._last_sent[due] = stamp_ns
-        self._urgent.discard(due)
-
-    def _note_unsent(self, job: _Job) -> None:
-        """Make a query without an answer due at once, or as soon as a breaker allows."""
-        if self._last_sent.get(job.query.id) == job.stamp_ns:
-            del self._last_sent[job.query.id]
-
     def _renew(self, job: _Job) -> None:
         """Ask about the newest frame instead: the answer will be true for longer."""
         newest = self._newest.get(job.query.camera)
-        if newest is not None and newest[0] > job.stamp_ns and \
-                self._last_sent.get(job.query.id) == job.stamp_ns:
-            job.stamp_ns, job.load, job.offered = newest
+        if newest is not None and self.policy.renew(job, newest[0]):
+            _, job.load, job.offered = newest
             job.keyframe = None
-            self._last_sent[job.query.id] = job.stamp_ns
-
-    def _superseded_by(self, job: _Job, answer: CloudAnswer) -> list[_Job]:
-        """Return the older requests that could only fill what an answer lacks: nothing."""
-        complete = not answer.rejected and {f.key for f in answer.facts} == set(job.query.keys)
-        return [j for j in self._jobs if j.query is job.query
-                and j.stamp_ns < job.stamp_ns] if complete else []
 
     # The thread's own
 
@@ -347,7 +311,8 @@ class CloudBridge:
             job.answered = True
             self.stats.count_answer(answer, endpoint is not self._pool.endpoints[0])
             self._pool.serving = endpoint
-            superseded = self._superseded_by(job, answer)
+            superseded = self.policy.answered(
+                job, answer.round_trip_s, is_complete(job.query, answer.facts, answer.rejected))
         if self._stopped:
             return
         self._on_answer(answer)
@@ -357,13 +322,10 @@ class CloudBridge:
 
     def _settle(self, job: _Job) -> None:
         with self._lock:
-            self.in_flight -= 1
-            self._jobs.discard(job)
+            self.policy.end(job, job.again and not (job.answered or job.superseded))
             self.stats.superseded += job.superseded
-            if not self._jobs:
+            if not self.policy.requests:
                 self._newest.clear()
-            if job.again and not (job.answered or job.superseded):
-                self._note_unsent(job)
 
     def _pause_s(self, job: _Job, error: CloudError) -> float | None:
         """Return how long to wait before trying again, None when that is pointless."""
@@ -391,7 +353,7 @@ class CloudBridge:
             self._on_error(message)
 
     async def _close(self) -> None:
-        tasks = [j.task for j in self._jobs if j.task is not None]
+        tasks = [j.task for j in self.policy.requests if j.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

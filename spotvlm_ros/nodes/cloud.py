@@ -142,7 +142,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
     def _offer(self, frame: Frame) -> None:
         if self._bridge is None:
             return
-        self._bridge.max_in_flight = self.config.max_in_flight
+        self._bridge.policy.max_in_flight = self.config.max_in_flight
         self._frame_ids[frame.camera] = frame.frame_id
         self._watch(self._bridge, frame)
         self._bridge.offer(frame.stamp_ns,

@@ -285,7 +285,7 @@ def _sample(robot: RobotGraph, server: ChaosProcess, minutes: float, verbose: bo
         time.sleep(min(SAMPLE_S, 60 * minutes / 20))
         # What a pause of the breaker would keep from being tested.
         bridge._loop.call_soon_threadsafe(_close_breakers, bridge)
-        samples.append(Sample(passed, resources(), len(bridge._jobs)))
+        samples.append(Sample(passed, resources(), bridge.in_flight))
         if verbose and len(samples) % 6 == 0:
             used = samples[-1].resources
             print(f'{passed:6.0f} s: {used.rss / 1e6:.1f} MB, {used.threads} threads, '

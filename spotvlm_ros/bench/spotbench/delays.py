@@ -104,7 +104,7 @@ def delivered_replies(trace: Trace, frames: Sequence[int], query: Query, seed: i
     sent: dict[str, int] = {}
     for number, stamp in enumerate(frames):
         busy = [until for until in busy if until > stamp]
-        if next_keyframe([query], sent, stamp, len(busy), max_in_flight) is None:
+        if len(busy) >= max_in_flight or next_keyframe([query], sent, stamp) is None:
             continue
         sent[query.id] = stamp
         delay = trace.delay_s(seed, number)

@@ -79,6 +79,13 @@ def test_every_make_target_exists(document):
     assert named <= targets
 
 
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_named_exists(document):
+    tests = '\n'.join(path.read_text() for path in (ROOT / 'test').glob('test_*.py'))
+    named = set(re.findall(r'`(test_\w+)`', document.read_text()))
+    assert [name for name in sorted(named) if f'def {name}(' not in tests] == []
+
+
 def test_paths_are_found_in_text_blocks_and_links():
     text = 'See `test/lint.py`, [it](docs/none.md).\n```\nls config/none.yaml  # out/x\n```\n'
     assert paths(text) == {'test/lint.py', 'docs/none.md', 'config/none.yaml'}

@@ -287,7 +287,7 @@ def test_the_clouds_news_are_drafted(mini):
 
 def test_a_choice_costs_one_pass(pairs):
     """Though some choices are the beginning of others."""
-    for family, (free, _) in pairs.items():
+    for free, _ in pairs.values():
         model = tiny.edge_model(free._model, free._input_processor.processor)
         said = set()
         for number in range(4):

@@ -30,7 +30,6 @@ from rosbags.interfaces import (Qos, QosDurability, QosHistory, QosLiveliness, Q
                                 QosTime)
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
-import yaml
 
 from spotvlm_ros.cloud.keyframe_encoder import KeyframeEncoder
 from spotvlm_ros.config.nodes import KeyframeConfig
@@ -38,6 +37,7 @@ from spotvlm_ros.frames import sources
 from spotvlm_ros.frames.jpeg import complete_jpeg, without_metadata
 from spotvlm_ros.frames.pace import Pace
 from spotvlm_ros.frames.pixels import decode_compressed, FrameError, image_to_rgb
+import yaml
 
 TYPES = get_typestore(Stores.ROS2_KILTED)
 QOS = Qos(QosHistory.KEEP_LAST, 5, QosReliability.BEST_EFFORT, QosDurability.VOLATILE,

@@ -68,7 +68,7 @@ class Endpoint:
 
     @property
     def expected(self) -> Cost:
-        """What the next request will probably cost, by the plausible ones of those before."""
+        """Return what the next request will probably cost, by the plausible ones before it."""
         costs = self._costs or (self._guess(0, 0),)
         return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in NAMES))
 

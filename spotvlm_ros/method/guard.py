@@ -41,7 +41,7 @@ class PassAnswer(Protocol):
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """The facts, each with its probability as confidence."""
+        """Return the facts, each with its probability as confidence."""
 
     @property
     def partial(self) -> bool:

@@ -62,7 +62,7 @@ class History:
 
     @property
     def turns(self) -> list[Turn]:
-        """Turns by frame stamp, oldest first, each edge turn replaced where the cloud answered."""
+        """Return the turns, oldest frame first, edge turns replaced where the cloud answered."""
         merged = self._edge | self._cloud
         return [merged[stamp] for stamp in sorted(merged)]
 

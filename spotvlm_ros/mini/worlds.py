@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .hri.hands import HandBank
 
 # Seeds of worlds, disjoint: never train on a tuning or test drive.
-TRAIN_SEEDS = range(0, 1_000_000)
+TRAIN_SEEDS = range(1_000_000)
 TUNE_SEEDS = range(1_000_000, 1_100_000)
 TEST_SEEDS = range(2_000_000, 2_100_000)
 NAMES = ('driving', 'hri')

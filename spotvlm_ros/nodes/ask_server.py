@@ -88,7 +88,7 @@ class AskServer:
 
     @property
     def waiting(self) -> AskGoal | None:
-        """The goal that has waited longest."""
+        """Return the goal that has waited longest."""
         return self._goals[0] if self._goals else None
 
     def serve(self, frame: Frame | None, answer: Callable[[Frame, AskGoal], Answer]) -> None:

@@ -59,7 +59,7 @@ class StealTime:
 
     @property
     def warning(self) -> str:
-        """What to know about figures measured meanwhile; empty where there was little steal."""
+        """Return what to know about figures measured meanwhile; empty with little steal time."""
         fraction = self.fraction
         return '' if fraction < NOTICEABLE else (
             f'the host of this virtual machine took {fraction:.0%} of the CPU time meanwhile: '

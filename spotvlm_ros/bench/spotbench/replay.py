@@ -143,7 +143,8 @@ class Replay:
         everything = self.scorer.slices([])['all']
         truth = [PublishedAnswer(t, t, self.stream.truth(t)) for t in self.stream.labels]
         published = {'truth': truth, ALONE: self.alone.published, **self.majority}
-        published |= {FULL: self.full[d].published for d in self.full if d == HEADLINE}
+        if HEADLINE in self.full:
+            published[FULL] = self.full[HEADLINE].published
         for system, answers in published.items():
             delay = HEADLINE if system == FULL else NO_DELAY
             self.scorer.count(CountKey(system, delay, name, 'accuracy'),

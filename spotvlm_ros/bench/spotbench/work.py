@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 import multiprocessing
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +46,7 @@ from ...system.processes import exit_with_parent
 
 T = TypeVar('T')
 MAJORITY_EPISODES, MAJORITY_FRAMES = 60, 8
-_setups: list['Setup'] = []     # of this process: the last counts
+_setups: list[Setup] = []     # of this process: the last counts
 
 
 @dataclass(frozen=True)
@@ -89,26 +89,26 @@ def _setup() -> Setup:
     return _setups[-1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def edge_model() -> EdgeModel:
     """Return the edge model, loaded when first needed."""
     return EdgeModel.load(EdgeConfig(model=str(_setup().edge), guard_odds=OFF))
 
 
-@lru_cache(maxsize=None)
+@cache
 def cloud_model() -> LocalCloud:
     """Return the cloud model, loaded when first needed."""
     return LocalCloud(_setup().cloud)
 
 
-@lru_cache(maxsize=None)
+@cache
 def hand_bank() -> HandBank | None:
     """Return the photographs of hands, None without."""
     folder = _setup().hands
     return HandBank(folder) if folder is not None else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def hashes() -> tuple[str, str]:
     """Return what answers of the edge and of the cloud depend on."""
     code = code_hash()

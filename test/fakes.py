@@ -82,6 +82,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.reply: Callable[[ChatRequest], tuple[int, bytes]] = self.fine
         self.content = SCENE_REPLY
+        self.content_type = 'application/json'
         self.requests: list[ChatRequest] = []
         self.port = 0
         self.start()
@@ -108,7 +109,7 @@ class FakeServer:
                 outer.requests.append(request)
                 status, body = outer.reply(request)
                 self.send_response(status)
-                self.send_header('Content-Type', 'application/json')
+                self.send_header('Content-Type', outer.content_type)
                 self.send_header('Content-Length', str(len(body)))
                 self.end_headers()
                 try:

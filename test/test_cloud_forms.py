@@ -15,13 +15,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forms in which cloud models give a clear answer; public reports are named beside them."""
 
+import asyncio
 import json
 import random
 import time
 
+from fakes import cloud_server
 import pytest
 
+from spotvlm_ros.bench.faults.chaos import ChaosServer
+from spotvlm_ros.cloud.client import CloudClient
+from spotvlm_ros.cloud.errors import CloudError, CloudRefused, CloudReplyError, CloudTimeout
 from spotvlm_ros.cloud.parse import parse_reply, REASONING_ONLY
+from spotvlm_ros.cloud.reply import RawReply
 from spotvlm_ros.method.facts import Query, Region
 from spotvlm_ros.method.final_answer import final_answer
 
@@ -186,3 +192,99 @@ def test_final_answer_keeps_what_only_looks_like_reasoning():
     for text in ('Thinking about it, the road is wet.', 'I think <b>so</b>.', 'a < b and b > c',
                  'The reason: rain.'):
         assert final_answer(text) == text
+
+
+def asked(server, schema=None, times=1, reply=None):
+    """Ask a server some times; return its replies."""
+    async def ask():
+        client = CloudClient(cloud_server(server.url, deadline_s=20.0))
+        try:
+            return [await client.ask(b'jpeg', 'What?', schema, reply=reply)
+                    for _ in range(times)]
+        finally:
+            await client.close()
+    return asyncio.run(ask())
+
+
+def sent(server, message, finish='stop', stream=False, done=True, usage=None):
+    """Have the server send a message, whole or streamed, and ask it once; return the reply."""
+    choice = {'index': 0, 'finish_reason': finish, 'delta' if stream else 'message': message}
+    data = json.dumps({'choices': [choice], 'usage': usage}).encode()
+    if stream:
+        data = b'data: ' + data + b'\n\n' + b'data: [DONE]\n\n' * done
+    server.content_type = 'text/event-stream' if stream else 'application/json'
+    server.reply = lambda request: (200, data)
+    return asked(server)[0]
+
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('content', [
+    [{'type': 'text', 'text': RED}], [{'type': 'text', 'text': RED[:9]}, {'text': RED[9:]}],
+    [{'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'green'}]},
+     {'type': 'text', 'text': RED}, 7, {'type': 'image'}]])
+def test_a_message_may_be_a_list_of_parts(server, content, stream):
+    """Mistral's is (microsoft/agent-framework#6978)."""
+    assert sent(server, {'role': 'assistant', 'content': content}, stream=stream).text == RED
+
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('field', ['reasoning_content', 'reasoning'])
+def test_reasoning_beside_the_text_is_not_the_answer(server, field, stream):
+    message = {'content': RED, field: '{"light": "green"}'}
+    assert sent(server, message, stream=stream).text == RED
+    with pytest.raises(CloudReplyError, match='nothing but reasoning; raise max_tokens'):
+        sent(server, {'content': None, field: 'so ' * 99}, finish='length', stream=stream)
+
+
+@pytest.mark.parametrize('finish', [None, '', 'stop'])
+@pytest.mark.parametrize('done', [False, True])
+def test_a_stream_that_ends_is_whole_however_it_says_so(server, finish, done):
+    assert sent(server, {'content': RED}, finish, stream=True, done=done).text == RED
+
+
+@pytest.mark.parametrize('usage', [
+    None, {}, {'prompt_tokens': 0, 'completion_tokens': 0}, {'prompt_tokens': -1},
+    {'prompt_tokens': 5, 'completion_tokens': 0}, {'prompt_tokens': True, 'completion_tokens': 1}])
+def test_nonsense_about_usage_is_no_usage(server, usage):
+    """A server that says 0 switched budgets off."""
+    assert sent(server, {'content': RED}, usage=usage).usage is None
+
+
+@pytest.mark.parametrize('status', [400, 415, 422, 500, 501])
+def test_a_server_that_knows_no_schemas_is_asked_without(server, status):
+    """The status is 500 with llama-cpp-python (ggml-org/llama.cpp#23463)."""
+    server.content = RED
+    server.reply = lambda request: (status, b'{}') if 'response_format' in request \
+        else server.fine(request)
+    assert [r.text for r in asked(server, {'type': 'json_schema'}, 3)] == [RED] * 3
+    assert len(server.requests) == 4
+
+
+def test_a_server_that_fails_is_not_asked_in_every_form(server):
+    server.reply = lambda request: (500, b'{}')
+    with pytest.raises(CloudRefused, match='HTTP 500'):
+        asked(server, {'type': 'json_schema'})
+    assert len(server.requests) == 2
+
+
+def test_what_a_server_does_not_take_is_named(server):
+    server.reply = lambda request: (400, b'{}')
+    with pytest.raises(CloudRefused, match='temperature.*max_tokens_field'):
+        asked(server)
+
+
+@pytest.mark.parametrize('fault', ['endless_headers', 'endless_1xx', 'chunk_extensions'])
+def test_bytes_that_no_body_shows_are_bounded_and_counted(fault):
+    """Chunk extensions took 1.7 GB in one request."""
+    server = ChaosServer()
+    server.fault = fault
+    reply = RawReply()
+    began = time.process_time()
+    try:
+        with pytest.raises(CloudError) as error:
+            asked(server, reply=reply)
+    finally:
+        server.stop()
+    assert not isinstance(error.value, CloudTimeout)
+    assert 10_000 < reply.bytes_received < 800_000
+    assert time.process_time() - began < 3.0

@@ -36,6 +36,7 @@ from .transport import Transport
 from ..config.nodes import EmulatedDelayConfig, ServerConfig
 
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
+UNKNOWN_SCHEMA = UNKNOWN_FIELD | {500}  # llama-cpp-python's to a schema (ggml-org/llama.cpp#23463)
 SECRET = 8         # shorter keys are placeholders such as 'none', which is a word of answers, too
 REFUSED_S = 600.0  # how long a server is not asked again for what it has refused
 
@@ -105,6 +106,9 @@ class CloudClient:
         if reply.emulated_s:
             await self._wait(reply.emulated_s, until - time.monotonic())
             reply.received = time.monotonic()
+        if not reply.text.strip() and reply.reasoned:
+            raise CloudReplyError(f'{self.server.config.base_url} sent nothing but reasoning; '
+                                  'raise max_tokens, or turn reasoning off (extra_body)')
         if not reply.text.strip():
             raise CloudReplyError(f'{self.server.config.base_url} sent a reply without text; is '
                                   f'{self.server.config.model} a model that chats about images?')
@@ -141,7 +145,8 @@ class CloudClient:
                 break
             except CloudRefused as error:
                 refused = refused or error
-                if error.status not in UNKNOWN_FIELD or dialect in self._proven or \
+                unknown = UNKNOWN_SCHEMA if dialect is Dialect.SCHEMA else UNKNOWN_FIELD
+                if error.status not in unknown or dialect in self._proven or \
                         dialect is Dialect.PLAIN:
                     raise refused from None
         self._proven.add(dialect)

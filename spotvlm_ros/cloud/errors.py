@@ -34,7 +34,9 @@ LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 # Statuses with a name of their own in diagnostics; a hostile server must not invent more.
 STATUSES = frozenset({400, 401, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 529})
 PASSING = frozenset({408, 429, 500, 502, 503, 504, 529})  # worth asking again soon
-REMEDIES = {401: f'set {KEY_ENV} or api_key_file', 403: f'check {KEY_ENV} or api_key_file',
+REMEDIES = {400: 'check model; temperature: -1.0 leaves that out, and max_tokens_field: '
+            'max_completion_tokens is its other name',
+            401: f'set {KEY_ENV} or api_key_file', 403: f'check {KEY_ENV} or api_key_file',
             404: 'check base_url and model', 413: 'lower max_image_bytes or max_side',
             422: 'check model', 429: 'raise cloud_period_s or lower the budgets'}
 

@@ -31,10 +31,11 @@ class RawReply:
     text: str = ''
     usage: tuple[int, int] | None = None  # tokens of prompt and reply; None: nothing usable said
     bytes_sent: int = 0    # bodies of all requests that it took
-    bytes_received: int = 0
+    bytes_received: int = 0  # off the socket, headers and framing included
     began: bool = False    # the request is, at least in part, on its way
     sent: float = 0.0      # the request's last byte went to the kernel; 0: not yet
     received: float = 0.0  # the reply's last byte came; with an emulated delay the end of that
     finished: bool = False
+    reasoned: bool = False  # reasoning came apart from the text
     round_trip_s: float = 0.0  # request to reply, emulated part included
     emulated_s: float = 0.0

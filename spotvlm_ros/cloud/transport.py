@@ -18,7 +18,10 @@ HTTP to one server, with a bound on everything: time, bytes, characters.
 
 `httpcore`, the part of httpx that does connections and HTTP, is used as it is: nothing follows
 redirects, decompresses, adds headers of its own or reads the body of an error. A stream is
-complete once a finish_reason has come; its end mark may be missing, and so may its end.
+complete once a finish_reason or the end mark has come; either may be missing, and so may the end.
+
+Bytes are counted where they leave the socket, with what no body shows: headers, the frames of
+chunks and their extensions, and answers 1xx, of which a server can send any number.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 import json
@@ -42,13 +46,17 @@ from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTim
                      CloudUnreachable, LOOPBACK)
 from .reply import RawReply
 
-MAX_BODY = 524_288      # bytes of a reply, SSE framing and reasoning included
+MAX_HEAD = 65_536       # bytes until a response has begun: headers, answers 1xx
+MAX_BYTES = 524_288     # of a reply: framing and reasoning included
 MAX_TEXT = 16_384       # characters of the text in it
 LONGEST_RETRY_AFTER_S = 300.0
 CONNECT_S = 3.0         # TCP and TLS; a host that does not answer in this time is down
 IDLE_S = 30.0           # an unused connection is kept this long
+MAX_PARTS = 64          # of a message that is a list
+_REASONING = ('reasoning_content', 'reasoning')  # fields of a message: vLLM, OpenRouter
 DRAIN_S = 0.1           # longest wait for the end of a body whose end mark has come
 HTTP = b'HTTP/1.'       # what a response begins with
+_METER: ContextVar[_Meter] = ContextVar('meter')  # of what the present task reads
 
 
 class Transport:
@@ -74,6 +82,8 @@ class Transport:
                        reply: RawReply) -> None:
         """Send a request and read the reply; raise CloudError."""
         content = json.dumps(body).encode()
+        meter = _Meter(reply)
+        _METER.set(meter)
 
         async def trace(event: str, info: object) -> None:
             if event.endswith('send_request_headers.complete'):
@@ -85,6 +95,7 @@ class Transport:
             async with asyncio.timeout(deadline_s), self._pool.stream(
                     'POST', self._url, headers=self._headers, content=content,
                     extensions={'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
+                meter.left += MAX_BYTES
                 await self._read(response, reply)
         if not reply.finished:
             raise CloudUnreachable(f'{self.base_url} broke the connection within a reply; see '
@@ -103,29 +114,24 @@ class Transport:
         if headers.get('content-encoding', 'identity') != 'identity':
             raise CloudReplyError(f'{self.base_url} compresses its replies, which was not asked '
                                   'for; turn that off')
-        chunks = self._chunks(response, reply)
+        chunks = response.aiter_stream()
         if not headers.get('content-type', '').startswith('text/event-stream'):
             self._take(json.loads(b''.join([chunk async for chunk in chunks])), reply)
             reply.finished = True
             return
+        whole = {'transfer-encoding', 'content-length'} & headers.keys()  # its end is known
         async for data in _events(chunks):
             if data.startswith(b'[DONE]'):
+                reply.finished = bool(reply.text or reply.reasoned)
                 break
             self._take(json.loads(data), reply)
             await asyncio.sleep(0)  # many come at once: the deadline has its turn
+        else:
+            reply.finished |= bool(whole and reply.text)
         with suppress(TimeoutError):  # the connection is used again if the body ends soon
             async with asyncio.timeout(DRAIN_S):
                 async for _ in chunks:
                     await asyncio.sleep(0)
-
-    async def _chunks(self, response: httpcore2.Response, reply: RawReply
-                      ) -> AsyncIterator[bytes]:
-        """Yield the body up to MAX_BODY."""
-        async for chunk in response.aiter_stream():
-            reply.bytes_received += len(chunk)
-            if reply.bytes_received > MAX_BODY:
-                raise _too_large(self.base_url)
-            yield chunk
 
     def _take(self, data: object, reply: RawReply) -> None:
         """Add a reply or a piece of one, whose parts may be of any type."""
@@ -135,17 +141,30 @@ class Transport:
         choice = choices[0] if isinstance(choices, list) and choices else None
         choice = choice if isinstance(choice, dict) else {}
         message = choice.get('delta') or choice.get('message')
-        text = message.get('content') if isinstance(message, dict) else None
-        reply.text += text if isinstance(text, str) else ''
+        message = message if isinstance(message, dict) else {}
+        reply.text += _text(message.get('content'))
+        reply.reasoned |= any(message.get(name) for name in _REASONING)
         if len(reply.text) > MAX_TEXT:
             raise _too_large(self.base_url)
-        reply.finished |= isinstance(choice.get('finish_reason'), str)
+        reason = choice.get('finish_reason')
+        reply.finished |= isinstance(reason, str) and bool(reason)
         usage = data.get('usage')
         usage = usage if isinstance(usage, dict) else {}
         counts = [usage.get(f'{name}_tokens') for name in ('prompt', 'completion')]
-        prompt, completion = (n if type(n) is int and n >= 0 else None for n in counts)
-        if prompt is not None and completion is not None:
+        prompt, completion = (n if type(n) is int and n > 0 else None for n in counts)
+        if prompt is not None and completion is not None:  # an image and an answer cost some
             reply.usage = prompt, completion
+
+
+def _text(content: object) -> str:
+    """Return the text of a message: a string, or the parts of type text in a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ''
+    texts = [part.get('text') for part in content[:MAX_PARTS]
+             if isinstance(part, dict) and part.get('type', 'text') in ('text', 'output_text')]
+    return ''.join(text for text in texts if isinstance(text, str))
 
 
 async def _events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -177,6 +196,24 @@ class _Backend(httpcore2.AnyIOBackend):
                                                  socket_options))
 
 
+class _TooManyBytes(Exception):
+    """A reply has more bytes than any that is wanted."""
+
+
+@dataclass
+class _Meter:
+    """Counts the bytes of a reply as they leave the socket."""
+
+    reply: RawReply
+    left: int = MAX_HEAD  # that may still come
+
+    def count(self, n_bytes: int) -> None:
+        self.reply.bytes_received += n_bytes
+        self.left -= n_bytes
+        if self.left < 0:
+            raise _TooManyBytes
+
+
 @dataclass
 class _Stream(httpcore2.AsyncNetworkStream):
     """
@@ -191,7 +228,10 @@ class _Stream(httpcore2.AsyncNetworkStream):
     _rest: bytes = b''
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        data = self._rest or await self.stream.read(max_bytes, timeout)
+        data = self._rest
+        if not data:
+            data = await self.stream.read(max_bytes, timeout)
+            _METER.get().count(len(data))
         end = data.find(HTTP, 1)
         self._rest = data[end:] if end > 0 else b''
         return data[:end] if end > 0 else data
@@ -229,13 +269,15 @@ def _translated(url: str, deadline_s: float, reply: RawReply) -> Iterator[None]:
                                'or the time to live of the facts, or use a faster model') from None
         raise CloudUnreachable(f'the connection to {url} failed ({type(error).__name__}); is the '
                                'server running, and the network up?') from None
+    except _TooManyBytes:
+        raise _too_large(url) from None
     except (ValueError, RecursionError) as error:
         raise CloudReplyError(f'{url} sent an unusable reply ({type(error).__name__}); is it '
                               'OpenAI-compatible?') from None
 
 
 def _too_large(url: str) -> CloudReplyTooLarge:
-    return CloudReplyTooLarge(f'{url} sent more than {MAX_TEXT} characters or {MAX_BODY} bytes; '
+    return CloudReplyTooLarge(f'{url} sent more than {MAX_TEXT} characters or {MAX_BYTES} bytes; '
                               'lower max_tokens')
 
 

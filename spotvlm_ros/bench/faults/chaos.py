@@ -202,6 +202,29 @@ async def _endless_headers(x: Exchange) -> bool:
     return False
 
 
+async def _endless_1xx(x: Exchange) -> bool:
+    while not x.reader.at_eof():
+        await x.send(b'HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n' * 64)
+        await asyncio.sleep(0.001)
+    return False
+
+
+async def _chunk_extensions(x: Exchange) -> bool:
+    """Send one byte of a body in each chunk, and kilobytes beside it."""
+    head = re.sub(rb'Content-Length: \d+\r\n', b'Transfer-Encoding: chunked\r\n', x.head(1))
+    await x.send(head)
+    while not x.reader.at_eof():
+        await x.send(b'1;a=' + b'x' * 8000 + b'\r\n \r\n')
+        await asyncio.sleep(0.001)
+    return False
+
+
+async def _many_choices(x: Exchange) -> bool:
+    choices = [{'index': 0, 'delta': {'content': '{"light": "red"}'}, 'finish_reason': 'stop'}]
+    body = json.dumps({'choices': choices + [{}] * 100_000}).encode()
+    return await x.reply(b'data: ' + body + b'\n\n' if x.streamed else body)
+
+
 async def _not_http(x: Exchange) -> bool:
     await x.send(b'\x16\x03\x01\x02\x00 this is no HTTP \r\n\r\n')
     return False
@@ -271,7 +294,8 @@ FAULTS: dict[str, Fault] = {
     'none': _none, 'delay': _delay, 'jitter': _jitter, 'hang': _hang,
     'hang_after_headers': _hang_after_headers, 'drip': _drip, 'reset': _reset,
     'reset_in_body': _reset_in_body, 'truncated': _truncated, 'no_end': _no_end,
-    'endless': _endless, 'endless_headers': _endless_headers, 'not_http': _not_http,
+    'endless': _endless, 'endless_headers': _endless_headers, 'endless_1xx': _endless_1xx,
+    'chunk_extensions': _chunk_extensions, 'many_choices': _many_choices, 'not_http': _not_http,
     'bomb': _bomb, 'redirect': _redirect, 'reordered': _reordered,
     'duplicated': _duplicated, 'duplicate_ids': _duplicate_ids, 'clock_skew': _clock_skew,
     'echo_key': _echo_key,
@@ -291,7 +315,7 @@ FAULTS: dict[str, Fault] = {
 # Under these no answer can be expected.
 FATAL = frozenset(FAULTS) - {'none', 'delay', 'jitter', 'reordered', 'duplicated', 'duplicate_ids',
                              'clock_skew', 'echo_key', 'prose', 'nan_boxes', 'outside',
-                             'tokens', 'injection'}
+                             'tokens', 'injection', 'many_choices'}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 import threading
 import time
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +59,14 @@ class Watch(Node):
     def __init__(self) -> None:
         """Listen."""
         super().__init__('watch')
-        self.seen: list[tuple[float, float, float]] = []  # when, since the stamp, in the model [s]
+        # When each came (steady clock), since its stamp, in the model [s].
+        self.answers: list[tuple[float, float, float]] = []
         self.create_subscription(Answer, 'answers', self._on_answer, 50)
 
     def _on_answer(self, message: Answer) -> None:
         late = (self.get_clock().now().nanoseconds - stamp_ns(message.header.stamp)) / NS
         spent = duration_s(message.preprocess) + duration_s(message.inference)
-        self.seen.append((time.monotonic(), late, spent))
+        self.answers.append((time.monotonic(), late, spent))
 
 
 def rows() -> list[PerfResult]:
@@ -95,11 +95,12 @@ def _load(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Camera
     """Run an edge node on some cameras."""
     names = [f'camera_{k}' for k in range(len(pictures))]
     hub, stop = FrameHub(), threading.Event()
-    made: list[Any] = []
+    watch: Watch
 
-    def nodes() -> list[Any]:
-        made[:] = [Watch(), EdgeNode(hub)]
-        return made
+    def nodes() -> list[Node]:
+        nonlocal watch
+        watch = Watch()
+        return [watch, EdgeNode(hub)]
 
     def show() -> None:
         """Let the cameras take turns, evenly spaced."""
@@ -115,20 +116,20 @@ def _load(pictures: list[list[npt.NDArray[np.uint8]]], rate_hz: float) -> Camera
         began = time.monotonic() + SETTLE_S
         thread.start()
         time.sleep(SETTLE_S + SECONDS)
-        seen = [s for s in tuple(made[0].seen) if began <= s[0] < began + SECONDS]
+        timed = [a for a in tuple(watch.answers) if began <= a[0] < began + SECONDS]
     finally:
         stop.set()
         if thread.is_alive():
             thread.join()
         graph.close()
-    if not seen:
+    if not timed:
         raise RuntimeError(f'no answer about {len(names)} cameras; run spotvlm doctor')
-    late, spent = (np.array([s[i] for s in seen]) for i in (1, 2))
-    return CameraLoad(len(seen) / (SECONDS * rate_hz * len(names)),
+    late, spent = (np.array([a[i] for a in timed]) for i in (1, 2))
+    return CameraLoad(len(timed) / (SECONDS * rate_hz * len(names)),
                       float(np.percentile(late, 95)), float(spent.mean()))
 
 
-def _params(names: list[str], rate_hz: float) -> dict[str, Any]:
+def _params(names: list[str], rate_hz: float) -> dict[str, object]:
     """Return the driving question, once per camera."""
     one = {'prompt': SCENE.prompt, 'format': 'facts', 'keys': list(SCENE.keys),
            'choices': {k: list(v) for k, v in SCENE.choices.items()}, 'rate_hz': rate_hz,

@@ -17,8 +17,7 @@
 Measures the edge engine against `model.generate` in one run.
 
 On a CPU with the shipped model, over frames of the miniature world. With ``--gpu`` with random
-weights of the shapes of known models (`edge_gpu`). Run alone:
-`python -m spotvlm_ros.bench.perf.edge_cpu [--gpu]`.
+weights of the shapes of known models (`edge_gpu`). Run alone: `spotvlm perf edge [--gpu]`.
 """
 
 from __future__ import annotations
@@ -29,139 +28,165 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 import time
-from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
+from openai import OpenAI
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from transformers import PreTrainedModel
 
 from .result import PerfResult, write_results
+from ...cloud.server import EmbeddedServer
+from ...config.nodes import EdgeConfig
+from ...edge.answer import EdgeVLM
+from ...edge.model import EdgeModel, ModelInputs
+from ...frames.pixels import encode_png, Image
+from ...method.facts import Context
+from ...method.guard import OFF
+from ...mini.driving.scene import SCENE
+from ...mini.shipped import checkpoint_path
+from ...mini.training.dataset import Sample, sample
+from ...mini.worlds import make_world, TUNE_SEEDS
 from ...system.machine import machine
+
+
+class CpuComparison:
+    """Whole answers, frame in to facts out, timed one after the other in the same run."""
+
+    def __init__(self, threads: int, drives: int) -> None:
+        """Load the models and render frames of as many drives."""
+        self.path = checkpoint_path('spot-mini-edge')
+        config = EdgeConfig(model=str(self.path), threads=threads, guard_odds=OFF)
+        self.threads = threads
+        self.engine = EdgeModel.load(config)
+        self.generate, self.usual = (EdgeModel.load(replace(config, engine='generate'))
+                                     for _ in range(2))
+        self.converted = {
+            name: EdgeModel(change(EdgeModel.load(replace(config, threads=1))._model),
+                            self.usual._input_processor.processor, replace(config, model=name))
+            for name, change in (('int8', as_int8), ('bf16', as_bf16))}
+        self.rng = np.random.default_rng(5)
+        self.samples = [sample(make_world('driving', TUNE_SEEDS[k]),
+                               int(self.rng.integers(300, 2300)), self.rng, SCENE)
+                        for k in range(drives)]
+        for model in (self.engine, self.generate, self.usual, *self.converted.values()):
+            model.warm_up([SCENE])
+        self.usual.use_processor()
+        self.times_ms: dict[str, list[float]] = {}
+        self.answers = self.differ = 0  # answers compared, and those that differ
+
+    def measure(self, name: str, answer: Callable[[], str]) -> str:
+        """Return an answer, and keep what it took."""
+        begin = time.perf_counter()
+        text = answer()
+        self.times_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
+        return text
+
+    def ask(self, name: str, model: EdgeVLM, frame: Image, given: Sample,
+            context: Context | None) -> str:
+        """Time a model's answer."""
+        return self.measure(name, lambda: model.answer(frame, SCENE, context, given.stamp_ns).text)
+
+    def compare(self, wanted: str, *answers: str) -> None:
+        """Count answers that are not as wanted."""
+        self.answers += len(answers)
+        self.differ += sum(answer != wanted for answer in answers)
+
+    def against_generate(self, given: Sample) -> None:
+        """Answer about noisy copies of one frame by every model in this process."""
+        context, frame = given.context, noisy(given.frame, self.rng)
+        self.compare(self.ask('generate', self.generate, frame, given, context),
+                     self.ask('changed', self.engine, frame, given, context))
+        frame = noisy(given.frame, self.rng)
+        self.compare(self.ask('generate', self.generate, frame, given, context),
+                     self.ask('unchanged', self.engine, frame, given, context),
+                     self.ask('still', self.engine, frame, given, context))
+        self.ask('usual', self.usual, frame, given, context)
+        for name, model in self.converted.items():
+            self.ask(f'{name}_changed', model, frame, given, context)
+        self.compare(self.ask('generate_alone', self.generate, frame, given, None),
+                     self.ask('alone', self.engine, frame, given, None))
+
+    def against_server(self, repeats: int) -> None:
+        """Answer about unchanged scenes by the engine and by `transformers serve`."""
+        with EmbeddedServer(str(self.path), threads=self.threads) as server, \
+                OpenAI(base_url=server.url, api_key='none', timeout=60.0, max_retries=0) as client:
+            def serve(frame: Image, given: Sample) -> str:
+                return served(client, server.model, self.engine.model_inputs(
+                    frame, SCENE, given.context, given.stamp_ns), SCENE.max_new_tokens)
+            for given in self.samples:
+                for repeat in range(repeats):
+                    frame = noisy(given.frame, self.rng)
+                    self.compare(
+                        self.ask('beside_serve', self.engine, frame, given, given.context),
+                        self.measure('serve', lambda: serve(frame, given)))
+                    if not repeat and repeats > 1:  # the frame before was of another drive
+                        del self.times_ms['beside_serve'][-1], self.times_ms['serve'][-1]
+
+    def results(self) -> list[PerfResult]:
+        """Return the rows."""
+        on, times = machine(self.threads), self.times_ms
+        same = 'model.generate, same inputs'
+        rows = [speedup(f'edge_cpu_speedup_{name}', times[name.removesuffix('_over_usual')],
+                        times[base], what, on)
+                for name, base, what in (
+                    ('unchanged', 'generate', same),
+                    ('unchanged_over_usual', 'usual', 'processor and model.generate'),
+                    ('changed', 'generate', same),
+                    ('still', 'generate', f'{same}; no pixel changed'),
+                    ('alone', 'generate_alone', f'{same}, without context'))]
+        rows += [speedup(f'edge_cpu_{name}_over_fp32', times[f'{name}_changed'], times['changed'],
+                         'the engine as it is, another scene each time', on)
+                 for name in self.converted]
+        rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
+                            'transformers serve on loopback, same prompt, unchanged scene', on))
+        rows += [PerfResult(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
+                 for name, values in times.items()]
+        return [*rows, PerfResult('edge_cpu_answers_that_differ', self.differ,
+                                  f'of {self.answers}', 'model.generate', None, on)]
 
 
 def cpu_rows(threads: int = 1, drives: int = 12, repeats: int = 5) -> list[PerfResult]:
     """
-    Time whole answers, frame in to facts out, one after the other in the same run.
+    Compare the engine with `generate`, and with a server of transformers.
 
-    Each frame is answered by `generate` and by the engine; pixels always differ by sensor noise
-    from any frame before, unless said otherwise. Changed: the frame before was of another drive
-    with another context. Unchanged: it was of the same scene with the same context.
+    Pixels always differ by sensor noise from any frame before, unless said otherwise. Changed:
+    the frame before was of another drive with another context. Unchanged: it was of the same
+    scene with the same context.
     """
-    from openai import OpenAI
-
-    from ...cloud.server import EmbeddedServer
-    from ...config.nodes import EdgeConfig
-    from ...edge.model import EdgeModel
-    from ...method.guard import OFF
-    from ...mini.training import dataset
-    from ...mini import shipped
-    from ...mini.driving.scene import SCENE
-    from ...mini.worlds import make_world, TUNE_SEEDS
-
-    path = shipped.checkpoint_path('spot-mini-edge')
-    config = EdgeConfig(model=str(path), threads=threads, guard_odds=OFF)
-    engine = EdgeModel.load(config)
-    plain, usual = (EdgeModel.load(replace(config, engine='generate')) for _ in range(2))
-    others = {name: EdgeModel(change(EdgeModel.load(replace(config, threads=1))._model),
-                              usual._input_processor.processor, replace(config, model=name))
-              for name, change in (('int8', as_int8), ('bf16', as_bf16))}
-    rng = np.random.default_rng(5)
-    items = [dataset.sample(make_world('driving', TUNE_SEEDS[k]),
-                            int(rng.integers(300, 2300)), rng, SCENE) for k in range(drives)]
-    engine.warm_up([SCENE])
-    plain.warm_up([SCENE])
-    usual.warm_up([SCENE])
-    for other in others.values():
-        other.warm_up([SCENE])
-    usual.use_processor()
-    times: dict[str, list[float]] = {}
-    differ = answers = 0
-
-    def timed(name: str, ask: Callable[[], str]) -> str:
-        begin = time.perf_counter()
-        text = ask()
-        times.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
-        return text
-
-    def run(name: str, model: Any, frame: npt.NDArray[np.uint8], item: Any, context: Any) -> str:
-        return timed(name, lambda: str(model.answer(frame, SCENE, context, item.stamp_ns).text))
-
-    def serve(frame: npt.NDArray[np.uint8], item: Any) -> str:
-        return timed('serve', lambda: served(client, server.model, engine.model_inputs(
-            frame, SCENE, item.context, item.stamp_ns), SCENE.max_new_tokens))
-
+    comparison = CpuComparison(threads, drives)
     for _ in range(repeats):
-        for item in items:
-            frame = noisy(item.frame, rng)
-            want = run('generate', plain, frame, item, item.context)
-            differ += want != run('changed', engine, frame, item, item.context)
-            frame = noisy(item.frame, rng)
-            want = run('generate', plain, frame, item, item.context)
-            differ += want != run('unchanged', engine, frame, item, item.context)
-            differ += want != run('still', engine, frame, item, item.context)
-            run('usual', usual, frame, item, item.context)
-            for name, other in others.items():
-                run(f'{name}_changed', other, frame, item, item.context)
-            want = run('generate_alone', plain, frame, item, None)
-            differ += want != run('alone', engine, frame, item, None)
-            answers += 4
-    with EmbeddedServer(str(path), threads=threads) as server, \
-            OpenAI(base_url=server.url, api_key='none', timeout=60.0, max_retries=0) as client:
-        for item in items:  # of each round the first is not counted: it is of another drive
-            for repeat in range(repeats):
-                frame = noisy(item.frame, rng)
-                want = run('beside_serve', engine, frame, item, item.context)
-                differ += want != serve(frame, item)
-                answers += 1
-                if not repeat and repeats > 1:
-                    del times['beside_serve'][-1], times['serve'][-1]
-    on = machine(threads)
-    rows = [speedup(f'edge_cpu_speedup_{name}', times[name.removesuffix('_over_usual')],
-                    times[base], what, on)
-            for name, base, what in (
-                ('unchanged', 'generate', 'model.generate, same inputs'),
-                ('unchanged_over_usual', 'usual', 'processor and model.generate'),
-                ('changed', 'generate', 'model.generate, same inputs'),
-                ('still', 'generate', 'model.generate, same inputs; no pixel changed'),
-                ('alone', 'generate_alone', 'model.generate, same inputs, without context'))]
-    rows += [speedup(f'edge_cpu_{name}_over_fp32', times[f'{name}_changed'], times['changed'],
-                     'the engine as it is, another scene each time', on) for name in others]
-    rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
-                        'transformers serve on loopback, same prompt, unchanged scene', on))
-    rows += [PerfResult(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)
-             for name, values in times.items()]
-    return [*rows, PerfResult('edge_cpu_answers_that_differ', differ, f'of {answers}',
-                              'model.generate', None, on)]
+        for given in comparison.samples:
+            comparison.against_generate(given)
+    comparison.against_server(repeats)
+    return comparison.results()
 
 
-def as_int8(model: Any) -> Any:
+def as_int8(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with its layers' weights in 8 bits, quantised dynamically."""
-    from torch import nn
-    from torch.ao.quantization import quantize_dynamic
     quantize_dynamic(model.model, {nn.Linear}, inplace=True)
     return model
 
 
-def as_bf16(model: Any) -> Any:
+def as_bf16(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with weights in 16 bits."""
     return model.bfloat16()
 
 
-def served(client: Any, model: str, shown: Any, limit: int) -> str:
-    """Return a server's reply to what the edge model is shown, images sent as PNG."""
-    images = iter(shown.images)
-    chat: Any = [{**turn, 'content': [
+def served(client: OpenAI, model: str, inputs: ModelInputs, limit: int) -> str:
+    """Return a server's reply to what the edge model is given, images sent as PNG."""
+    images = iter(inputs.images)
+    messages = [{**message, 'content': [
         part if part['type'] == 'text' else _image_part(next(images))
-        for part in turn['content']]} for turn in shown.chat]
-    reply = client.chat.completions.create(model=model, messages=chat, max_tokens=limit,
+        for part in message['content']]} for message in inputs.chat]
+    reply = client.chat.completions.create(model=model, messages=messages, max_tokens=limit,
                                            temperature=0.0)
     return str(reply.choices[0].message.content).strip()
 
 
-def _image_part(image: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return {'type': 'image_url',
-            'image_url': {'url': 'data:image/png;base64,' + base64.b64encode(png).decode()}}
+def _image_part(image: Image) -> dict[str, object]:
+    url = 'data:image/png;base64,' + base64.b64encode(encode_png(image)).decode()
+    return {'type': 'image_url', 'image_url': {'url': url}}
 
 
 def speedup(name: str, ours: Sequence[float], base: Sequence[float], baseline: str,
@@ -171,7 +196,7 @@ def speedup(name: str, ours: Sequence[float], base: Sequence[float], baseline: s
     return PerfResult(name, ratio, 'times', baseline, ratio, on)
 
 
-def noisy(frame: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def noisy(frame: Image, rng: np.random.Generator) -> Image:
     """Return the frame with the noise of another exposure, +-2 grey levels."""
     noise = rng.integers(-2, 3, frame.shape, dtype=np.int8)
     return np.clip(frame.astype(np.int16) + noise, 0, 255).astype(np.uint8)

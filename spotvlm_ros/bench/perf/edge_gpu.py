@@ -30,9 +30,9 @@ from functools import cached_property
 import gc
 import time
 import traceback
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers as hf
 
@@ -46,7 +46,7 @@ HISTORY, QUESTION, ANSWER = 128, 64, 16
 COMPILED = 'Qwen2.5-VL-3B'       # the shape for which `generate` is compiled too
 
 
-def qwen(text: Mapping[str, Any], tied: bool) -> Any:
+def qwen(text: Mapping[str, int], tied: bool) -> hf.PretrainedConfig:
     """Return a configuration of Qwen2.5-VL."""
     return hf.Qwen2_5_VLConfig(
         image_token_id=151655, video_token_id=151656, vision_start_token_id=151652,
@@ -61,7 +61,7 @@ def qwen(text: Mapping[str, Any], tied: bool) -> Any:
 
 
 def smol(image: int, patch: int, shuffle: int, vision: tuple[int, int, int, int],
-         text: tuple[int, int, int, int, int]) -> Any:
+         text: tuple[int, int, int, int, int]) -> hf.PretrainedConfig:
     """Return a configuration of SmolVLM."""
     width, layers, heads, feed = vision
     hidden, text_layers, text_heads, pairs, text_feed = text
@@ -77,7 +77,7 @@ def smol(image: int, patch: int, shuffle: int, vision: tuple[int, int, int, int]
                      'tie_word_embeddings': False})
 
 
-SHAPES: Mapping[str, Callable[[], Any]] = {
+SHAPES: Mapping[str, Callable[[], hf.PretrainedConfig]] = {
     COMPILED: lambda: qwen(
         {'hidden_size': 2048, 'num_hidden_layers': 36, 'num_attention_heads': 16,
          'num_key_value_heads': 2, 'intermediate_size': 11008, 'vocab_size': 151936}, True),
@@ -89,9 +89,9 @@ SHAPES: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def tiny_shapes() -> dict[str, Callable[[], Any]]:
+def tiny_shapes() -> dict[str, Callable[[], hf.PretrainedConfig]]:
     """Return shapes so small that this file can be tried on a CPU."""
-    def small_qwen() -> Any:
+    def small_qwen() -> hf.PretrainedConfig:
         config = qwen({'hidden_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4,
                        'num_key_value_heads': 2, 'intermediate_size': 64,
                        'vocab_size': 151936, 'head_dim': 16}, True)
@@ -103,7 +103,8 @@ def tiny_shapes() -> dict[str, Callable[[], Any]]:
             'tiny-smol': lambda: smol(64, 16, 2, (32, 2, 4, 64), (64, 2, 4, 2, 64))}
 
 
-def inputs_of(config: Any, device: str, dtype: torch.dtype) -> tuple[dict[str, Any], list[int]]:
+def inputs_of(config: hf.PretrainedConfig, device: str, dtype: torch.dtype
+              ) -> tuple[dict[str, torch.Tensor], list[int]]:
     """Return what the vision tower sees, and the tokens that stand for it."""
     image = int(config.image_token_id)
     if config.model_type == 'qwen2_5_vl':
@@ -138,7 +139,7 @@ class Chip:
 class Case:
     """One model and its prompt."""
 
-    def __init__(self, name: str, config: Any, device: str, chip: Chip) -> None:
+    def __init__(self, name: str, config: hf.PretrainedConfig, device: str, chip: Chip) -> None:
         """Make the model."""
         self.name, self.device, self.chip = name, device, chip
         dtype = torch.bfloat16 if device == 'cuda' else torch.float32
@@ -204,8 +205,8 @@ class Case:
         return 1e3 * (flops / self.chip.flops + 15 * 2 * (layers + head) / self.chip.moved)
 
 
-def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 3,
-          most: int = 40) -> np.ndarray[Any, np.dtype[np.float64]]:
+def timed(run: Callable[[], object], device: str, seconds: float, least: int = 3,
+          most: int = 40) -> npt.NDArray[np.float64]:
     """Return durations of runs [ms], after two that do not count."""
     times = []
     for i in range(most + 2):
@@ -225,7 +226,7 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
     """Return the measurements of one model; a way that fails says so and the others go on."""
     stays = case._words(HISTORY)
     right: list[int] = []
-    ways: dict[str, Callable[[], Any]] = {
+    ways: dict[str, Callable[[], object]] = {
         'generate': lambda: case.generate(case._words(HISTORY), False),
         'generate_static': lambda: case.generate(case._words(HISTORY), True),
         'engine_16_changed': lambda: case.free('changed', case._words(HISTORY), []),
@@ -255,6 +256,13 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
         except Exception as error:
             traceback.print_exc()
             print(f'{case.name:16} {name:24} failed: {type(error).__name__}: {error}', flush=True)
+    return rows + comparison_rows(case, on)
+
+
+@torch.inference_mode()
+def comparison_rows(case: Case, on: str) -> list[PerfResult]:
+    """Return how alike the engine and `generate` answer, and what the chip could do at best."""
+    rows: list[PerfResult] = []
     try:
         fresh = case._words(HISTORY)
         same = sum(a == b for a, b in zip(case.generate(fresh, False),

@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes are made of, without ROS running: frames, pixels, parameters, sources."""
 
+import json
 import os
 from pathlib import Path
 import threading
@@ -25,7 +26,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.config.nodes import NODE_CONFIGS
-from spotvlm_ros.config.profiles import check_file
+from spotvlm_ros.config.profiles import check_file, load_profile
 from spotvlm_ros.config.spec import ParameterError, specs
 from spotvlm_ros.config.tables import markdown
 from spotvlm_ros.frames import sources
@@ -210,6 +211,22 @@ def test_wrong_params_name_the_remedy(tmp_path, change, words):
         check_file(path)
     for word in ('driving.yaml', *words):
         assert word in str(caught.value)
+
+
+def test_profiles_are_read_as_the_nodes_read_them(tmp_path):
+    over = tmp_path / 'over.yaml'
+    over.write_text('/**/camera: {ros__parameters: {rate_hz: 7, cameras: [front]}}')
+    profile = load_profile('driving', [over])
+    assert (profile.camera.rate_hz, profile.camera.cameras) == (7.0, ('front',))
+    assert profile.edge.queries == ('scene', 'action') == tuple(q.id for q in profile.queries())
+    assert profile.overlaid('cloud', {'base_url': 'http://x/v1'}).cloud.base_url == 'http://x/v1'
+    scene = profile.queries('cloud')[0]
+    assert scene.choices['limit'][1:3] == ('30', '50') and scene.ttl_ns('light') == 6 * NS
+    handed_on = json.loads(profile.params_file())  # to the nodes, by spotvlm run
+    camera = handed_on['/**/camera']['ros__parameters']
+    assert (camera['rate_hz'], camera['cameras'], camera['loop']) == (7.0, ['front'], False)
+    assert all(value != [] for section in handed_on.values()
+               for value in section['ros__parameters'].values())
 
 
 def test_every_parameter_is_described():

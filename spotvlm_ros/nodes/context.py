@@ -39,7 +39,7 @@ from ..method.transfer import TransferConfig, Transfers
 from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
-WHOLE: Mapping[int, int] = {  # why all facts were dropped -> gate state
+GATE_OF_DROP: Mapping[int, int] = {  # why all facts were dropped -> gate state
     Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 
 
@@ -47,9 +47,10 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     """
     Late cloud answers replace the edge's own turns; see `method/transfer.py` for what happens.
 
-    Callbacks insert turns. One thread carries the regions of the context's facts from frame to
-    frame and publishes. The lock guards all of `Transfers` but `carry`, which touches
-    what no other thread does.
+    Callbacks insert turns. One thread, that of the flow, carries the regions of the context's
+    facts from frame to frame and publishes. ``_lock`` guards all of `Transfers` but `carry`, which
+    touches what no other thread does while ``_flow_lock`` is held; who needs both takes the flow
+    lock first.
     """
 
     def __init__(self, hub: FrameHub | None = None, **options: Unpack[NodeOptions]) -> None:
@@ -57,13 +58,13 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         super().__init__('context', ContextNodeConfig, **options)
         self._hub = hub
         self._queries: dict[str, Query] = {}
-        self._method = Transfers((), TransferConfig())
-        self._reset_gate: dict[str, int] = {}  # why a history is empty, until it fills again
+        self._transfers = Transfers((), TransferConfig())
+        self._empty_gate: dict[str, int] = {}  # why a history is empty, until it fills again
         self._frame_ids: dict[str, str] = {}   # by camera
         self._replaced = 0
         self._lock = threading.RLock()
         self._flow_lock = threading.Lock()     # held while regions are carried
-        self._seen_ns: dict[str, int] = {}     # by camera: newest frame regions were carried to
+        self._tracked_ns: dict[str, int] = {}     # by camera: newest frame regions were carried to
         self._recorder: Recorder | None = None
         self._mailbox = Mailbox()
         self._inputs: dict[str, FrameInput] = {}  # by camera
@@ -80,7 +81,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             gate=GateConfig(age_limit_s=self.config.age_limit_s,
                             changed_below=self.config.changed_below,
                             cut_below=self.config.cut_below))
-        self._method = Transfers(queries, config)
+        self._transfers = Transfers(queries, config)
         if self.config.record_dir:
             self._recorder = Recorder(
                 self.config.record_dir, 'context',
@@ -100,9 +101,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
-            for camera in self._method.cameras:
+            for camera in self._transfers.cameras:
                 self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
-                                                  partial(self._restarted, camera), camera)
+                                                  partial(self._restart, camera), camera)
 
     def stop(self) -> None:
         """End the flow thread."""
@@ -117,7 +118,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     def release(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._queries, self._method = {}, Transfers((), TransferConfig())
+            self._queries, self._transfers = {}, Transfers((), TransferConfig())
             if self._recorder is not None:
                 self._recorder.close()
                 self._recorder = None
@@ -132,19 +133,19 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         """Return what /diagnostics shows."""
         with self._lock:
             report: Report = {
-                'turns_replaced': self._replaced, **self._method.report(),
+                'turns_replaced': self._replaced, **self._transfers.report(),
                 'flow_frames_dropped': self._mailbox.dropped}
             if self._recorder is not None:
                 report['recording_dropped'] = self._recorder.dropped
             for query_id in self._queries:
-                transfer = self._method.of_query(query_id)
+                transfer = self._transfers.of_query(query_id)
                 context = transfer.context(query_id)
                 report[f'{query_id}.turns'] = len(transfer.turns(query_id))
                 report[f'{query_id}.facts'] = len(context.facts)
                 if not context.empty:
                     report[f'{query_id}.age_s'] = (context.stamp_ns - context.newest_ns) / NS
-        for one in self._inputs.values():
-            report |= one.report()
+        for frames in self._inputs.values():
+            report |= frames.report()
         return report
 
     # Answers
@@ -153,11 +154,11 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         query = self._queries.get(message.query_id)
         if query is None or message.error_code != Answer.ERROR_NONE:
             return  # an ad-hoc question, or nothing to remember
-        turn, transfer = turn_from_msg(message), self._method.of_query(query.id)
+        turn, transfer = turn_from_msg(message), self._transfers.of_query(query.id)
         if turn.source is Source.EDGE and \
                 turn.stamp_ns < transfer.newest_ns(query.id) - RESTART_S * NS:
             # Not under the lock: the flow thread takes both in the other order.
-            self._restarted(query.camera)
+            self._restart(query.camera)
         with self._lock:
             self._frame_ids[query.camera] = message.header.frame_id
             if self._recorder is not None:
@@ -165,7 +166,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             if not transfer.add(turn) or turn.source is not Source.CLOUD:
                 return
             self._replaced += 1
-            self._reset_gate[query.id] = ContextMsg.GATE_EMPTY
+            self._empty_gate[query.id] = ContextMsg.GATE_EMPTY
             self._publish(query)
 
     def _publish_all(self) -> None:
@@ -175,37 +176,37 @@ class ContextNode(SpotNode[ContextNodeConfig]):
 
     def _publish(self, query: Query) -> None:
         """Publish the context for the newest frame that is known of."""
-        gate = self._reset_gate[query.id]
-        transfer = self._method.of_query(query.id)
+        gate = self._empty_gate[query.id]
+        transfer = self._transfers.of_query(query.id)
         if not transfer.turns(query.id) and gate == ContextMsg.GATE_EMPTY:
-            return  # nothing has been said yet
+            return  # there has been no answer yet
         context = transfer.context(query.id)
         if self._recorder is not None:
             self._recorder.write('context', query_id=query.id, context=plain(context))
         self._contexts.publish(context_msg(
             context, query, self._frame_ids.get(query.camera, ''), self._gate(context, gate),
-            self._method.dropped))
+            self._transfers.dropped))
 
     @staticmethod
     def _gate(context: Context, reset: int) -> int:
         if not context.empty:
             return ContextMsg.GATE_OPEN
-        whole = set(context.dropped.values())
-        return WHOLE.get(whole.pop(), reset) if len(whole) == 1 else reset
+        reasons = set(context.dropped.values())
+        return GATE_OF_DROP.get(reasons.pop(), reset) if len(reasons) == 1 else reset
 
     def _forget(self, gate: int, camera: str | None = None) -> None:
-        """Forget what was said about a camera's frames, or about all."""
+        """Forget the answers about a camera's frames, or about all."""
         with self._flow_lock, self._lock:
-            for name in self._method.cameras if camera is None else [camera]:
-                self._method.of_camera(name).clear()
-                self._seen_ns.pop(name, None)
+            for name in self._transfers.cameras if camera is None else [camera]:
+                self._transfers.of_camera(name).clear()
+                self._tracked_ns.pop(name, None)
             if self._recorder is not None:
                 self._recorder.write('clear', gate=gate, camera=camera)
-            self._reset_gate |= {q.id: gate for q in self._queries.values()
+            self._empty_gate |= {q.id: gate for q in self._queries.values()
                                  if camera is None or q.camera == camera}
             self._mailbox.clear(camera)
 
-    def _restarted(self, camera: str) -> None:
+    def _restart(self, camera: str) -> None:
         self._forget(ContextMsg.GATE_RESTART, camera)
         self._publish_all()
 
@@ -222,21 +223,21 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             except FrameError as error:
                 self.count_problem('bad_images', str(error))
             except Exception as error:
-                self.count_problem('flow_errors', f'{type(error).__name__}: {error}')
+                self.count_error('flow_errors', error)
 
     def _carry(self, frame: Frame) -> None:
         """Carry all regions to a frame, take up those of new facts, publish."""
         # Frames come a little early or late: half a period is tolerance enough.
         camera, stamp_ns, recorder = frame.camera, frame.stamp_ns, self._recorder
-        if stamp_ns - self._seen_ns.get(camera, 0) < 0.5 * NS / self.config.flow_hz:
+        if stamp_ns - self._tracked_ns.get(camera, 0) < 0.5 * NS / self.config.flow_hz:
             return
         image = frame.rgb()
         with self._flow_lock:
             source = self._inputs.get(camera)
             if source is None or stamp_ns > source.order.newest_ns:
                 return  # taken before the stream started over
-            self._seen_ns[camera] = stamp_ns
-            transfer = self._method.of_camera(camera)
+            self._tracked_ns[camera] = stamp_ns
+            transfer = self._transfers.of_camera(camera)
             with self._lock:
                 facts = transfer.facts_to_track(stamp_ns)
                 if recorder is not None:

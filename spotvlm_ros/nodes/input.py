@@ -40,7 +40,8 @@ class FrameInput:
     """
     Gives each good frame to ``on_frame``; bad ones are counted, never raised.
 
-    ``on_restart`` is called before the first frame of a stream that has started over.
+    ``on_restart`` is called before the first frame of a stream that has started over. Both run on
+    the thread of the executor, or on that of the camera where frames come from a hub.
     """
 
     def __init__(self, node: SpotNode[ImageInputConfig], hub: FrameHub | None,

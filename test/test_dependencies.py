@@ -29,7 +29,8 @@ from packaging.requirements import Requirement
 import pytest
 
 from spotvlm_ros.system.requirements import (
-    BROUGHT_BY, LIBRARIES, project_name, requirements, ROS, ROS_OPTIONAL, ROS_WHEELS, TORCH, UV)
+    BROUGHT_BY, LIBRARIES, OPENCV, project_name, requirements, ROS, ROS_OPTIONAL, ROS_WHEELS,
+    TORCH, UV)
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {'spotvlm_ros', 'spotvlm_msgs'}
@@ -122,3 +123,10 @@ def test_import_contracts_name_every_library():
     ('from httpx2 import Timeout\nfrom . import near', ['httpx2'])])
 def test_imports_in_functions_count(source, modules):
     assert list(imported_modules(ast.parse(source))) == modules
+
+
+@pytest.mark.parametrize('version, admitted', [
+    ('4.7.9', False), ('4.8', True), ('4.14.0.94', True), ('5.0.0', False), ('5.1', False)])
+def test_bounds_of_a_requirement(version, admitted):
+    assert OPENCV.admits(version) is admitted
+    assert next(x for x in LIBRARIES if x.name == 'numpy').admits(version)

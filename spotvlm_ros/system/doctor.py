@@ -44,7 +44,7 @@ import urllib.request
 import uuid
 import warnings
 
-from .requirements import LIBRARIES, OPENCV, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
+from .requirements import LIBRARIES, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
@@ -54,6 +54,7 @@ DDS_TIMEOUT = 5.0
 SERVING = f'{sys.executable} -m pip install "{TRANSFORMERS.requirement}" "{SETUPTOOLS}"'
 
 OK, MISSING, OPTIONAL = 'ok', 'missing', 'optional'
+COLOURS = {OK: '32', MISSING: '1;31', OPTIONAL: '33'}  # SGR codes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='spotvlm doctor', description=run.__doc__)
     parser.add_argument('--json', action='store_true', help='print findings as JSON')
     arguments = parser.parse_args(argv)
-    write = printer()
     findings = []
     for check in CHECKS:
         for finding in guarded(check):
@@ -100,27 +100,14 @@ def guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield Finding(name, MISSING, first_line(error), setup_command())
 
 
-def printer() -> Callable[[Finding], None]:
-    """Return a function that prints a finding, in colour where rich is installed."""
-    try:
-        from rich.console import Console
-        from rich.text import Text
-    except ImportError:
-        def plain(finding: Finding) -> None:
-            print(f'{finding.status:9}{finding.name:20}{finding.detail}', flush=True)
-            if finding.remedy:
-                print(f'{"":29}-> {finding.remedy}', flush=True)
-        return plain
-
-    console = Console(highlight=False, soft_wrap=True)
-    style = {OK: 'green', MISSING: 'bold red', OPTIONAL: 'yellow'}
-
-    def coloured(finding: Finding) -> None:
-        console.print(Text.assemble((f'{finding.status:9}', style[finding.status]),
-                                    f'{finding.name:20}{finding.detail}'))
-        if finding.remedy:
-            console.print(Text(f'{"":29}-> {finding.remedy}', style='bold'))
-    return coloured
+def write(finding: Finding) -> None:
+    """Print a finding, its status in colour on a terminal."""
+    status = f'{finding.status:9}'
+    if sys.stdout.isatty():
+        status = f'\033[{COLOURS[finding.status]}m{status}\033[0m'
+    print(f'{status}{finding.name:24}{finding.detail}', flush=True)
+    if finding.remedy:
+        print(f'{"":33}-> {finding.remedy}', flush=True)
 
 
 def first_line(error: BaseException) -> str:
@@ -274,37 +261,21 @@ def check_torchvision() -> Iterator[Finding]:
     yield Finding('torchvision', OK, version_of(module, 'torchvision'))
 
 
-def check_opencv() -> Iterator[Finding]:
-    """Look for OpenCV 4."""
-    if not is_installed('cv2'):
-        yield Finding('opencv', MISSING, 'not installed', setup_command())
-        return
-    import cv2
-    if int(cv2.__version__.split('.')[0]) < 5:
-        yield Finding('opencv', OK, cv2.__version__)
-    else:
-        yield Finding('opencv', MISSING, f'{cv2.__version__} breaks cv_bridge and lacks the '
-                                         'cascade classifiers',
-                      f'{sys.executable} -m pip install "{OPENCV.requirement}"')
-
-
 def check_libraries() -> Iterator[Finding]:
-    """Import the other Python packages."""
-    with_own_check = (TORCH, TRANSFORMERS, OPENCV)
+    """Import the other Python packages and compare their versions with what is required."""
     for library in LIBRARIES:
-        if library in with_own_check:
+        if library in (TORCH, TRANSFORMERS):
             continue
-        name = library.name
         try:
-            version = version_of(importlib.import_module(library.module), name)
+            version = version_of(importlib.import_module(library.module), library.name)
         except Exception as error:
-            yield Finding(name, MISSING, first_line(error), setup_command())
+            yield Finding(library.name, MISSING, first_line(error), setup_command())
             continue
-        if name == 'pydantic' and version.startswith('1.'):
-            yield Finding(name, MISSING, f'{version}; 2 or later is needed',
-                          setup_command())
+        if library.admits(version):
+            yield Finding(library.name, OK, version)
         else:
-            yield Finding(name, OK, version)
+            yield Finding(library.name, MISSING, f'{version}; {library.requirement} is needed',
+                          f'{sys.executable} -m pip install "{library.requirement}"')
 
 
 def check_ros_extras() -> Iterator[Finding]:
@@ -422,7 +393,7 @@ def check_http() -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python, check_build_tools, check_ros, check_dds, check_torch, check_transformers,
-    check_torchvision, check_opencv, check_libraries, check_ros_extras, check_checkpoints,
+    check_torchvision, check_libraries, check_ros_extras, check_checkpoints,
     check_api_key, check_http,
 )
 

@@ -41,6 +41,13 @@ class Library:
         """Return the name of the project on PyPI, as it spells it."""
         return re.split(r'[\[<>=!~; ]', self.requirement)[0]
 
+    def admits(self, version: str) -> bool:
+        """Return whether a version is within the bounds >= and < of the requirement."""
+        numbers = [int(n) for n in re.findall(r'\d+', version)]
+        bounds = {sign: [int(n) for n in bound.split('.')] for sign, bound in re.findall(
+            r'(>=|<)([\d.]+)', self.requirement)}
+        return bounds.get('>=', []) <= numbers < bounds.get('<', [10**9])
+
 
 def project_name(requirement: str) -> str:
     """Return the name of the project in a requirement, in the normal form of PEP 503."""

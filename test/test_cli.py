@@ -21,6 +21,7 @@ import subprocess
 import sys
 
 import pytest
+from spotvlm_ros.bench.perf.main import MEASURES, PROGRAMS
 from spotvlm_ros.cli import params, run
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE, main
 from spotvlm_ros.config.spec import ParameterError
@@ -60,6 +61,35 @@ try:
     main({argv!r})
 except SystemExit:
     assert not set({SLOW!r}) & set(sys.modules), set({SLOW!r}) & set(sys.modules)
+""")
+    assert done.returncode == 0 and 'usage: spotvlm' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_every_program_of_perf_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['perf', name, '--help'])
+    assert end.value.code == 0
+    assert f'usage: spotvlm perf {name} ' in capsys.readouterr().out
+
+
+def test_help_of_perf_names_its_measures_and_programs(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['perf', '--help'])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(f'\n  {name} ' in text for name in PROGRAMS)
+    assert ','.join(MEASURES) in text
+
+
+@pytest.mark.parametrize('argv', [['perf', '--help'], ['perf', 'edge', '--gpu', '--help'],
+                                  ['train', '--help']])
+def test_what_runs_on_a_machine_with_a_gpu_needs_no_ros(argv):
+    done = python(f"""
+import sys
+sys.modules.update(dict.fromkeys(('rclpy', 'spotvlm_msgs', 'psutil')))  # cannot be imported
+from spotvlm_ros.cli.main import main
+main({argv!r})
 """)
     assert done.returncode == 0 and 'usage: spotvlm' in done.stdout, done.stderr
 

@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from spotvlm_ros.bench.perf import bridge, cameras, main  # noqa: E402, I100
+from spotvlm_ros.bench.perf import bridge, cameras, edge_cpu, main  # noqa: E402, I100
 from spotvlm_ros.bench.perf.bridge import Soak  # noqa: E402
 from spotvlm_ros.bench.perf.edge_cpu import speedup  # noqa: E402
 from spotvlm_ros.bench.perf.result import PerfResult  # noqa: E402
@@ -39,7 +39,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(bridge, 'soak', lambda minutes, warm_up_s: Soak(
         1.0, 0.7, 300, 30, 200, 100, 0, 7.0, [600.0], 20, 3, 2, 0, 0))
     monkeypatch.setattr(cameras, '_load', lambda pictures, rate_hz: cameras.CameraLoad(1, 1, 1))
-    monkeypatch.setattr(main, 'cpu_rows', lambda threads: [
+    monkeypatch.setattr(edge_cpu, 'cpu_rows', lambda threads: [
         speedup('edge_cpu_speedup_unchanged', [1.0], [3.0], 'generate', 'here')])
     monkeypatch.setattr('spotvlm_ros.nodes.runner.run', lambda config, stop: (0, {
         'overhead_ms': SPENT, 'stamp_to_answer_ms': SPENT, 'frame_age_at_start_ms': SPENT}))
@@ -68,7 +68,7 @@ def test_rows_of_all_measures_have_the_same_keys_and_types(measured, monkeypatch
     """They had two schemas: a baseline was a figure in some rows and words in others."""
     monkeypatch.setattr(bridge, 'RobotGraph', _Robot)
     monkeypatch.setattr(bridge, 'SETTLE_S', 0.0)
-    names = [n for n in main.measures(lambda: False) if n != 'focus']  # it takes its time
+    names = [n for n in main.MEASURES if n != 'focus']  # it takes its time
     assert main.main(['--only', *names, '--out', str(tmp_path)]) == 0
     rows = json.loads((tmp_path / 'results.json').read_text())['results']
     assert {r['name'] for r in rows} >= {

@@ -204,7 +204,7 @@ def noisy(frame: Image, rng: np.random.Generator) -> Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog='edge_perf', description=__doc__)
+    parser = argparse.ArgumentParser(prog='spotvlm perf edge', description=__doc__)
     parser.add_argument('--gpu', action='store_true', help='random weights of known shapes')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of the model')
     parser.add_argument('--cases', default='', help='GPU: names of the shapes, by comma')
@@ -221,7 +221,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None:
         write_results(rows, args.out)
     return 0
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -17,16 +17,18 @@
 Overhead, latency and speed against named baselines in the same run (`spotvlm perf`).
 
 Each row of out/perf/results.json is `{name, value, unit, baseline, ratio, machine}`. What cannot
-be measured on this machine is left out with the reason in `meta.failed`.
+be measured on this machine is left out with the reason in `meta.failed`. `spotvlm perf NAME` runs
+one of the longer programs instead, see PROGRAMS.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 import datetime
+import importlib
 import json
 from pathlib import Path
 import threading
@@ -34,9 +36,7 @@ import time
 import traceback
 
 import numpy as np
-import psutil
 
-from .edge_cpu import cpu_rows
 from .result import PerfResult
 from ...system.machine import machine, StealTime
 from ...system.markdown import replace_between, table
@@ -45,6 +45,16 @@ from ...system.signals import StopSignal
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
 CAMERA_HZ = 12.0    # of that run
 SEED = 1_000_004    # a tuning drive
+MEASURES = ('overhead', 'focus', 'edge', 'cameras', 'wire', 'outage', 'soak')
+# Programs of their own, which parse their own arguments: module and what it does.
+PROGRAMS = {
+    'edge': ('spotvlm_ros.bench.perf.edge_cpu',
+             "the engine against transformers' generate, on a CPU or with --gpu"),
+    'bridge': ('spotvlm_ros.bench.perf.bridge', 'what the cloud side costs, and --soak MIN'),
+    'faults': ('spotvlm_ros.bench.faults.bridge', 'the edge rate under each fault of the server'),
+    'robots': ('spotvlm_ros.bench.faults.robots', 'how many robots one server carries'),
+    'chaos-server': ('spotvlm_ros.bench.faults.chaos', 'a server with faults on demand'),
+}
 MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->',
          '<!-- end of figures -->')
 
@@ -93,6 +103,7 @@ class Memory:
         self._thread.join()
 
     def _run(self) -> None:
+        import psutil
         while not self._stop.wait(1.0):
             total = 0
             for child in psutil.Process().children():
@@ -117,15 +128,15 @@ def focus() -> list[PerfResult]:
         before = {f.key: f.region for f in world.facts(first, 0) if f.region is not None}
         more = {f'more {k}': Region(80 + 90 * k, 180 + 20 * k, 60, 50)
                 for k in range(6 - len(before))}
-        carrier: RegionTracker[str] = RegionTracker()
+        tracker: RegionTracker[str] = RegionTracker()
         for n in range(21):
             frame, begin = world.frame(first + 2 * n), time.thread_time()
-            carrier.add((n + 1) * NS // 10, frame)
+            tracker.add((n + 1) * NS // 10, frame)
             if n:
                 spent.append(1e3 * (time.thread_time() - begin))
             else:
-                carrier.start(before | more, NS // 10)
-        regions, truth = carrier.regions(), world.follow(first, first + 40)
+                tracker.start(before | more, NS // 10)
+        regions, truth = tracker.regions(), world.follow(first, first + 40)
         for key in set(truth) & set(before):
             carried.append(regions[key].iou(truth[key]) if key in regions else 0.0)
             stayed.append(before[key].iou(truth[key]))
@@ -137,13 +148,24 @@ def focus() -> list[PerfResult]:
             PerfResult('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
 
 
-def measures(stop: StopSignal) -> dict[str, Callable[[], list[PerfResult]]]:
-    """Return what there is to measure, by name."""
-    from . import bridge as bridge_perf, cameras as cameras_perf
-
-    return {'overhead': lambda: overhead(stop), 'focus': focus, 'edge': lambda: cpu_rows(1),
-            'cameras': cameras_perf.rows, 'wire': bridge_perf.wire, 'outage': bridge_perf.outage,
-            'soak': lambda: [bridge_perf.soak(1.0, 20.0).result]}
+def measure(name: str, stop: StopSignal) -> list[PerfResult]:
+    """Measure one of MEASURES; imports what that needs, ROS for some."""
+    if name == 'overhead':
+        return overhead(stop)
+    if name == 'focus':
+        return focus()
+    if name == 'edge':
+        from .edge_cpu import cpu_rows
+        return cpu_rows(1)
+    if name == 'cameras':
+        from . import cameras
+        return cameras.rows()
+    from . import bridge
+    if name == 'wire':
+        return bridge.wire()
+    if name == 'outage':
+        return bridge.outage()
+    return [bridge.soak(1.0, 20.0).result]
 
 
 def _page(rows: Sequence[PerfResult], stolen: Mapping[str, float]) -> str:
@@ -157,19 +179,38 @@ def _page(rows: Sequence[PerfResult], stolen: Mapping[str, float]) -> str:
             + table(('name', 'value', 'unit', 'ratio', 'baseline'), lines))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write results.json."""
+def _print_table(rows: Sequence[PerfResult]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
+    shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
+    for row in rows:
+        shown.add_row(row.name, f'{row.value:.4g}', row.unit,
+                      '' if row.ratio is None else f'{row.ratio:.3g}', row.baseline)
+    Console().print(shown)
 
-    stop = StopSignal()
-    named = measures(stop)
-    parser = argparse.ArgumentParser(prog='spotvlm perf', description=__doc__)
-    parser.add_argument('--only', nargs='+', choices=tuple(named), default=list(named))
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    programs = '\n'.join(f'  {name:<14}{text}' for name, (_, text) in PROGRAMS.items())
+    parser = argparse.ArgumentParser(
+        prog='spotvlm perf', usage='spotvlm perf [options] | spotvlm perf NAME [its options]',
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f'NAME, each with a --help of its own:\n{programs}')
+    parser.add_argument('--only', nargs='+', choices=MEASURES, default=list(MEASURES))
     parser.add_argument('--out', type=Path, default=Path('out/perf'), help='folder to write')
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the table into this Markdown file, between its marks')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write results.json; or run one of PROGRAMS."""
+    argv = list(argv or [])
+    if argv and argv[0] in PROGRAMS:
+        return int(importlib.import_module(PROGRAMS[argv[0]][0]).main(argv[1:]))
+    from rich.console import Console
+
+    stop = StopSignal()
+    args = _arguments(argv)
     rows: list[PerfResult] = []
     failed: dict[str, str] = {}
     stolen: dict[str, float] = {}
@@ -178,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.status(f'measuring {name} ...'):
             meanwhile = StealTime()
             try:
-                rows += named[name]()
+                rows += measure(name, stop)
             except Exception as error:
                 traceback.print_exc()
                 failed[name] = f'{type(error).__name__}: {error}'
@@ -186,23 +227,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         meanwhile.print_warning(name)
         if stop():
             break
-    shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
-    for row in rows:
-        shown.add_row(row.name, f'{row.value:.4g}', row.unit,
-                      '' if row.ratio is None else f'{row.ratio:.3g}', row.baseline)
-    console.print(shown)
+    _print_table(rows)
     if args.update is not None:
         replace_between(args.update, _page(rows, stolen), MARKS)
     for name, why in failed.items():
         console.print(f'[red]{name} was not measured:[/] {why}')
     args.out.mkdir(parents=True, exist_ok=True)
-    meta = {'machine': machine(), 'failed': failed, 'measured': args.only,
-            'cpu_stolen': stolen}
+    meta = {'machine': machine(), 'failed': failed, 'measured': args.only, 'cpu_stolen': stolen}
     (args.out / 'results.json').write_text(
         json.dumps({'results': [asdict(r) for r in rows], 'meta': meta}, indent=2) + '\n')
     print(f'wrote {args.out}/results.json')
     return 1 if failed else 0
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -111,6 +111,8 @@ class CloudBridge:
         self._thread = threading.Thread(target=self._loop.run_forever, name='cloud', daemon=True)
         self._thread.start()
 
+    # The way of a keyframe; all but offer run in the loop of the thread
+
     def offer(self, stamp_ns: int, load: Callable[[], EncodedKeyframe], camera: str = ''
               ) -> str | None:
         """
@@ -129,105 +131,6 @@ class CloudBridge:
             self.policy.begin(job)
         self._loop.call_soon_threadsafe(self._spawn, job)
         return due.id
-
-    def reset(self, camera: str = '') -> None:
-        """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
-        with self._lock:
-            jobs = self.policy.reset(camera)
-            self._newest.pop(camera, None)
-            if not self._stopped:
-                self._loop.call_soon_threadsafe(self._give_up, jobs)
-
-    def stop(self, timeout_s: float = 3.0) -> bool:
-        """Give up what is in flight and end the thread; return whether it ended in time."""
-        with self._lock:
-            if self._stopped:
-                return True
-            self._stopped = True
-        closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        try:
-            closing.result(timeout_s)
-        except TimeoutError:
-            pass
-        self._encoder.shutdown(wait=False, cancel_futures=True)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return False
-        self._loop.close()
-        return True
-
-    # For diagnostics
-
-    @property
-    def in_flight(self) -> int:
-        """Number of requests under way."""
-        return len(self.policy.requests)
-
-    def round_trip_s(self, share: float) -> float:
-        """Return a percentile (share 0..1) of the last round trips; 0 before the first."""
-        with self._lock:
-            return percentile(self.stats.round_trips_s, share)
-
-    @property
-    def emulated_delay_s(self) -> float:
-        """Median of the delay added on purpose."""
-        with self._lock:
-            return self.stats.emulated_delay_s
-
-    def spent_hour(self) -> Cost:
-        """Return what the last hour cost."""
-        with self._lock:
-            return self.budget.spent(time.monotonic())
-
-    @property
-    def server(self) -> CloudServer:
-        """Return the server in use: it answered last."""
-        return self._pool.serving.server
-
-    @property
-    def breaker_state(self) -> State:
-        """Return the state of the server in best health."""
-        return min(e.breaker.state for e in self._pool.endpoints)
-
-    def report(self) -> dict[str, str | float]:
-        """Return all figures, flat, for diagnostics."""
-        with self._lock:
-            return {'endpoint': self.server.name, 'breaker': self.breaker_state.name.lower(),
-                    'in_flight': self.in_flight,
-                    'in_flight_wanted': self.policy.target_in_flight,
-                    'brought_forward': self.policy.urged, **self.stats.report(),
-                    **self._pool.report(time.monotonic())}
-
-    def urge(self, query_id: str) -> None:
-        """Bring a query forward: its scene has changed, or the edge is unsure."""
-        with self._lock:
-            self.policy.urge(query_id)
-
-    def _may_send(self, due: str, now: float) -> bool:
-        """Return whether a request may go now; count a keyframe once that may not."""
-        picked = self._pool.pick(now) if self.policy.has_room else 'in_flight'
-        if isinstance(picked, str):
-            if due not in self._skip_noted:
-                self.stats.count_skipped(picked)
-            self._skip_noted.add(due)
-            return False
-        self._skip_noted.discard(due)
-        return True
-
-    def _renew(self, job: _Job) -> None:
-        """Ask about the newest frame instead: the answer will be true for longer."""
-        newest = self._newest.get(job.query.camera)
-        if newest is not None and self.policy.renew(job, newest[0]):
-            _, job.load, job.offered = newest
-            job.keyframe = None
-
-    # The thread's own
-
-    def _spawn(self, job: _Job) -> None:
-        job.task = self._loop.create_task(self._run(job))
-        # Not a finally in the task: one that is cancelled before its first step has none.
-        job.task.add_done_callback(lambda task: self._settle(job))
 
     async def _run(self, job: _Job) -> None:
         """Ask until there is an answer, or no point in going on."""
@@ -319,6 +222,107 @@ class CloudBridge:
         with self._lock:
             self.stats.to_answer_s.append(time.monotonic() - answer.received)
         self._give_up(superseded)
+
+    # From outside
+
+    def urge(self, query_id: str) -> None:
+        """Bring a query forward: its scene has changed, or the edge is unsure."""
+        with self._lock:
+            self.policy.urge(query_id)
+
+    def reset(self, camera: str = '') -> None:
+        """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
+        with self._lock:
+            jobs = self.policy.reset(camera)
+            self._newest.pop(camera, None)
+            if not self._stopped:
+                self._loop.call_soon_threadsafe(self._give_up, jobs)
+
+    def stop(self, timeout_s: float = 3.0) -> bool:
+        """Give up what is in flight and end the thread; return whether it ended in time."""
+        with self._lock:
+            if self._stopped:
+                return True
+            self._stopped = True
+        closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        try:
+            closing.result(timeout_s)
+        except TimeoutError:
+            pass
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return False
+        self._loop.close()
+        return True
+
+    # For diagnostics
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests under way."""
+        return len(self.policy.requests)
+
+    def round_trip_s(self, share: float) -> float:
+        """Return a percentile (share 0..1) of the last round trips; 0 before the first."""
+        with self._lock:
+            return percentile(self.stats.round_trips_s, share)
+
+    @property
+    def emulated_delay_s(self) -> float:
+        """Median of the delay added on purpose."""
+        with self._lock:
+            return self.stats.emulated_delay_s
+
+    def spent_hour(self) -> Cost:
+        """Return what the last hour cost."""
+        with self._lock:
+            return self.budget.spent(time.monotonic())
+
+    @property
+    def server(self) -> CloudServer:
+        """Return the server in use: it answered last."""
+        return self._pool.serving.server
+
+    @property
+    def breaker_state(self) -> State:
+        """Return the state of the server in best health."""
+        return min(e.breaker.state for e in self._pool.endpoints)
+
+    def report(self) -> dict[str, str | float]:
+        """Return all figures, flat, for diagnostics."""
+        with self._lock:
+            return {'endpoint': self.server.name, 'breaker': self.breaker_state.name.lower(),
+                    'in_flight': self.in_flight,
+                    'in_flight_wanted': self.policy.target_in_flight,
+                    'brought_forward': self.policy.urged, **self.stats.report(),
+                    **self._pool.report(time.monotonic())}
+
+    # What the flow is made of
+
+    def _may_send(self, due: str, now: float) -> bool:
+        """Return whether a request may go now; count a keyframe once that may not."""
+        picked = self._pool.pick(now) if self.policy.has_room else 'in_flight'
+        if isinstance(picked, str):
+            if due not in self._skip_noted:
+                self.stats.count_skipped(picked)
+            self._skip_noted.add(due)
+            return False
+        self._skip_noted.discard(due)
+        return True
+
+    def _renew(self, job: _Job) -> None:
+        """Ask about the newest frame instead: the answer will be true for longer."""
+        newest = self._newest.get(job.query.camera)
+        if newest is not None and self.policy.renew(job, newest[0]):
+            _, job.load, job.offered = newest
+            job.keyframe = None
+
+    def _spawn(self, job: _Job) -> None:
+        job.task = self._loop.create_task(self._run(job))
+        # Not a finally in the task: one that is cancelled before its first step has none.
+        job.task.add_done_callback(lambda task: self._settle(job))
 
     def _settle(self, job: _Job) -> None:
         with self._lock:

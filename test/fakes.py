@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from spotvlm_ros.bench.faults.chaos import ChatRequest
+from spotvlm_ros.bench.faults.chaos_faults import ChatRequest
 from spotvlm_ros.cloud.client import CloudServer
 from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConfig
 from spotvlm_ros.edge.answer import EdgeAnswer

@@ -29,7 +29,8 @@ from fakes import cloud_server, wait_for
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench.faults.chaos import ChaosServer, FATAL, FAULTS
+from spotvlm_ros.bench.faults.chaos import ChaosServer
+from spotvlm_ros.bench.faults.chaos_faults import FATAL, FAULTS
 from spotvlm_ros.cloud.breaker import State
 from spotvlm_ros.cloud.bridge import CloudBridge
 from spotvlm_ros.cloud.budget import Budget, Cost

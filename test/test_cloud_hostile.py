@@ -22,7 +22,8 @@ from fakes import cloud_server
 from hypothesis import given, HealthCheck, settings, strategies as st
 import pytest
 
-from spotvlm_ros.bench.faults.chaos import ChaosServer, FAULTS
+from spotvlm_ros.bench.faults.chaos import ChaosServer
+from spotvlm_ros.bench.faults.chaos_faults import FAULTS
 from spotvlm_ros.cloud.client import CloudClient
 from spotvlm_ros.cloud.errors import CloudError
 from spotvlm_ros.cloud.parse import parse_reply

@@ -261,7 +261,7 @@ class CloudBridge:
 
     @property
     def in_flight(self) -> int:
-        """Number of requests under way."""
+        """Return the number of requests under way."""
         return len(self.policy.requests)
 
     def round_trip_s(self, share: float) -> float:

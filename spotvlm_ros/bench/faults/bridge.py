@@ -37,7 +37,7 @@ import time
 import psutil
 
 from . import network
-from .chaos import FAULTS
+from .chaos_faults import FAULTS
 from .relay import Link
 from .rig import ChaosProcess, LoadEdge, RobotGraph
 from ...nodes.edge import load_edge_model

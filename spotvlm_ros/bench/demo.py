@@ -27,13 +27,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config.nodes import EdgeConfig
-from ..method.facts import Fact, NS, Query
+from ..method.facts import Context, Fact, NS, Query
 from ..method.guard import OFF
 from ..mini.driving.scene import FPS, SCENE
 from ..mini.worlds import make_world
@@ -50,15 +50,37 @@ COLORS = {'none': '#dddddd', 'red': '#d62728', 'yellow': '#e6b800', 'green': '#2
 Values = dict[str, str]
 
 
+class FrameReference(TypedDict):
+    """Names a frame of a world, so that it can be drawn again."""
+
+    world: str
+    seed: int
+    condition: str | None
+    index: int
+
+
+class Accuracy(TypedDict):
+    """Shares of right facts, of all facts of all answered frames."""
+
+    edge_alone: float
+    full: float
+    cloud_held: float
+    cloud_about_its_own_frame: float | None
+    helped: float      # right only with context
+    harmed: float      # right only without
+    per_fact: dict[str, dict[str, float]]
+    unit: str
+
+
 @dataclass
-class Row:
-    """One answered frame: when, what was true, and what each system said."""
+class AnsweredFrame:
+    """One answered frame: when, what was true, and the answer of each system."""
 
     stamp_ns: int
-    reference: dict[str, Any]      # names the frame, so that it can be drawn again
+    reference: FrameReference
     truth: Values
     full: Values
-    context: Any                   # what the edge was given; None when nothing
+    context: Context | None        # what the edge was given
     alone: Values
     held: Values                   # newest cloud answer that had arrived by then
 
@@ -108,32 +130,31 @@ def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
     print(f'answering the same {len(rows)} frames without context ...', flush=True)
     if not _answer_alone(rows, str(summary['meta']['edge_model']), stop):
         return 0
-    summary['accuracy'] = _accuracy(rows, cloud_own)
+    accuracy = summary['accuracy'] = _accuracy(rows, cloud_own)
     summary['meta'] |= {'seed': args.seed, 'machine': machine(), 'duration_s': args.duration}
     args.out.mkdir(parents=True, exist_ok=True)
     draw_timeline(rows, args.out / 'timeline.png')
     draw_frames(rows, args.out / 'frames.png')
     (args.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
-    found = summary['accuracy']
     print(f'wrote summary.json, timeline.png and frames.png to {args.out}/')
-    print(f'full {found["full"]:.3f} | edge alone {found["edge_alone"]:.3f} | last cloud answer '
-          f'held {found["cloud_held"]:.3f} | accuracy per fact over {len(rows)} frames at '
-          f'{summary["answers_hz"]} Hz, answers p95 {summary["stamp_to_answer_ms"]["p95"]} ms '
+    print(f'full {accuracy["full"]:.3f} | edge alone {accuracy["edge_alone"]:.3f} | last cloud '
+          f'answer held {accuracy["cloud_held"]:.3f} | accuracy per fact over {len(rows)} frames '
+          f'at {summary["answers_hz"]} Hz, answers p95 {summary["stamp_to_answer_ms"]["p95"]} ms '
           f'after the frame, {summary["errors"]} errors', flush=True)
     return 0
 
 
 # -- score --------------------------------------------------------------------------------------
 
-def _values(facts: Sequence[Any]) -> Values:
+def _values(facts: Sequence[Fact]) -> Values:
     return {f.key: f.value for f in facts}
 
 
-def _rows(received: Sequence[ReceivedMessage]) -> tuple[list[Row], list[float]]:
+def _rows(received: Sequence[ReceivedMessage]) -> tuple[list[AnsweredFrame], list[float]]:
     """
     Pair each edge answer of the scene query with the truth of its frame.
 
-    Return the rows by stamp, and the accuracy of each cloud answer about its own frame.
+    Return the frames by stamp, and the accuracy of each cloud answer about its own frame.
     """
     from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
@@ -157,24 +178,30 @@ def _rows(received: Sequence[ReceivedMessage]) -> tuple[list[Row], list[float]]:
             continue
         arrived = [c for c in cloud if c.arrived_ns <= item.arrived_ns]
         newest = max(arrived, key=lambda c: stamp_ns(c.message.header.stamp), default=None)
-        age = item.message.context_age
-        age_ns = age.sec * NS + age.nanosec
-        used = next((c for c in reversed(contexts) if c.stamp_ns <= at
-                     and abs(at - age_ns - c.newest_ns) < 1000),
-                    None) if item.message.used_context else None
-        rows.append(Row(
+        rows.append(AnsweredFrame(
             at, json.loads(truth[at].text), _values(truth[at].facts), _values(item.message.facts),
-            used, {}, _values(newest.message.facts) if newest is not None else {}))
+            _context_of(item, at, contexts), {},
+            _values(newest.message.facts) if newest is not None else {}))
     own = [_right(_values(c.message.facts), _values(truth[at].facts)) for c in cloud
            if (at := stamp_ns(c.message.header.stamp)) in truth]
     return sorted(rows, key=lambda r: r.stamp_ns), own
 
 
-def _right(said: Values, truth: Values) -> float:
-    return float(np.mean([said.get(key) == value for key, value in truth.items()]))
+def _context_of(item: ReceivedMessage, at: int, contexts: Sequence[Context]) -> Context | None:
+    """Return the context that an answer about a frame at ``at`` [ns] says it used."""
+    if not item.message.used_context:
+        return None
+    age = item.message.context_age
+    newest_ns = at - age.sec * NS - age.nanosec
+    return next((c for c in reversed(contexts) if c.stamp_ns <= at
+                 and abs(newest_ns - c.newest_ns) < 1000), None)
 
 
-def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> bool:
+def _right(answer: Values, truth: Values) -> float:
+    return float(np.mean([answer.get(key) == value for key, value in truth.items()]))
+
+
+def _answer_alone(rows: Sequence[AnsweredFrame], model_name: str, stop: StopSignal) -> bool:
     """Answer each row's frame again without context; return False when interrupted."""
     from rich.progress import track
 
@@ -187,14 +214,14 @@ def _answer_alone(rows: Sequence[Row], model_name: str, stop: StopSignal) -> boo
     return True
 
 
-def _frame(row: Row) -> npt.NDArray[np.uint8]:
+def _frame(row: AnsweredFrame) -> npt.NDArray[np.uint8]:
     """Draw the row's frame again, bit for bit."""
-    named = row.reference
-    world = make_world(named['world'], named['seed'], named['condition'])
-    return world.frame(named['index'])
+    reference = row.reference
+    world = make_world(reference['world'], reference['seed'], reference['condition'])
+    return world.frame(reference['index'])
 
 
-def _accuracy(rows: Sequence[Row], cloud_own: Sequence[float]) -> dict[str, Any]:
+def _accuracy(rows: Sequence[AnsweredFrame], cloud_own: Sequence[float]) -> Accuracy:
     """Return the share of right facts per system, and how often context helped and harmed."""
     pairs = [(r.full.get(k) == v, r.alone.get(k) == v) for r in rows for k, v in r.truth.items()]
     return {
@@ -215,7 +242,7 @@ def _accuracy(rows: Sequence[Row], cloud_own: Sequence[float]) -> dict[str, Any]
 
 # -- draw ---------------------------------------------------------------------------------------
 
-def draw_timeline(rows: Sequence[Row], path: Path) -> None:
+def draw_timeline(rows: Sequence[AnsweredFrame], path: Path) -> None:
     """Draw what each system said over time, a strip per fact and system, truth on top."""
     import matplotlib
     matplotlib.use('Agg')
@@ -231,10 +258,10 @@ def draw_timeline(rows: Sequence[Row], path: Path) -> None:
     widths = np.diff([*times, times[-1] + 1 / FPS])
     for axis, key in zip(np.atleast_1d(axes), SCENE.keys):
         for y, system in enumerate(systems):
-            said = [getattr(r, system).get(key, '') for r in rows]
+            values = [getattr(r, system).get(key, '') for r in rows]
             axis.barh([-y] * len(rows), widths, left=times, height=0.8,
-                      color=[COLORS.get(v, '#ffffff') for v in said])
-            wrong = [t for t, v, r in zip(times, said, rows) if v != r.truth[key]]
+                      color=[COLORS.get(v, '#ffffff') for v in values])
+            wrong = [t for t, v, r in zip(times, values, rows) if v != r.truth[key]]
             axis.plot(wrong, [-y - 0.47] * len(wrong), 'k|', markersize=3)
         axis.set_yticks([-y for y in range(len(systems))], names)
         axis.set_title(key, loc='left', fontsize=10)
@@ -246,7 +273,7 @@ def draw_timeline(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_frames(rows: Sequence[Row], path: Path, count: int = 6) -> None:
+def draw_frames(rows: Sequence[AnsweredFrame], path: Path, count: int = 6) -> None:
     """Draw some answered frames with focus regions and answers, those first where it mattered."""
     import matplotlib
     matplotlib.use('Agg')
@@ -256,7 +283,7 @@ def draw_frames(rows: Sequence[Row], path: Path, count: int = 6) -> None:
     from ..method.focus import focus_boxes, FocusConfig
     from ..method.history import unexpired
     figure, axes = pyplot.subplots(2, count // 2, figsize=(15, 9.2), constrained_layout=True)
-    for axis, row in zip(axes.flat, _telling(rows, count)):
+    for axis, row in zip(axes.flat, _chosen(rows, count)):
         frame = _frame(row)
         axis.imshow(frame)
         axis.set_axis_off()
@@ -274,7 +301,7 @@ def draw_frames(rows: Sequence[Row], path: Path, count: int = 6) -> None:
     pyplot.close(figure)
 
 
-def _telling(rows: Sequence[Row], count: int) -> list[Row]:
+def _chosen(rows: Sequence[AnsweredFrame], count: int) -> list[AnsweredFrame]:
     """Return rows spread over time, preferring those where full and edge alone differ."""
     chosen = []
     for part in np.array_split(np.arange(len(rows)), count):
@@ -284,12 +311,12 @@ def _telling(rows: Sequence[Row], count: int) -> list[Row]:
     return chosen
 
 
-def _caption(query: Query, row: Row, facts: Sequence[Fact]) -> str:
-    told = {f.key: f'{f.value} {(row.stamp_ns - f.stamp_ns) / NS:.1f}s' for f in facts}
+def _caption(query: Query, row: AnsweredFrame, facts: Sequence[Fact]) -> str:
+    context = {f.key: f'{f.value} {(row.stamp_ns - f.stamp_ns) / NS:.1f}s' for f in facts}
     lines = [f'{"":<11}{"context":<15}{"full":<11}{"alone":<11}truth']
     for key in query.keys:
         full, alone = row.full.get(key, '-'), row.alone.get(key, '-')
         marks = [' ' if v == row.truth[key] else '!' for v in (full, alone)]
-        lines.append(f'{key:<11}{told.get(key, "-"):<15}{full + marks[0]:<11}'
+        lines.append(f'{key:<11}{context.get(key, "-"):<15}{full + marks[0]:<11}'
                      f'{alone + marks[1]:<11}{row.truth[key]}')
     return '\n'.join(lines)

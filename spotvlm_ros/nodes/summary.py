@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -42,7 +43,7 @@ class RunSummary(TypedDict, total=False):
     errors: int
     errors_by_message: dict[str, int]
     meta: dict[str, str | float]
-    accuracy: dict[str, float]  # of spotvlm demo
+    accuracy: Mapping[str, object]  # of spotvlm demo, see bench.demo.Accuracy
 
 
 @dataclass

@@ -28,17 +28,18 @@ from spotvlm_ros.bench.spotbench import main, work
 from spotvlm_ros.bench.spotbench.cache import Cache
 from spotvlm_ros.bench.spotbench.controls import permuted, random_regions, true_regions
 from spotvlm_ros.bench.spotbench.delays import (
-    delivered_replies, DeliveredReply, HEADLINE, NEVER, TRACES)
+    DeliveredReply, HEADLINE, NEVER, SimulatedCloud, TRACES)
 from spotvlm_ros.bench.spotbench.latencies import Latencies
-from spotvlm_ros.bench.spotbench.models import CachedEdge
-from spotvlm_ros.bench.spotbench.replay import Replay, RunScope
+from spotvlm_ros.bench.spotbench.models import CachedCloud, CachedEdge
+from spotvlm_ros.bench.spotbench.replay import Replay, RunScope, urgent_times
 from spotvlm_ros.bench.spotbench.seeds import episodes
 from spotvlm_ros.bench.spotbench.streams import Sampling, START_NS, WorldStream
 from spotvlm_ros.bench.spotbench.systems import edge_alone, Inputs, transfer
 from spotvlm_ros.bench.spotbench.wallclock import real_time
-from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.cloud.parse import CloudAnswer
+from spotvlm_ros.config.nodes import CloudNodeConfig, EdgeConfig
 from spotvlm_ros.edge.model import EdgeModel
-from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
+from spotvlm_ros.method.facts import Context, Fact, NS, Region
 from spotvlm_ros.method.guard import ODDS, OFF
 from spotvlm_ros.mini.shipped import checkpoint_path
 
@@ -56,11 +57,23 @@ def setup() -> work.Setup:
     return found
 
 
-def true_turns(stream: WorldStream) -> dict[int, Turn]:
+def true_answer(stream: WorldStream, stamp: int) -> CloudAnswer:
     """Return what a cloud without errors would say."""
-    return {s: Turn(stream.query.id, s, Source.CLOUD, tuple(
-        Fact(k, v, s, region=stream.regions(s).get(k)) for k, v in stream.truth(s).items()))
-        for s in stream.keys}
+    return CloudAnswer(stream.query.id, stamp, tuple(
+        Fact(k, v, stamp, region=stream.regions(stamp).get(k))
+        for k, v in stream.truth(stamp).items()))
+
+
+def true_replies(stream: WorldStream) -> list[DeliveredReply]:
+    """Return the replies of a cloud without errors, half a second late."""
+    cloud = SimulatedCloud(stream.query, stream.edge, lambda stamp: true_answer(stream, stamp),
+                           seed=1, end_ns=stream.frames[-1])
+    return cloud.replies(TRACES['fixed 0.5 s'])
+
+
+def inputs_of(stream: WorldStream, cloud=None) -> Inputs:
+    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
+    return Inputs(stream, edge, CachedCloud(cloud, stream, Cache(None, '')), TOOK)
 
 
 def counts(result: work.Result) -> tuple[dict, dict]:
@@ -78,14 +91,38 @@ def test_two_replays_are_identical(setup):
 
 def test_without_a_cloud_the_method_says_what_the_edge_alone_says(setup):
     stream = WorldStream(EPISODE, SAMPLING)
-    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
-    inputs = Inputs(stream, edge, true_turns(stream), TOOK)
+    inputs = inputs_of(stream)
     alone = edge_alone(inputs)
     without = transfer('full', inputs, [])
     assert without.published == alone.published and without.answers == alone.answers
-    came = delivered_replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1,
-                             stream.frames[-1])
-    assert transfer('full', inputs, came).published != alone.published
+    assert transfer('full', inputs, true_replies(stream)).published != alone.published
+
+
+def test_all_systems_meet_the_same_replies_and_a_frame_is_asked_about_once(setup):
+    class Cloud:
+        asked = 0
+
+        def replies(self, query, images):
+            self.asked += len(images)
+            return work.cloud_model().replies(query, images)
+    cloud = Cloud()
+    run = Replay(inputs_of(WorldStream(EPISODE, SAMPLING), cloud), SAMPLING)
+    run.run(RunScope(('fixed 0.5 s', 'fixed 0 s'), ablations=False, controls=False))
+    asked = cloud.asked
+    assert asked == len(run.inputs.cloud.answers) == 2, 'two seconds, two delays'
+    assert run.arrivals(TRACES['fixed 0.5 s']) == run.arrivals(TRACES['fixed 0.5 s'])
+    assert cloud.asked == asked
+
+
+def test_scene_cuts_and_unsure_answers_bring_keyframes_forward(setup):
+    stream = WorldStream(EPISODE, SAMPLING)
+    alone = edge_alone(inputs_of(stream))
+    unsure = {p.at_ns for p in alone.published if any(
+        f.confidence < CloudNodeConfig().unsure_below for f in alone.answers[p.stamp_ns].facts)}
+    assert set(urgent_times(stream, alone)) == unsure
+    cut, image = stream.edge[4], stream.image
+    stream.image = lambda s: image(s) if s < cut else 255 - image(s)
+    assert set(urgent_times(stream, alone)) == unsure | {cut}
 
 
 def test_kept_answers_are_those_of_the_model(setup, tmp_path):
@@ -103,10 +140,10 @@ def test_kept_answers_are_those_of_the_model(setup, tmp_path):
 
 def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
     stream = WorldStream(EPISODE, SAMPLING)
-    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
+    inputs = inputs_of(stream)
     guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=ODDS))
-    came = [DeliveredReply(START_NS, START_NS)]
-    run = transfer('full', Inputs(stream, edge, true_turns(stream), TOOK), came)
+    run = transfer('full', inputs,
+                   [DeliveredReply(true_answer(stream, START_NS).turn, START_NS)])
     twice = 0
     for said in run.published:
         context, answer = run.contexts[said.stamp_ns], run.answers[said.stamp_ns]
@@ -121,9 +158,8 @@ def test_the_guard_is_that_of_the_edge_model_and_both_passes_are_charged(setup):
 
 def test_shifted_labels_lower_the_score_of_the_truth(setup):
     stream = WorldStream(episodes('tune', 'driving day', 2)[1], Sampling(seconds=16.0))
-    edge = CachedEdge(work.edge_model(), stream, Cache(None, ''))
     stream.edge = stream.edge[:5]
-    run = Replay(Inputs(stream, edge, {}, TOOK), Sampling(), {'light': 'none'})
+    run = Replay(inputs_of(stream), Sampling(), {'light': 'none'})
     run.run(RunScope((), controls=False))
     hits, tries = run.tally.hits[0], run.tally.tries[0]
     shifted = {n.system: hits[n] / tries[n] for n in tries if n.slice.startswith('labels')}
@@ -133,7 +169,7 @@ def test_shifted_labels_lower_the_score_of_the_truth(setup):
 def test_controls_change_only_what_they_say(setup):
     stream = WorldStream(EPISODE, SAMPLING)
     stamp = stream.edge[4]
-    told = true_turns(stream)[stream.keys[0]].facts
+    told = true_answer(stream, START_NS).facts
     context = Context(stream.query.id, stamp, told,
                       focus={f.key: Region(10, 10, 30, 20) for f in told})
     other = permuted(context, stream)
@@ -146,10 +182,7 @@ def test_controls_change_only_what_they_say(setup):
 
 def test_real_time_publishes_after_each_frame(setup):
     stream = WorldStream(EPISODE, SAMPLING)
-    turns = true_turns(stream)
-    came = delivered_replies(TRACES['fixed 0.5 s'], stream.keys, stream.query, 1,
-                             stream.frames[-1])
-    said = real_time(stream, work.edge_model(), turns, came)
+    said = real_time(stream, work.edge_model(), true_replies(stream))
     assert len(said) >= len(stream.edge) // 3   # the machine may be busy
     assert all(s.at_ns > s.stamp_ns and s.stamp_ns in stream.edge for s in said)
     assert [s.stamp_ns for s in said] == sorted(s.stamp_ns for s in said)

@@ -25,11 +25,12 @@ import pytest
 
 from spotvlm_ros.bench.spotbench import cells, stats, systems
 from spotvlm_ros.bench.spotbench.delays import (
-    delivered_replies, DeliveredReply, HEADLINE, NEVER, Trace, TRACES)
+    DeliveredReply, HEADLINE, NEVER, SimulatedCloud, Trace, TRACES)
 from spotvlm_ros.bench.spotbench.models import CachedAnswer
 from spotvlm_ros.bench.spotbench.score import age_name, latest, PublishedAnswer, right, size_name
 from spotvlm_ros.bench.spotbench.seeds import BASE, episodes, SETS
 from spotvlm_ros.bench.spotbench.tally import CountKey, Tally
+from spotvlm_ros.cloud.parse import CloudAnswer
 from spotvlm_ros.method.facts import Fact, NS, Query, Source, Turn
 from spotvlm_ros.mini.worlds import TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
@@ -41,8 +42,21 @@ def published(at: float, about: float, a: str = '0', b: str = '0') -> PublishedA
     return PublishedAnswer(int(at * NS), int(about * NS), {'a': a, 'b': b})
 
 
-def turn(stamp: int, a: str = '1', b: str = '1') -> Turn:
-    return Turn(QUERY.id, stamp, Source.CLOUD, (Fact('a', a, stamp), Fact('b', b, stamp)))
+def reply(frame: int, at: float) -> DeliveredReply:
+    facts = tuple(Fact(key, '1', KEYS[frame]) for key in ('a', 'b'))
+    return DeliveredReply(Turn(QUERY.id, KEYS[frame], Source.CLOUD, facts), int(at * NS))
+
+
+def answered(stamp: int) -> CloudAnswer:
+    """Return a complete answer about a frame."""
+    return CloudAnswer(QUERY.id, stamp, (Fact('a', '1', stamp), Fact('b', '1', stamp)))
+
+
+def replies(trace: Trace, frames: list[int] = KEYS, seed: int = 1, end: int = 20 * NS,
+            in_flight: int = 2, answer=answered, urgent: tuple[int, ...] = (),
+            ) -> list[DeliveredReply]:
+    cloud = SimulatedCloud(QUERY, frames, answer, seed, urgent, end)
+    return cloud.replies(trace, in_flight)
 
 
 def alone(confidence: float, stamps: list[float]) -> systems.SystemRun:
@@ -81,15 +95,13 @@ def test_slices_have_names_by_their_bounds():
 
 
 def test_hold_never_goes_back_to_an_older_frame():
-    turns = {s: turn(s) for s in KEYS}
-    came = [DeliveredReply(KEYS[n], at * NS) for n, at in ((2, 3), (1, 4), (3, 5))]
-    assert [s.stamp_ns for s in systems.hold(turns, came)] == [KEYS[2], KEYS[3]]
+    held = systems.hold([reply(2, 3), reply(1, 4), reply(3, 5)])
+    assert [s.stamp_ns for s in held] == [KEYS[2], KEYS[3]]
 
 
 def test_deadline_takes_the_cloud_only_when_it_is_in_time():
-    turns, run = {s: turn(s) for s in KEYS}, alone(0.9, [1.0, 2.0])
-    came = [DeliveredReply(KEYS[1], int(1.25 * NS)), DeliveredReply(KEYS[2], int(2.35 * NS))]
-    answers = systems.deadline(run, systems.hold(turns, came), QUERY.deadline_s)
+    run, held = alone(0.9, [1.0, 2.0]), systems.hold([reply(1, 1.25), reply(2, 2.35)])
+    answers = systems.deadline(run, held, QUERY.deadline_s)
     found = latest(answers, [int(1.2 * NS), int(1.3 * NS), 3 * NS])
     assert found[0] is None                      # waited for, and in time
     assert found[1].values['a'] == '1'
@@ -97,7 +109,7 @@ def test_deadline_takes_the_cloud_only_when_it_is_in_time():
 
 
 def test_cascade_waits_for_the_cloud_and_fusion_does_not():
-    held = systems.hold({s: turn(s) for s in KEYS}, [DeliveredReply(KEYS[1], 3 * NS)])
+    held = systems.hold([reply(1, 3)])
     unsure = alone(0.5, [1.0, 2.0, 3.0])
     asked = systems.cascade(unsure, held, 0.8)
     assert [s.at_ns for s in asked] == [3 * NS]
@@ -116,8 +128,7 @@ def test_a_slow_model_leaves_frames_out():
 @pytest.mark.parametrize('name', TRACES)
 def test_delays_are_the_same_every_time_and_of_no_other_seed(name):
     trace = TRACES[name]
-    first, again, other = (delivered_replies(trace, KEYS, QUERY, seed, 20 * NS)
-                           for seed in (5, 5, 6))
+    first, again, other = (replies(trace, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert all(r.at_ns >= r.stamp_ns for r in first)
     assert [r.at_ns for r in first] == sorted(r.at_ns for r in first)
@@ -126,31 +137,50 @@ def test_delays_are_the_same_every_time_and_of_no_other_seed(name):
 
 
 def test_delays_do_what_they_say():
-    end = 20 * NS
-    assert delivered_replies(TRACES[NEVER], KEYS, QUERY, 1, end) == []
-    half = delivered_replies(TRACES['fixed 0.5 s'], KEYS, QUERY, 1, end)
-    assert [r.at_ns - r.stamp_ns for r in half] == [NS // 2] * len(KEYS)
+    assert replies(TRACES[NEVER]) == []
+    assert [r.at_ns - r.stamp_ns for r in replies(TRACES['fixed 0.5 s'])] == [NS // 2] * len(KEYS)
     # Two in flight: at a delay of 4 s, two requests go, then none until the first is back.
-    assert [r.stamp_ns // NS for r in delivered_replies(TRACES['fixed 4 s'], KEYS, QUERY, 1, end)
-            ] == [0, 1, 4, 5, 8, 9]
+    assert [r.stamp_ns // NS for r in replies(TRACES['fixed 4 s'])] == [0, 1, 4, 5, 8, 9]
     many = [NS * i for i in range(2000)]
     for trace in (TRACES[HEADLINE], TRACES['heavy tail']):
         found = [trace.delay_s(1, i) for i in range(2000)]
         assert math.isclose(float(np.median(found)), 2.0, rel_tol=0.06)
     assert 0.25 < np.mean([math.isinf(TRACES['loss'].delay_s(1, i)) for i in range(2000)]) < 0.35
-    late = [r.stamp_ns for r in delivered_replies(TRACES['reorder'], many, QUERY, 1, 2100 * NS)]
-    assert late != sorted(late)
-    out = [r.at_ns for r in delivered_replies(TRACES['outage'], many, QUERY, 1, 2100 * NS)]
+    out = [r.at_ns for r in replies(TRACES['outage'], many, end=2100 * NS)]
     assert not [t for t in out if 700 * NS <= t < 1400 * NS]
     assert [t for t in out if t < 700 * NS] and [t for t in out if t >= 1400 * NS]
 
 
-def test_a_lost_answer_frees_its_place():
-    trace = Trace('all lost', '', 1.0, lost=1.0)
-    assert delivered_replies(trace, KEYS, QUERY, 1, 20 * NS) == []
-    half = delivered_replies(Trace('half', '', 1.0, lost=0.5), [NS * i for i in range(200)],
-                             QUERY, 1, 300 * NS)
-    assert 70 < len(half) < 130
+def test_a_complete_answer_ends_older_requests_and_an_incomplete_one_lets_them_come():
+    many, end = [NS * i for i in range(2000)], 2100 * NS
+    stamps = [r.stamp_ns for r in replies(TRACES['reorder'], many, end=end)]
+    assert stamps == sorted(stamps) and 500 < len(stamps) < 2000
+
+    def without_b(stamp: int) -> CloudAnswer:
+        return CloudAnswer(QUERY.id, stamp, (Fact('a', '1', stamp),))
+    late = [r.stamp_ns for r in replies(TRACES['reorder'], many, end=end, answer=without_b)]
+    assert late != sorted(late), 'later answers overtake'
+
+
+def test_the_number_under_way_follows_the_round_trips():
+    """At 0.5 s one request is enough, whatever is allowed: also when every frame is urgent."""
+    frames = [NS * i // 5 for i in range(100)]
+    urgent = tuple(frames)
+    came = replies(TRACES['fixed 0.5 s'], frames, urgent=urgent, in_flight=4)
+    apart = [b.stamp_ns - a.stamp_ns for a, b in zip(came[4:], came[5:])]
+    assert set(apart) == {3 * NS // 5}, 'at 0.4 s the only place is taken'
+    rare = replies(TRACES['fixed 0.5 s'], frames, in_flight=4)
+    assert {b.stamp_ns - a.stamp_ns for a, b in zip(rare, rare[1:])} == {NS}
+    one = replies(TRACES['fixed 0.5 s'], frames, urgent=(int(5.1 * NS),))
+    assert {b.stamp_ns - a.stamp_ns for a, b in zip(one, one[1:])} == {NS, 3 * NS // 5}
+
+
+def test_a_lost_answer_frees_its_place_and_its_query_is_due_again():
+    assert replies(Trace('all lost', '', 1.0, lost=1.0)) == []
+    frames = [NS * i // 5 for i in range(1000)]
+    half = replies(Trace('half', '', 0.5, lost=0.5), frames, end=300 * NS)
+    assert 110 < len(half) < 160, 'half of 200 would be 100: a lost one is soon sent anew'
+    assert replies(TRACES['fixed 1 s'], answer=lambda stamp: None) == [], 'no answer is no reply'
 
 
 def test_the_interval_covers_what_it_should():

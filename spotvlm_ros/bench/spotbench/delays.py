@@ -23,16 +23,19 @@ that every system meets the same network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
 
 import numpy as np
 
-from ...method.facts import NS, Query
-from ...method.keyframes import next_keyframe
+from ...cloud.parse import CloudAnswer
+from ...config.nodes import RequestConfig
+from ...method.facts import NS, Query, Turn
+from ...method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
 
-MAX_IN_FLIGHT = 2     # as the cloud node has it by default
+MAX_IN_FLIGHT = RequestConfig().max_in_flight
 NEVER_S = 1e9
 
 
@@ -84,34 +87,69 @@ QUICK = (HEADLINE, 'fixed 0.5 s', 'fixed 9 s', NEVER)
 
 @dataclass(frozen=True)
 class DeliveredReply:
-    """The cloud's answer about one keyframe comes then."""
+    """An answer of the cloud, and when it arrives."""
 
-    stamp_ns: int
+    turn: Turn
     at_ns: int
 
+    @property
+    def stamp_ns(self) -> int:
+        """Stamp of the keyframe."""
+        return self.turn.stamp_ns
 
-def delivered_replies(trace: Trace, frames: Sequence[int], query: Query, seed: int, end_ns: int,
-                      max_in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
-    """
-    Return the replies that arrive, by arrival.
 
-    ``frames`` are the stamps that may be sent. A frame is sent by the rule of the cloud node; a
-    request that fails makes room when its answer would have come by the median delay.
-    """
-    begin, span = frames[0] if frames else 0, end_ns - (frames[0] if frames else 0)
-    found: list[DeliveredReply] = []
-    busy: list[int] = []
-    sent: dict[str, int] = {}
-    for number, stamp in enumerate(frames):
-        busy = [until for until in busy if until > stamp]
-        if len(busy) >= max_in_flight or next_keyframe([query], sent, stamp) is None:
-            continue
-        sent[query.id] = stamp
-        delay = trace.delay_s(seed, number)
-        failed = math.isinf(delay)
-        at = stamp + int((trace.median_s if failed else delay) * NS)
-        busy.append(at)
-        out = begin + trace.outage[0] * span <= at < begin + trace.outage[1] * span
-        if not failed and not out and at <= end_ns:
-            found.append(DeliveredReply(stamp, at))
-    return sorted(found, key=lambda r: (r.at_ns, r.stamp_ns))
+@dataclass(eq=False)
+class _Request(KeyframeRequest):
+    """A request that is answered, or fails, at ``until_ns``."""
+
+    until_ns: int
+    fails: bool
+
+
+@dataclass(frozen=True)
+class SimulatedCloud:
+    """The policy of the cloud node over one stream, with traces in the place of the network."""
+
+    query: Query
+    frames: Sequence[int]                          # stamps of those offered, in order
+    answer: Callable[[int], CloudAnswer | None]    # about the frame of a stamp
+    seed: int = 0
+    urgent_ns: Sequence[int] = ()                  # when the query is brought forward, in order
+    end_ns: int = 0                                # of the stream
+
+    def replies(self, trace: Trace, max_in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
+        """Return the replies that arrive within the stream, by arrival."""
+        policy: KeyframePolicy[_Request] = KeyframePolicy([self.query], max_in_flight)
+        urgent, delivered = deque(self.urgent_ns), []
+        for number, stamp in enumerate(self.frames):
+            delivered += self._arrived(policy, stamp)
+            while urgent and urgent[0] <= stamp:
+                urgent.popleft()
+                policy.urge(self.query.id)
+            if policy.due(stamp) is not None and policy.has_room:
+                policy.begin(self._request(trace, number, stamp))
+        return delivered + self._arrived(policy, self.end_ns)
+
+    def _request(self, trace: Trace, number: int, stamp: int) -> _Request:
+        """Send a frame; one whose answer is lost fails after the median delay."""
+        delay = trace.delay_s(self.seed, number)
+        lost = math.isinf(delay)
+        until = stamp + int((trace.median_s if lost else delay) * NS)
+        span = self.end_ns - self.frames[0]
+        out = trace.outage[0] * span <= until - self.frames[0] < trace.outage[1] * span
+        return _Request(self.query, stamp, until, lost or out)
+
+    def _arrived(self, policy: KeyframePolicy[_Request], now_ns: int) -> list[DeliveredReply]:
+        """Settle what is over by now, in the order of time."""
+        delivered = []
+        while over := [r for r in policy.requests if r.until_ns <= now_ns]:
+            request = min(over, key=lambda r: (r.until_ns, r.stamp_ns))
+            answer = None if request.fails else self.answer(request.stamp_ns)
+            policy.end(request, again=answer is None)
+            if answer is not None:
+                delivered.append(DeliveredReply(answer.turn, request.until_ns))
+                complete = is_complete(self.query, answer.facts, answer.rejected)
+                for older in policy.answered(
+                        request, (request.until_ns - request.stamp_ns) / NS, complete):
+                    policy.end(older, again=False)
+        return delivered

@@ -30,12 +30,12 @@ from .cache import Cache, pack, PackedFact, unpack
 from .streams import JPEG_QUALITY, Stream
 from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
-from ...cloud.parse import parse_reply
+from ...cloud.parse import CloudAnswer, parse_reply
 from ...config.nodes import BoxScale, ServerConfig
 from ...edge.answer import EdgeVLM
 from ...frames.pixels import decode_compressed, encode_jpeg, Image
 from ...method import guard, prompt
-from ...method.facts import Context, Fact, Query, Turn
+from ...method.facts import Context, Fact, Query
 
 BATCH = 8               # keyframes that the cloud model is asked about at once
 GREY = 127              # of a blank picture
@@ -110,7 +110,7 @@ def _key(stamp_ns: int, context: Context | None, blank: bool) -> str:
 
 
 class Cloud(Protocol):
-    """Answers about keyframes."""
+    """A model that is asked about keyframes."""
 
     def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
         """Return the raw text about each image, None where there was no reply."""
@@ -175,20 +175,23 @@ class RemoteCloud:
         return asyncio.run(ask())
 
 
-def cloud_turns(cloud: Cloud | None, stream: Stream, cache: Cache[str],
-                box_scale: BoxScale = 'relative') -> dict[int, Turn]:
-    """Return the cloud's answer about each keyframe, whenever it may arrive."""
-    texts = {s: cache.get(str(s)) for s in stream.keys}
-    missing = [s for s, known in texts.items() if known is None]
-    if missing and cloud is not None:
-        replies = cloud.replies(stream.query, [stream.image(s) for s in missing])
-        for stamp, text in zip(missing, replies):
-            texts[stamp] = text
-            if text is not None:
-                cache.put(str(stamp), text)
-    turns = {}
-    for stamp, text in texts.items():
-        if text is not None:
-            turns[stamp] = parse_reply(stream.query, text, stamp, stream.size,
-                                       box_scale=box_scale).turn
-    return turns
+class CachedCloud:
+    """The cloud model over one stream. Each frame is asked about once, when it is first sent."""
+
+    def __init__(self, cloud: Cloud | None, stream: Stream, cache: Cache[str],
+                 box_scale: BoxScale = 'relative') -> None:
+        """Take what the cache has; without a ``cloud`` there is nothing else."""
+        self._cloud, self._stream, self._cache, self._scale = cloud, stream, cache, box_scale
+        self.answers: dict[int, CloudAnswer | None] = {}    # by frame, of those asked about
+
+    def __call__(self, stamp_ns: int) -> CloudAnswer | None:
+        """Return what the cloud says about a frame, whenever that arrives; None: nothing."""
+        if stamp_ns not in self.answers:
+            text, query = self._cache.get(str(stamp_ns)), self._stream.query
+            if text is None and self._cloud is not None:
+                text = self._cloud.replies(query, [self._stream.image(stamp_ns)])[0]
+                if text is not None:
+                    self._cache.put(str(stamp_ns), text)
+            self.answers[stamp_ns] = None if text is None else parse_reply(
+                query, text, stamp_ns, self._stream.size, box_scale=self._scale)
+        return self.answers[stamp_ns]

@@ -32,7 +32,7 @@ from .cache import Cache
 from .delays import QUICK
 from .labels import Label, read_labels
 from .measure import measure_stream
-from .models import CachedEdge, Cloud, cloud_turns, LocalCloud, RemoteCloud
+from .models import CachedCloud, CachedEdge, Cloud, LocalCloud, RemoteCloud
 from .replay import Replay, RunScope
 from .report import report
 from .streams import JPEG_QUALITY, Sampling, START_NS
@@ -43,7 +43,7 @@ from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
 from ...frames import sources
 from ...frames.pixels import decode_image, encode_jpeg, Image
-from ...method.facts import NS, Query, Region, Turn
+from ...method.facts import NS, Query, Region
 from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
@@ -62,7 +62,6 @@ class RecordedStream:
         self._jpegs, self._labels = jpegs, labels
         self.frames = _spaced(list(jpegs), 1 / sampling.flow_hz)
         self.edge = _spaced(self.frames, 1 / query.rate_hz)
-        self.keys = _spaced(self.frames, query.cloud_period_s)
         self.labels = [START_NS + int(one.t * NS) for one in labels]
         self.blocks = [int(one.t // BLOCK_S) for one in labels]
         if self.labels[-1] > self.frames[-1] + NS:
@@ -153,12 +152,14 @@ def run_own_data(args: argparse.Namespace) -> int:
         if is_miniature(name):
             print(f'{name}: {MINIATURE_WARNING}')
     latencies = measure_stream(edge, stream)
-    turns, round_trips_s = asked_cloud(args, stream)
-    print(f'{len(stream.edge)} frames for the edge, {len(turns)} cloud answers, '
-          f'{len(labels)} labels', flush=True)
-    cached = CachedEdge(edge, stream, Cache(None, ''), args.guard_odds)
-    run = Replay(Inputs(stream, cached, turns, latencies), sampling)
+    cloud = opened_cloud(args)
+    cached = CachedCloud(cloud, stream, Cache(None, ''))
+    run = Replay(Inputs(stream, CachedEdge(edge, stream, Cache(None, ''), args.guard_odds), cached,
+                        latencies), sampling)
     tally = run.run(RunScope(QUICK, ablations=False))
+    answers = sum(answer is not None for answer in cached.answers.values())
+    print(f'{len(stream.edge)} frames for the edge, {answers} cloud answers, '
+          f'{len(labels)} labels', flush=True)
     meta: dict[str, object] = {
         'commit': '', 'clock': 'replay', 'extent': 'own data', 'split': 'no',
         'models': {'edge': {'name': edge.name, 'hash': ''},
@@ -167,25 +168,25 @@ def run_own_data(args: argparse.Namespace) -> int:
         'synthetic': f'delays are synthetic; units of statistics are blocks of {BLOCK_S:g} s',
         'run': {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                 'took_s': round(time.monotonic() - started), 'machine': machine()}}
-    if round_trips_s:
-        meta['cloud_round_trips_s'] = {'median': float(np.median(round_trips_s)),
-                                       'n': len(round_trips_s)}
+    if isinstance(cloud, RemoteCloud):
+        meta['cloud_round_trips_s'] = round_trips(cloud, len(cached.answers))
     all_cells = cells.cells({stream.name: [tally]})
     cells.write(args.out / 'results.json', all_cells, meta)
     report(all_cells, meta, args.out)
     return 0
 
 
-def asked_cloud(args: argparse.Namespace, stream: RecordedStream,
-                ) -> tuple[dict[int, Turn], list[float]]:
-    """Return the cloud's answers, and what its round trips took [s] where it is a server."""
-    if not args.cloud_url:
-        local: Cloud = LocalCloud(checkpoint_path(args.cloud))
-        return cloud_turns(local, stream, Cache(None, '')), []
-    remote = RemoteCloud(args.cloud_url, args.cloud_model, read_api_key())
-    turns = cloud_turns(remote, stream, Cache(None, ''))
+def opened_cloud(args: argparse.Namespace) -> Cloud:
+    """Return the server that the user names, or a checkpoint on this machine."""
+    if args.cloud_url:
+        return RemoteCloud(args.cloud_url, args.cloud_model, read_api_key())
+    return LocalCloud(checkpoint_path(args.cloud))
+
+
+def round_trips(remote: RemoteCloud, requests: int) -> dict[str, float]:
+    """Return what a server took [s]; raise ValueError where it answered nothing."""
     if remote.errors:
-        print(f'{len(remote.errors)} of {len(stream.keys)} requests failed: {remote.errors[0]}')
-    if not turns:
+        print(f'{len(remote.errors)} of {requests} requests failed: {remote.errors[0]}')
+    if not remote.round_trips_s:
         raise ValueError('the server answered nothing; see above')
-    return turns, remote.round_trips_s
+    return {'median': float(np.median(remote.round_trips_s)), 'n': len(remote.round_trips_s)}

@@ -19,16 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from . import systems
 from .controls import BLANK, Change, CONTROLS, OTHER
-from .delays import delivered_replies, DeliveredReply, HEADLINE, Trace, TRACES
+from .delays import DeliveredReply, HEADLINE, MAX_IN_FLIGHT, SimulatedCloud, Trace, TRACES
 from .models import CachedAnswer
 from .score import PublishedAnswer
-from .streams import Sampling
+from .streams import Sampling, Stream
 from .systems import ALONE, FULL, Inputs, OWN_HISTORY, SystemRun, SYSTEMS
 from .tally import CountKey, StreamScorer, Tally
+from ...config.nodes import CloudNodeConfig
 from ...method.facts import Context
+from ...method.keyframes import is_unsure, SceneCutDetector
 
 NO_DELAY = '-'   # delay of systems that know none
 
@@ -73,20 +76,23 @@ class Replay:
             self._steady_controls()
         return self.tally
 
-    def arrivals(self, trace: Trace, in_flight: int | None = None) -> list[DeliveredReply]:
+    @cached_property
+    def _cloud(self) -> SimulatedCloud:
+        return SimulatedCloud(
+            self.stream.query, self.stream.edge, self.inputs.cloud, self.stream.seed,
+            urgent_times(self.stream, self.alone), self.end_ns)
+
+    def arrivals(self, trace: Trace, in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
         """Return the replies of a trace."""
-        more = {} if in_flight is None else {'max_in_flight': in_flight}
-        return delivered_replies(trace, self.stream.keys, self.stream.query, self.stream.seed,
-                                 self.end_ns, **more)
+        return self._cloud.replies(trace, in_flight)
 
     def transfer(self, name: str, replies: Sequence[DeliveredReply]) -> SystemRun:
         """Run Context Transfer or a part of it."""
         return systems.transfer(name, self.inputs, replies)
 
     def _delay(self, trace: Trace, scope: RunScope) -> None:
-        alone, turns = self.alone, self.inputs.turns
-        replies = self.arrivals(trace)
-        held = systems.hold(turns, replies)
+        alone, replies = self.alone, self.arrivals(trace)
+        held = systems.hold(replies)
         full = self.full[trace.name] = self.transfer(FULL, replies)
         runs = {FULL: full, OWN_HISTORY: systems.own_history(self.inputs, full)}
         if scope.ablations and trace.name in scope.ablation_delays:
@@ -94,7 +100,7 @@ class Replay:
                      for s in SYSTEMS.values() if s.ablation}
         published = {
             ALONE: alone.published, 'hold': held,
-            'cloud only': systems.hold(turns, self.arrivals(trace, in_flight=1)),
+            'cloud only': systems.hold(self.arrivals(trace, in_flight=1)),
             'deadline': systems.deadline(alone, held, self.stream.query.deadline_s),
             'cascade': systems.cascade(alone, held, systems.UNSURE),
             'fusion': systems.fusion(alone, held, systems.UNSURE), **self.majority,
@@ -132,9 +138,9 @@ class Replay:
     def _oracle(self) -> None:
         """Count the cloud about its own frames: what it would be worth without any delay."""
         name = CountKey('cloud, zero latency (oracle)', NO_DELAY, 'all', 'offline')
-        for stamp, turn in self.inputs.turns.items():
-            if stamp >= self.stream.labels[0]:
-                self._frame(name, stamp, systems.values(turn.facts))
+        for stamp, answer in sorted(self.inputs.cloud.answers.items()):
+            if answer is not None and stamp >= self.stream.labels[0]:
+                self._frame(name, stamp, systems.values(answer.facts))
 
     def _check_of_the_check(self) -> None:
         """Score against labels of another time: a benchmark that works must notice."""
@@ -184,3 +190,17 @@ class Replay:
     def other(self, contexts: Mapping[int, Context]) -> None:
         """Run the control that takes the contexts of another episode of the same set."""
         self.control(OTHER, lambda context, stream: context, contexts)
+
+
+def urgent_times(stream: Stream, alone: SystemRun) -> list[int]:
+    """Return when scene cuts, and unsure answers of the edge alone, ask for a keyframe."""
+    rules, detector, times = CloudNodeConfig(), SceneCutDetector(), []
+    for stamp in stream.edge:
+        if detector.is_due(stamp) and detector.update(stamp, stream.image(stamp),
+                                                      rules.cut_below):
+            times.append(stamp)
+    for one in alone.published:
+        confidences = [f.confidence for f in alone.answers[one.stamp_ns].facts]
+        if is_unsure(confidences, rules.unsure_below):
+            times.append(one.at_ns)
+    return sorted(times)

@@ -40,16 +40,15 @@ class Sampling:
     scored_from_s: float = 4.0   # before, the stream warms up
     edge_hz: float = 5.0
     flow_hz: float = 10.0
-    key_hz: float = 1.0          # frames that may go to the cloud
     label_hz: float = 10.0
     shift_s: float = 5.0         # of the labels, to check the check
     control_every: int = 3       # controls answer every so many-th frame of the edge
 
     def __post_init__(self) -> None:
         """Refuse rates that do not meet on the same frames."""
-        if self.flow_hz % self.edge_hz or self.edge_hz % self.key_hz:
-            raise ValueError(f'flow_hz {self.flow_hz:g}, edge_hz {self.edge_hz:g} and key_hz '
-                             f'{self.key_hz:g}: make each a multiple of the next')
+        if self.flow_hz % self.edge_hz:
+            raise ValueError(f'flow_hz {self.flow_hz:g} and edge_hz {self.edge_hz:g}: make one a '
+                             'multiple of the other')
 
 
 class Stream(Protocol):
@@ -59,8 +58,7 @@ class Stream(Protocol):
     query: Query
     seed: int
     frames: list[int]            # stamps of the frames that regions are carried over
-    edge: list[int]              # those that the edge may answer
-    keys: list[int]              # those that may go to the cloud
+    edge: list[int]              # those that the edge may answer, and that the cloud is offered
     labels: list[int]            # times at which answers are scored
     blocks: list[int]            # for each label, which unit of statistics it belongs to
 
@@ -93,7 +91,6 @@ class WorldStream:
         self.size = self._world.size
         self.frames = self._every(sampling.flow_hz, sampling.seconds)
         self.edge = self._every(sampling.edge_hz, sampling.seconds)
-        self.keys = self._every(sampling.key_hz, sampling.seconds)
         self.labels = [s for s in self._every(sampling.label_hz, sampling.seconds)
                        if s >= START_NS + sampling.scored_from_s * NS]
         self.blocks = [0] * len(self.labels)

@@ -28,7 +28,7 @@ from typing import Literal
 
 from .delays import DeliveredReply
 from .latencies import Latencies
-from .models import CachedAnswer, CachedEdge
+from .models import CachedAnswer, CachedCloud, CachedEdge
 from .score import PublishedAnswer
 from .streams import Stream
 from ...method.facts import Context, Fact, NS, Source, Turn
@@ -86,7 +86,7 @@ class Inputs:
 
     stream: Stream
     edge: CachedEdge
-    turns: Mapping[int, Turn]            # the cloud's answers, by the stamp of their keyframe
+    cloud: CachedCloud
     latencies: Latencies
 
 
@@ -130,7 +130,7 @@ def transfer(name: str, inputs: Inputs, replies: Sequence[DeliveredReply]) -> Sy
                       TransferConfig(gate=OPEN_GATE if name == NO_GATE else GateConfig(),
                                      carry=name != STILL))
     run = SystemRun([], {}, {})
-    due = [(r.at_ns, inputs.turns[r.stamp_ns]) for r in replies if r.stamp_ns in inputs.turns]
+    due = [(r.at_ns, r.turn) for r in replies]
     answered, free_ns = set(inputs.stream.edge), 0
     for now in inputs.stream.frames:
         for at, turn in [d for d in due if d[0] <= now]:
@@ -176,13 +176,13 @@ def own_history(inputs: Inputs, full: SystemRun) -> SystemRun:
     return run
 
 
-def hold(turns: Mapping[int, Turn], replies: Sequence[DeliveredReply]) -> list[PublishedAnswer]:
+def hold(replies: Sequence[DeliveredReply]) -> list[PublishedAnswer]:
     """Publish each cloud answer that is newer than those before."""
     published: list[PublishedAnswer] = []
     for reply in replies:
         stamp = reply.stamp_ns
-        if stamp in turns and all(p.stamp_ns < stamp for p in published):
-            published.append(PublishedAnswer(reply.at_ns, stamp, values(turns[stamp].facts)))
+        if all(p.stamp_ns < stamp for p in published):
+            published.append(PublishedAnswer(reply.at_ns, stamp, values(reply.turn.facts)))
     return published
 
 

@@ -23,7 +23,7 @@ asked beforehand, so that only what runs on a robot takes time here; the delay i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import queue
 import threading
 import time
@@ -78,14 +78,13 @@ def _both_ways(episode: Episode, guarded: EdgeVLM,
                ) -> dict[str, tuple[float, float, list[int]]]:
     """Return, by system, accuracy in real time and replayed, and the times to answers [ns]."""
     opened = OpenEpisode(episode)
-    turns = opened.cloud_turns()
-    run = opened.replay(turns)
+    run = opened.replay()
     replies = run.arrivals(TRACES[HEADLINE])
     replayed = {FULL: run.transfer(FULL, replies).published, ALONE: run.alone.published}
     opened.save()
     results = {}
     for system, published in replayed.items():
-        real = real_time(opened.stream, guarded, turns, replies if system == FULL else None)
+        real = real_time(opened.stream, guarded, replies if system == FULL else None)
         results[system] = (float(run.scorer.grid(real).mean()),
                            float(run.scorer.grid(published).mean()),
                            [p.at_ns - p.stamp_ns for p in real])
@@ -95,9 +94,9 @@ def _both_ways(episode: Episode, guarded: EdgeVLM,
 class _Network:
     """Hands over the cloud's answers when they are due, from a thread of its own."""
 
-    def __init__(self, replies: Sequence[DeliveredReply], turns: Mapping[int, Turn]) -> None:
+    def __init__(self, replies: Sequence[DeliveredReply]) -> None:
         """Start the clock; the first frame is due a tenth of a second later."""
-        self._replies, self._turns = replies, turns
+        self._replies = replies
         self._arrived: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._began = time.monotonic_ns() + NS // 10
@@ -124,12 +123,11 @@ class _Network:
         for reply in self._replies:
             if self._stop.wait(max(0.0, (reply.at_ns - self.now_ns()) / NS)):
                 return
-            if reply.stamp_ns in self._turns:
-                self._arrived.put(self._turns[reply.stamp_ns])
+            self._arrived.put(reply.turn)
 
 
-def real_time(stream: WorldStream, model: EdgeVLM, turns: Mapping[int, Turn],
-              replies: Sequence[DeliveredReply] | None) -> list[PublishedAnswer]:
+def real_time(stream: WorldStream, model: EdgeVLM, replies: Sequence[DeliveredReply] | None,
+              ) -> list[PublishedAnswer]:
     """
     Run an episode in real time and return what was published when.
 
@@ -141,7 +139,7 @@ def real_time(stream: WorldStream, model: EdgeVLM, turns: Mapping[int, Turn],
     stamps = stream.edge if replies is None else stream.frames
     answered, period = set(stream.edge), stamps[1] - stamps[0]
     method, published = Transfer([stream.query]), []
-    network = _Network(replies or (), turns)
+    network = _Network(replies or ())
     try:
         for stamp in stamps:
             wait_ns = stamp - network.now_ns()

@@ -29,7 +29,7 @@ from typing import TypeVar
 from .cache import Cache, code_hash, model_hash
 from .delays import HEADLINE
 from .latencies import Latencies
-from .models import CachedEdge, cloud_turns, LocalCloud, PackedAnswer
+from .models import CachedCloud, CachedEdge, LocalCloud, PackedAnswer
 from .replay import Replay, RunScope
 from .seeds import Episode, SETS
 from .streams import Sampling, WorldStream
@@ -38,7 +38,7 @@ from .tally import Tally
 from ...config.nodes import EdgeConfig
 from ...edge.model import EdgeModel
 from ...frames.pixels import Image
-from ...method.facts import Context, Query, Turn
+from ...method.facts import Context, Query
 from ...method.guard import ODDS, OFF
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world, TRAIN_SEEDS
@@ -133,28 +133,23 @@ class OpenEpisode:
         self._edge: Cache[PackedAnswer] = Cache(_setup().cache, f'edge-{edge}/{name}')
         self._cloud: Cache[str] = Cache(_setup().cache, f'cloud-{cloud}/{name}')
 
-    def cloud_turns(self) -> dict[int, Turn]:
-        """Return the cloud's answers about all keyframes."""
-        turns = cloud_turns(_LazyCloud(), self.stream, self._cloud)
-        self._cloud.save()
-        return turns
-
-    def replay(self, turns: Mapping[int, Turn], majority: Mapping[str, str] | None = None,
-               ) -> Replay:
-        """Return the replay of the episode with these answers of the cloud."""
+    def replay(self, majority: Mapping[str, str] | None = None) -> Replay:
+        """Return the replay of the episode."""
         setup = _setup()
         edge = CachedEdge(edge_model(), self.stream, self._edge, setup.odds)
-        return Replay(Inputs(self.stream, edge, turns, setup.latencies), setup.sampling, majority)
+        cloud = CachedCloud(_LazyCloud(), self.stream, self._cloud)
+        return Replay(Inputs(self.stream, edge, cloud, setup.latencies), setup.sampling, majority)
 
     def save(self) -> None:
-        """Keep the answers of the edge."""
+        """Keep the answers of both models."""
         self._edge.save()
+        self._cloud.save()
 
 
 def replay(episode: Episode, scope: RunScope, majority: Mapping[str, str]) -> Result:
     """Run one episode through everything but what needs another episode."""
     opened = OpenEpisode(episode)
-    run = opened.replay(opened.cloud_turns(), majority)
+    run = opened.replay(majority)
     run.run(scope)
     opened.save()
     return Result(episode, run.tally,
@@ -164,7 +159,7 @@ def replay(episode: Episode, scope: RunScope, majority: Mapping[str, str]) -> Re
 def other_context(episode: Episode, contexts: Mapping[int, Context]) -> Result:
     """Run the control with the contexts of another episode."""
     opened = OpenEpisode(episode)
-    run = opened.replay({})
+    run = opened.replay()
     run.other(contexts)
     opened.save()
     return Result(episode, run.tally)

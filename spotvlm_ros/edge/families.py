@@ -147,7 +147,7 @@ class Idefics3Family(ModelFamily):
     """Idefics3 and SmolVLM."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Find the parts."""
+        """Find the parts; position embeddings are learned for each shape of the pixels."""
         super().__init__(model)
         self._patch_positions: dict[tuple[int, ...], torch.Tensor] = {}
 
@@ -216,7 +216,7 @@ class Qwen25VLFamily(ModelFamily):
     """Qwen2.5-VL: image tokens have positions in time, height and width."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Find the parts."""
+        """Find the parts; the layout of windows is worked out for each grid of patches."""
         super().__init__(model)
         self.merge_size = int(self.vision_tower.spatial_merge_size)
         self._layouts: dict[object, Layout] = {}

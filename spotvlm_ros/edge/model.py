@@ -192,6 +192,7 @@ class EdgeModel:
 
     def _request(self, frame: focus.Image, query: Query, context: Context | None,
                  stamp_ns: int) -> _Request:
+        """Return a request; the guard's answer without context has a prefix of its own."""
         alone = context is None and guard.is_guarded(query, self._odds)
         return _Request(f'{query.id} alone' if alone else query.id, frame, query, context,
                         stamp_ns)

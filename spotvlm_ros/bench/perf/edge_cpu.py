@@ -62,7 +62,7 @@ class CpuComparison:
         self.generate, self.usual = (EdgeModel.load(replace(config, engine='generate'))
                                      for _ in range(2))
         self.converted = {
-            name: EdgeModel(change(EdgeModel.load(replace(config, threads=1))._model),
+            name: EdgeModel(change(EdgeModel.load(config)._model),
                             self.usual._input_processor.processor, replace(config, model=name))
             for name, change in (('int8', as_int8), ('bf16', as_bf16))}
         self.rng = np.random.default_rng(5)

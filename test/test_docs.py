@@ -19,6 +19,8 @@ from pathlib import Path
 import re
 
 import pytest
+from spotvlm_ros.bench.perf.main import PROGRAMS
+from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
@@ -77,6 +79,14 @@ def test_every_make_target_exists(document):
              for words in re.findall(r'^make((?: [a-z]+)+)', part, re.MULTILINE)
              for target in words.split()}
     assert named <= targets
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_exists(document):
+    command = re.compile(r'(?:^|bin/)spotvlm ((?:perf )?[a-z][\w-]*)', re.MULTILINE)
+    named = {words for part in code(document.read_text()) for words in command.findall(part)}
+    known = {*COMMANDS, *ELSEWHERE, *(f'perf {name}' for name in PROGRAMS)}
+    assert named <= known
 
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)

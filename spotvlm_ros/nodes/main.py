@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Entry points of the node processes.
+Entry points of the node processes, one function for each.
 
 Light on purpose: signals are handled before ROS and torch are imported, so that Ctrl-C during
 the seconds that takes is as clean as later.
@@ -23,6 +23,7 @@ the seconds that takes is as clean as later.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 import importlib
 
 from ..system.signals import StopSignal
@@ -41,26 +42,4 @@ def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool
     return int(run.run_nodes(module.make_nodes, argv, stop, exit_on_failure))
 
 
-def camera() -> int:
-    """Run the camera node."""
-    return run_node('camera')
-
-
-def edge() -> int:
-    """Run the edge node."""
-    return run_node('edge')
-
-
-def cloud() -> int:
-    """Run the cloud node."""
-    return run_node('cloud')
-
-
-def context() -> int:
-    """Run the context node."""
-    return run_node('context')
-
-
-def composed() -> int:
-    """Run all four nodes."""
-    return run_node('composed')
+camera, edge, cloud, context, composed = (partial(run_node, name) for name in NODES)

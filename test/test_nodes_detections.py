@@ -13,12 +13,12 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Topic focus/detections of node edge; stand-ins take the place of vision_msgs."""
+"""Topics focus/detections and audit of node edge; stand-ins take the place of vision_msgs."""
 
 import sys
 from types import ModuleType, SimpleNamespace
 
-from fakes import FakeEdge
+from fakes import FakeEdge, wait_for
 import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
@@ -28,7 +28,8 @@ from spotvlm_msgs.msg import Context as ContextMsg  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, Query, Region  # noqa: E402
 from spotvlm_ros.nodes.base import latched  # noqa: E402
-from spotvlm_ros.nodes.convert import context_msg, image_msg, stamp_ns  # noqa: E402
+from spotvlm_ros.nodes.convert import (  # noqa: E402
+    context_msg, fact_msg, header_msg, image_msg, stamp_ns)
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from test_nodes_graph import graph, GREY, keep_sending  # noqa: E402
 
@@ -93,3 +94,29 @@ def test_regions_are_those_that_this_very_answer_was_given(monkeypatch):
     box = next(b for found in boxes.values() for b in found)
     assert (box.bbox.center.position.x, box.bbox.center.position.y) == (16, 14)
     assert (box.bbox.size_x, box.bbox.size_y) == (16, 20)
+
+
+def test_the_audit_answers_once_more_without_context():
+    """The fake edge says the same with and without: that agrees, copies nothing, harms nothing."""
+    edge, audited = FakeEdge(), []
+    with graph(lambda: [EdgeNode(load=edge.load)], 'audit_share:=1.0',
+               'audit_truth:=true') as (probe, _):
+        contexts = probe.create_publisher(ContextMsg, 'context', latched(8))
+        truth = probe.create_publisher(Answer, 'truth', 10)
+        probe.create_subscription(Answer, 'audit', audited.append, 10)
+
+        def send(stamp):
+            context = Context('scene', stamp, (Fact('light', 'red', stamp),))
+            contexts.publish(context_msg(context, SCENE, 'eye', ContextMsg.GATE_OPEN, 0))
+            facts = [fact_msg(Fact('light', 'green', stamp), stamp)]
+            truth.publish(Answer(header=header_msg(stamp, 'eye'), facts=facts))
+            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        keep_sending(probe, send, lambda: len(audited) >= 3 and
+                     'audit_harm_rate' in probe.diagnostics.get('edge', {}))
+        figures = probe.diagnostics['edge']
+        wait_for(lambda: {stamp_ns(a.header.stamp) for a in audited} <= {
+            stamp_ns(a.header.stamp) for a in probe.answers if a.used_context})
+    assert not any(a.used_context for a in audited)
+    assert [f.value for f in audited[0].facts][:1] == ['none']  # the fake's first choice
+    assert figures['audit_agreement_rate'] == '1' and figures['audit_harm_rate'] == '0'
+    assert figures['audit_copy_rate'] == '0'

@@ -64,9 +64,9 @@ class HandBank:
                 if number:
                     begin = int(number[1]) - digit
                     series.setdefault(begin, {}).setdefault(digit, []).append(path)
-        found = {digit for one in series.values() for digit in one}
-        if found != set(DIGITS):
-            missing = ', '.join(str(d) for d in DIGITS if d not in found)
+        digits = {digit for one in series.values() for digit in one}
+        if digits != set(DIGITS):
+            missing = ', '.join(str(d) for d in DIGITS if d not in digits)
             raise ValueError(f'{self.folder} has no photographs <digit>/IMG_<n>.JPG of digit '
                              f'{missing}; {get}')
         self.people = _people(series)

@@ -52,7 +52,7 @@ class Sample:
 
     frame: npt.NDArray[np.uint8]            # height x width x 3, RGB, after JPEG
     query: Query
-    context: Context                        # what a late cloud told; may be empty
+    context: Context                        # what a late cloud answered; may be empty
     stamp_ns: int
     answer: str                             # what the edge model should write
     cloud_answer: str                       # what the cloud model should write
@@ -97,8 +97,8 @@ def late_context(world: World, query: Query, index: int, rng: np.random.Generato
             continue
         stamp = past * NS // int(FPS)
         facts, text = world.answers(past, stamp)[query.id]
-        seen = [_blunder(query, fact, rng) for fact in facts if rng.random() >= 0.05]
-        history.add(Turn(query.id, stamp, Source.CLOUD, tuple(seen), text))
+        answered = tuple(_blunder(query, fact, rng) for fact in facts if rng.random() >= 0.05)
+        history.add(Turn(query.id, stamp, Source.CLOUD, answered, text))
     carried: dict[str, Region] = {}
     for key, fact in history.cloud_facts(now).items():
         if fact.region is not None:

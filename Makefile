@@ -40,7 +40,7 @@ lock: setup  ## requirements.lock anew (ARGS=--upgrade for the newest versions)
 	  --custom-compile-command 'make lock' --output-file requirements.lock
 
 clean:  ## remove what was built and written, keep .venv
-	rm -rf build install log out .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf build install log out .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  .import_linter_cache
 	find spotvlm_ros test launch -name __pycache__ -prune -exec rm -rf {} +
 

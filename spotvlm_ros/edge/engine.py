@@ -105,7 +105,7 @@ class Step:
 
     @property
     def n_known(self) -> int:
-        """Number of tokens before the draft."""
+        """Return the number of tokens before the draft."""
         return len(self.ids) - len(self.draft.tokens)
 
     @property

@@ -87,7 +87,8 @@ def test_help_of_perf_names_its_measures_and_programs(capsys):
 def test_what_runs_on_a_machine_with_a_gpu_needs_no_ros(argv):
     done = python(f"""
 import sys
-sys.modules.update(dict.fromkeys(('rclpy', 'spotvlm_msgs', 'psutil')))  # cannot be imported
+missing = ('rclpy', 'spotvlm_msgs', 'psutil', 'openai', 'rosbags', 'json_repair')
+sys.modules.update(dict.fromkeys(missing))  # cannot be imported
 from spotvlm_ros.cli.main import main
 main({argv!r})
 """)

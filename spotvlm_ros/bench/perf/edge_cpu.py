@@ -28,9 +28,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
-from openai import OpenAI
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from transformers import PreTrainedModel
@@ -48,6 +48,10 @@ from ...mini.shipped import checkpoint_path
 from ...mini.training.dataset import Sample, sample
 from ...mini.worlds import make_world, TUNE_SEEDS
 from ...system.machine import machine
+
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 
 class CpuComparison:
@@ -109,6 +113,7 @@ class CpuComparison:
 
     def against_server(self, repeats: int) -> None:
         """Answer about unchanged scenes by the engine and by `transformers serve`."""
+        from openai import OpenAI  # not on a GPU machine, where this is not measured
         with EmbeddedServer(str(self.path), threads=self.threads) as server, \
                 OpenAI(base_url=server.url, api_key='none', timeout=60.0, max_retries=0) as client:
             def serve(frame: Image, given: Sample) -> str:

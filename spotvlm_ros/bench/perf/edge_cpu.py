@@ -49,7 +49,6 @@ from ...mini.training.dataset import Sample, sample
 from ...mini.worlds import make_world, TUNE_SEEDS
 from ...system.machine import machine
 
-
 if TYPE_CHECKING:
     from openai import OpenAI
 

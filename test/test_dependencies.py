@@ -130,3 +130,11 @@ def test_imports_in_functions_count(source, modules):
 def test_bounds_of_a_requirement(version, admitted):
     assert OPENCV.admits(version) is admitted
     assert next(x for x in LIBRARIES if x.name == 'numpy').admits(version)
+
+
+def test_what_is_mended_in_one_checkout_is_not_mended_in_the_cache_of_uv():
+    """The second checkout on a machine got the include folders of the first."""
+    from spotvlm_ros.system.bootstrap import uv_environment
+    assert uv_environment({'UV_LINK_MODE': 'hardlink'})['UV_LINK_MODE'] == 'copy'
+    assert uv_environment({'PIP_INDEX_URL': 'https://x/simple'})['UV_DEFAULT_INDEX'] == \
+        'https://x/simple'

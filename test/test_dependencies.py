@@ -136,5 +136,6 @@ def test_what_is_mended_in_one_checkout_is_not_mended_in_the_cache_of_uv():
     """The second checkout on a machine got the include folders of the first."""
     from spotvlm_ros.system.bootstrap import uv_environment
     assert uv_environment({'UV_LINK_MODE': 'hardlink'})['UV_LINK_MODE'] == 'copy'
+    assert uv_environment({})['UV_SYSTEM_CERTS'] == 'true'  # a network may have its own authority
     assert uv_environment({'PIP_INDEX_URL': 'https://x/simple'})['UV_DEFAULT_INDEX'] == \
         'https://x/simple'

@@ -259,14 +259,14 @@ def install_packages(python: str, beside: bool) -> None:
 
 def uv_environment(environment: dict[str, str]) -> dict[str, str]:
     """
-    Return the environment of uv: it goes where pip has been told to go.
+    Return the environment of uv: it goes where pip has been told to go, and trusts what pip does.
 
     It copies files out of its cache. Linked ones would be mended there too, with the paths of
     this checkout, and the next one would get them.
     """
     same = {'UV_DEFAULT_INDEX': 'PIP_INDEX_URL', 'SSL_CERT_FILE': 'PIP_CERT'}
     return {**{uv: environment[pip] for uv, pip in same.items() if environment.get(pip)},
-            **environment, 'UV_LINK_MODE': 'copy'}
+            'UV_SYSTEM_CERTS': 'true', **environment, 'UV_LINK_MODE': 'copy'}
 
 
 def torch_source() -> list[str]:

@@ -455,6 +455,104 @@ def test_ask_streams_cancels_and_knows_its_queries():
         assert result(handle).status == GoalStatus.STATUS_CANCELED
 
 
+class Storm:
+    """Sends frames at 25 Hz and, where wanted, 50 questions a second."""
+
+    def __init__(self, probe, **ask):
+        self.probe, self.ask, self.results, self.sent = probe, ask, [], 0
+
+    def run(self, seconds, asks=True):
+        """Return the rate of standing answers meanwhile [Hz]."""
+        begin = time.monotonic()
+        before, tick = len(self.probe.answers), 0
+        while time.monotonic() - begin < seconds:
+            if tick % 2 == 0:
+                stamp = self.probe.get_clock().now().nanoseconds
+                self.probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+            if asks:
+                self.sent += 1
+                self.probe.ask.send_goal_async(Ask.Goal(**self.ask)).add_done_callback(self._taken)
+            tick += 1
+            time.sleep(max(0.0, begin + tick * 0.02 - time.monotonic()))
+        return (len(self.probe.answers) - before) / (time.monotonic() - begin)
+
+    def _taken(self, future):
+        future.result().get_result_async().add_done_callback(
+            lambda done: self.results.append(done.result().result))
+
+
+@pytest.mark.parametrize('seconds', [0.02, 0.1, 0.25])
+def test_standing_answers_keep_their_rate_under_a_storm_of_asks(seconds):
+    """A model with time to spare, one with a little, and one that has none."""
+    edge = FakeEdge(seconds)
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        wait_for(probe.ask.server_is_ready)
+        keep_sending(probe, lambda s: probe.image.publish(
+            image_msg(Frame(s, 'eye', pixels=GREY))), lambda: probe.answers)
+        storm = Storm(probe, prompt='What is there?')
+        alone, stormy = storm.run(3.0, asks=False), storm.run(6.0)
+        print(f'model {seconds} s: {alone:.2f} Hz alone, {stormy:.2f} Hz under the storm')
+        assert stormy > 0.8 * alone, (alone, stormy)
+        good = [r for r in storm.results if r.error_code == Ask.Result.ERROR_NONE]
+        busy = [r for r in storm.results if 'questions wait already' in r.error_msg]
+        assert len(good) >= 2, 'asks have their turn too'
+        assert busy if seconds > 0.02 else len(good) > 20
+        wait_for(lambda: probe.count('edge', 'asks_refused') >= len(busy))
+
+
+def test_an_ask_about_a_camera_without_frames_holds_nothing_up(tmp_path):
+    edge = FakeEdge(0.02)
+    with graph(lambda: [EdgeNode(load=edge.load)],
+               files=('driving', two_cameras(tmp_path))) as (probe, _):
+        topic = probe.create_publisher(Image, 'rear/image', 1)
+        wait_for(probe.ask.server_is_ready)
+
+        def send(stamp):
+            topic.publish(image_msg(Frame(stamp, 'rear', pixels=GREY)))
+        keep_sending(probe, send, lambda: probe.answers)
+        timeout = Ask.Goal().timeout
+        timeout.sec = 60
+        waiting = [probe.ask.send_goal_async(Ask.Goal(query_id='ahead', timeout=timeout))
+                   for _ in range(3)]
+        wait_for(lambda: all(f.done() for f in waiting))
+        mark = len(probe.answers)
+        behind = probe.ask.send_goal_async(Ask.Goal(query_id='behind', timeout=timeout))
+        wait_for(behind.done)
+        done = behind.result().get_result_async()
+        keep_sending(probe, send, lambda: done.done() and len(probe.answers) > mark + 10)
+        assert done.result().status == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_goals_out_of_bounds_are_clamped_or_refused():
+    edge = FakeEdge()
+    limits = []
+    answer = edge.answer
+
+    def limited(rgb, query, *args, **kwargs):
+        limits.append((query.max_new_tokens, query.deadline_s))
+        return answer(rgb, query, *args, **kwargs)
+    edge.answer = limited
+    with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, _):
+        wait_for(probe.ask.server_is_ready)
+        keep_sending(probe, lambda s: probe.image.publish(
+            image_msg(Frame(s, 'eye', pixels=GREY))), lambda: probe.answers)
+
+        def result(**fields):
+            sent = probe.ask.send_goal_async(Ask.Goal(**fields))
+            done = wait_for(sent.done) and sent.result().get_result_async()
+            return wait_for(done.done) and done.result().result
+        huge = Ask.Goal().timeout
+        huge.sec = 2**31 - 1
+        assert result(prompt='long?', max_tokens=2**32 - 1, timeout=huge).error_code == 0
+        assert limits[-1] == (4096, 600.0)
+        assert result(prompt='short?').error_code == 0 and limits[-1] == (64, 5.0)
+        for nothing in ({}, {'prompt': ' \n '}):
+            refused = result(**nothing)
+            assert refused.error_code == Ask.Result.ERROR_UNKNOWN_QUERY
+            assert 'nothing is asked' in refused.error_msg
+        wait_for(lambda: probe.count('edge', 'asks_refused') == 2)
+
+
 def test_lifecycle_can_be_cycled():
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):

@@ -34,6 +34,8 @@ Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
+MAX_ASK_S = 600.0      # time limits of action ask, also where the goal names them [s]
+MAX_ASK_TOKENS = 4096  # and its longest answers [tokens]
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
         0.1, 'take an older frame when no newer one came for this long [s]', 0.0, 10.0,
         changeable='while_running')
     ask_timeout_s: float = parameter(
-        5.0, 'time limit of action ask when the goal names none [s]', 0.1, 600.0,
+        5.0, 'time limit of action ask when the goal names none [s]', 0.1, MAX_ASK_S,
         changeable='while_running')
     ask_max_tokens: int = parameter(
-        64, 'longest answer of action ask when the goal names no length [tokens]', 1, 4096,
-        changeable='while_running')
+        64, 'longest answer of action ask when the goal names no length [tokens]', 1,
+        MAX_ASK_TOKENS, changeable='while_running')
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,11 @@ class KVCache(Cache):
                *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values of one layer; return all up to them."""
         if layer_idx == len(self._buffers):
-            self._buffers.append((self._empty(key_states), self._empty(value_states)))
+            try:
+                self._buffers.append((self._empty(key_states), self._empty(value_states)))
+            except (MemoryError, RuntimeError):
+                self.capacity = 0  # the next answer may need less
+                raise
         keys, values = self._buffers[layer_idx]
         keys[:, :, self._begin:self._end] = key_states
         values[:, :, self._begin:self._end] = value_states

@@ -80,6 +80,11 @@ class Mailbox:
             self._frames[frame.camera] = frame
             self._changed.notify_all()
 
+    def waiting(self) -> tuple[Frame, ...]:
+        """Return the frames that wait, the longest waiting first; they go on waiting."""
+        with self._changed:
+            return tuple(self._frames.values())
+
     def wake(self) -> None:
         """Make the present or the next get() return at once."""
         with self._changed:
@@ -92,12 +97,10 @@ class Mailbox:
             for name in [camera] if camera is not None else list(self._frames):
                 self._frames.pop(name, None)
 
-    def get(self, timeout_s: float, camera: str | None = None) -> Frame | None:
-        """Take a frame, of one camera or of any; None when woken or when none came in time."""
-        def name() -> str | None:
-            return next((n for n in self._frames if camera is None or n == camera), None)
+    def get(self, timeout_s: float) -> Frame | None:
+        """Take a frame of any camera; None when woken or when none came in time."""
         with self._changed:
-            self._changed.wait_for(lambda: name() is not None or self._woken, timeout_s)
+            self._changed.wait_for(lambda: self._frames or self._woken, timeout_s)
             self._woken = False
-            taken = name()
-            return self._frames.pop(taken) if taken is not None else None
+            name = next(iter(self._frames), None)
+            return self._frames.pop(name) if name is not None else None

@@ -43,7 +43,15 @@ class Schedule:
                 self._due_ns.pop(query.id, None)
 
     def take(self, stamp_ns: int, camera: str = '') -> Query | None:
-        """Return the query that has been due longest for a camera's frame of this stamp."""
+        """Take the query that has been due longest for a camera's frame of this stamp."""
+        query = self.due(stamp_ns, camera)
+        if query is not None:
+            due_ns = self._due(query, stamp_ns) or stamp_ns
+            self._due_ns[query.id] = max(due_ns + NS / query.rate_hz, stamp_ns)
+        return query
+
+    def due(self, stamp_ns: int, camera: str = '') -> Query | None:
+        """Return the query that `take` would take."""
         due = {q.id: self._due(q, stamp_ns) for q in self._queries if q.camera == camera}
         query = min((q for q in self._queries if q.id in due), key=lambda q: due[q.id],
                     default=None)
@@ -52,7 +60,6 @@ class Schedule:
         period = NS / query.rate_hz
         if stamp_ns < due[query.id] - 0.01 * period:  # a hair early is due: stamps jitter
             return None
-        self._due_ns[query.id] = max((due[query.id] or stamp_ns) + period, stamp_ns)
         return query
 
     def _due(self, query: Query, stamp_ns: int) -> float:

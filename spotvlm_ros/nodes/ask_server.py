@@ -13,7 +13,11 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""The server of action `ask`: keeps goals until the inference thread answers them."""
+"""
+The server of action `ask`: keeps goals until the inference thread answers them.
+
+Standing answers come first: all goals together get a share of the model's time at most.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +34,20 @@ from spotvlm_msgs.msg import Answer
 
 from .base import SpotNode
 from .convert import duration_s
-from ..config.nodes import EdgeConfig
+from ..config.nodes import EdgeConfig, MAX_ASK_S, MAX_ASK_TOKENS
 from ..frames.frame import Frame
 from ..method.facts import cameras, Query
 from ..method.prompt import neutralise
 
+MAX_WAITING = 8   # goals that may wait; further ones are refused
+SHARE = 0.08      # of the model's time, at most, while standing answers wait for it
+Newest = Callable[[str], Frame | None]   # newest frame of a camera, None before the first
 RESULT_CODES = {Answer.ERROR_NONE: Ask.Result.ERROR_NONE,  # all else is ERROR_MODEL
                 Answer.ERROR_TIMEOUT: Ask.Result.ERROR_TIMEOUT,
                 Answer.ERROR_CANCELED: Ask.Result.ERROR_CANCELED}
 
 
-@dataclass
+@dataclass(eq=False)
 class AskGoal:
     """A question that waits for its answer."""
 
@@ -63,15 +70,21 @@ class AskGoal:
         self.done.set_result(Ask.Result(answer=answer or Answer(), error_code=code,
                                         error_msg=text))
 
+    def finish_with(self, answer: Answer) -> None:
+        """Send an answer, which may be an error, to the client."""
+        self.finish(RESULT_CODES.get(answer.error_code, Ask.Result.ERROR_MODEL),
+                    answer.error_msg, answer)
+
 
 class AskServer:
-    """Takes goals while the node is active; `serve` is called by the inference thread."""
+    """Takes goals while the node is active; the inference thread takes and answers them."""
 
     def __init__(self, node: SpotNode[EdgeConfig], on_goal: Callable[[], None]) -> None:
         """Call ``on_goal`` when a goal has come."""
         self._node, self._on_goal = node, on_goal
         self._queries: Mapping[str, Query] = {}
         self._goals: deque[AskGoal] = deque()
+        self._paused_until = 0.0   # steady clock [s]
 
     def start(self, queries: Mapping[str, Query]) -> None:
         """Offer the action until the node is deactivated; goals may name one of ``queries``."""
@@ -86,38 +99,48 @@ class AskServer:
         while self._goals:
             self._goals.popleft().finish(Ask.Result.ERROR_CANCELED, 'edge is deactivated')
 
-    @property
-    def waiting(self) -> AskGoal | None:
-        """Return the goal that has waited longest."""
-        return self._goals[0] if self._goals else None
+    def take(self, newest: Newest) -> tuple[AskGoal, Frame] | None:
+        """
+        Take the goal that has waited longest of those about a camera with a frame.
 
-    def serve(self, frame: Frame | None, answer: Callable[[Frame, AskGoal], Answer]) -> None:
-        """Answer the goal that has waited longest, or give it up; without a frame it may wait."""
-        goal = self._goals[0]
-        if frame is None and not goal.canceled and time.monotonic() <= goal.until:
-            return
-        self._goals.popleft()
-        if goal.canceled:
-            goal.finish(Ask.Result.ERROR_CANCELED, 'given up on request')
-        elif frame is None:
-            goal.finish(Ask.Result.ERROR_NO_FRAME, 'no camera frame arrived in time; is the '
-                        'camera running, and does its QoS fit?')
-        else:
-            message = answer(frame, goal)
-            goal.finish(RESULT_CODES.get(message.error_code, Ask.Result.ERROR_MODEL),
-                        message.error_msg, message)
+        None where there is none, or standing answers come first. Goals that were given up or ran
+        out of time are finished.
+        """
+        now = time.monotonic()
+        for goal in self._goals.copy():
+            frame = newest(goal.query.camera)
+            if goal.canceled:
+                self._finish(goal, Ask.Result.ERROR_CANCELED, 'given up on request')
+            elif now > goal.until and frame is None:
+                self._finish(goal, Ask.Result.ERROR_NO_FRAME, 'no camera frame arrived in time; '
+                             'is the camera running, and does its QoS fit?')
+            elif now > goal.until:
+                self._finish(goal, Ask.Result.ERROR_TIMEOUT, 'its turn did not come in time: '
+                             'standing answers come first; ask less often or with more time')
+            elif frame is not None and now >= self._paused_until:
+                self._goals.remove(goal)
+                return goal, frame
+        return None
+
+    def pause(self, seconds: float) -> None:
+        """Let standing answers, held up for this long by an answer to a goal, come first."""
+        self._paused_until = time.monotonic() + seconds * (1.0 - SHARE) / SHARE
+
+    def _finish(self, goal: AskGoal, code: int, text: str) -> None:
+        self._goals.remove(goal)
+        goal.finish(code, text)
 
     def _on_request(self, request: Ask.Goal) -> GoalResponse:
         return GoalResponse.ACCEPT if self._node.active else GoalResponse.REJECT
 
     async def _execute(self, handle: ServerGoalHandle) -> Ask.Result:
         request = handle.request
-        if request.query_id and request.query_id not in self._queries:
+        refused = self._why_refused(request)
+        if refused is not None:
+            self._node.count_problem('asks_refused', refused.error_msg)
             handle.abort()
-            return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
-                              error_msg=f'no query {request.query_id!r} is configured; there are '
-                              f'{", ".join(self._queries)}')
-        timeout_s = duration_s(request.timeout) or self._node.config.ask_timeout_s
+            return refused
+        timeout_s = min(duration_s(request.timeout) or self._node.config.ask_timeout_s, MAX_ASK_S)
         goal = AskGoal(handle, self._query(request, timeout_s), time.monotonic() + timeout_s,
                        Future(executor=self._node.executor))
         self._goals.append(goal)
@@ -131,10 +154,25 @@ class AskServer:
             handle.abort()
         return result
 
+    def _why_refused(self, request: Ask.Goal) -> Ask.Result | None:
+        if request.query_id and request.query_id not in self._queries:
+            return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
+                              error_msg=f'no query {neutralise(request.query_id, 40)!r} is '
+                              f'configured; there are {", ".join(self._queries)}')
+        if not request.query_id and not neutralise(request.prompt):
+            return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
+                              error_msg='nothing is asked; give a prompt, or the query_id of '
+                              f'one of {", ".join(self._queries)}')
+        if len(self._goals) >= MAX_WAITING:
+            return Ask.Result(error_code=Ask.Result.ERROR_TIMEOUT,
+                              error_msg=f'{MAX_WAITING} questions wait already; ask again later')
+        return None
+
     def _query(self, request: Ask.Goal, timeout_s: float) -> Query:
         """Return the configured query, or one for this goal only about the first camera."""
         if request.query_id:
             return self._queries[request.query_id]
+        tokens = request.max_tokens or self._node.config.ask_max_tokens
         return Query(id='', prompt=neutralise(request.prompt), format='text',
                      deadline_s=timeout_s, camera=cameras(self._queries.values())[0],
-                     max_new_tokens=request.max_tokens or self._node.config.ask_max_tokens)
+                     max_new_tokens=min(tokens, MAX_ASK_TOKENS))

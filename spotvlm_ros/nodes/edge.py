@@ -185,29 +185,34 @@ class EdgeNode(SpotNode[EdgeConfig]):
         warm.set()
         while self._running:
             try:
-                goal = self._ask.waiting
-                if goal is not None:
-                    self._answer_goal(goal)
-                else:
-                    self._answer_next_frame()
+                asked = self._ask.take(self._newest_frame)
+                if asked is not None:
+                    self._answer_goal(*asked)
+                self._answer_next_frame(IDLE_S if asked is None else 0.0)
             except Exception as error:
                 self.count_error('errors', error)
 
-    def _answer_goal(self, goal: AskGoal) -> None:
-        """Answer a question of action `ask` about the newest frame, if there is any."""
-        camera = goal.query.camera
-        frame = self._mailbox.get(IDLE_S, camera) or self._last.get(camera)
-        if frame is not None:
-            self._last[camera] = frame
-        self._ask.serve(frame, lambda frame, goal: self._answer(
-            frame, goal.query, goal.until, goal).message)
+    def _newest_frame(self, camera: str) -> Frame | None:
+        return next((f for f in self._mailbox.waiting() if f.camera == camera),
+                    self._last.get(camera))
 
-    def _answer_next_frame(self) -> None:
-        """Answer one due query about a frame that has just arrived."""
-        frame = self._mailbox.get(IDLE_S)
+    def _answer_goal(self, goal: AskGoal, frame: Frame) -> None:
+        """Answer a question of action `ask`; the frame remains for the standing queries."""
+        began = time.monotonic()
+        goal.finish_with(self._answer(frame, goal.query, goal.until, goal).message)
+        if any(self._schedule.due(f.stamp_ns, f.camera) for f in self._mailbox.waiting()):
+            self._ask.pause(time.monotonic() - began)
+
+    def _answer_next_frame(self, timeout_s: float) -> None:
+        """
+        Answer one due query about a frame that has just arrived.
+
+        Without time to wait, the newest frame will do: a question of action `ask` held it up.
+        """
+        frame = self._mailbox.get(timeout_s)
         if frame is None:
             return
-        if len(self._inputs) == 1 and \
+        if timeout_s and len(self._inputs) == 1 and \
                 time.monotonic() - frame.received > self.config.max_start_age_s:
             # It came while the model was busy. The next one is fresher and about to come; where
             # none does (slow camera, end of the clip) this one is still the newest. With several

@@ -48,14 +48,15 @@ PIXELS = np.kron(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5, np.ones((40, 4
 JPEG = cv2.imencode('.jpg', PIXELS)[1].tobytes()
 
 
-def image(stamp_ns):
+def image(stamp_ns, encoding='rgb8'):
     stamp = TYPES.types['builtin_interfaces/msg/Time'](stamp_ns // 10**9, stamp_ns % 10**9)
     header = TYPES.types['std_msgs/msg/Header'](stamp, 'camera')
-    return TYPES.types['sensor_msgs/msg/Image'](header, 2, 2, 'rgb8', 0, 6,
+    return TYPES.types['sensor_msgs/msg/Image'](header, 2, 2, encoding, 0, 6,
                                                 np.zeros(12, np.uint8))
 
 
-def write_bag(path, log_times, connections=1, odd_definition=False, storage='MCAP'):
+def write_bag(path, log_times, connections=1, odd_definition=False, storage='MCAP',
+              encoding='rgb8'):
     """Write a bag whose images come over several connections in turn; return the folder."""
     with Writer(path, version=9, storage_plugin=StoragePlugin[storage]) as writer:
         of = [writer.add_connection('/image', 'sensor_msgs/msg/Image', typestore=TYPES,
@@ -64,7 +65,7 @@ def write_bag(path, log_times, connections=1, odd_definition=False, storage='MCA
             writer.add_connection('/odd', 'odd_msgs/msg/Odd', msgdef='this [[ is none',
                                   rihs01='RIHS01_0', serialization_format='cdr')
         for i, log_ns in enumerate(log_times):
-            message = image(START + i * STEP)
+            message = image(START + i * STEP, encoding)
             writer.write(of[i * len(of) // len(log_times)], log_ns,
                          TYPES.serialize_cdr(message, message.__msgtype__))
     return path

@@ -40,6 +40,7 @@ class Pace:
     late_s: float = 0.1
     skipped: int = 0
     failed: int = 0
+    last_error: str = ''
     on_error: Callable[[str], None] = lambda message: None
     started: float = field(default_factory=time.monotonic)
 
@@ -60,6 +61,7 @@ class Pace:
                 on_frame(frame)
             except FrameError as error:
                 self.failed += 1
+                self.last_error = str(error)
                 self.on_error(str(error))
         # The last frame has its time, too: a short clip that is shown over and over must not run.
         stop.wait(max(0.0, self.started + last_s + min(period_s, 1.0) - time.monotonic()))

@@ -135,6 +135,10 @@ class CameraNode(SpotNode[CameraConfig]):
         except Exception as error:
             self.failure = self.count_error('source_errors', error)
         if not self._stop.is_set():
+            if not self._sent and not self.failure:
+                self.failure = (f'{self.config.source}: none of {self._pace.failed} frames could '
+                                f'be used: {self._pace.last_error}')
+                self.count_problem('source_errors', self.failure)
             self.get_logger().info(f'{self.config.source}: end of stream after {self._sent} '
                                    f'frames, {self._pace.skipped} skipped as late')
             self.finished.set()

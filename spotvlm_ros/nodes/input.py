@@ -31,6 +31,9 @@ from ..frames.pixels import check_image, FrameError, image_to_rgb
 from ..frames.stamps import StampOrder
 
 
+SILENCE_S = 3.0  # without a frame; then it is said, and again each time
+
+
 def image_topic(camera: str) -> str:
     """Return the topic of a camera's raw images; '' is the only camera."""
     return f'{camera}/image' if camera else 'image'
@@ -52,7 +55,9 @@ class FrameInput:
         self._camera = camera
         self.order = StampOrder()
         self.frames = 0
-        self._since = time.monotonic()
+        self._since = self._newest = time.monotonic()
+        self._hub = hub
+        node.call_every(SILENCE_S, self._look_for_frames)
         if hub is not None:
             node.call_at_stop(hub.listen(node.counting_errors(self._share)))
         elif node.config.image_transport == 'compressed':
@@ -69,6 +74,31 @@ class FrameInput:
         values: Report = {'input_hz': rate, 'restarts': self.order.restarts}
         values |= {str(why): count for why, count in self.order.rejected.items()}
         return {f'{self._camera}.{k}' if self._camera else k: v for k, v in values.items()}
+
+    def _look_for_frames(self) -> None:
+        """Say that no usable frame has come for some seconds, and from where one could."""
+        if time.monotonic() - self._newest < SILENCE_S:
+            return
+        if self._hub is not None:
+            if not self._hub.finished.is_set():
+                self._node.count_problem('no_frames', 'node camera has had no usable frame for '
+                                         f'{SILENCE_S:g} s; see what it says')
+            return
+        kind = Image if self._node.config.image_transport == 'raw' else CompressedImage
+        suffix = '' if kind is Image else '/compressed'
+        topic = self._node.resolve_topic_name(image_topic(self._camera) + suffix)
+        publishers = self._node.count_publishers(topic)
+        if publishers:
+            hint = f'{publishers} publish it: are they running, and does their QoS fit?'
+        else:
+            type_name = f'sensor_msgs/msg/{kind.__name__}'
+            others = sorted(name for name, types in self._node.get_topic_names_and_types()
+                            if type_name in types and self._node.count_publishers(name))
+            hint = 'nobody publishes it; ' + (
+                f'images are on {", ".join(others[:4])}: remap {topic} to one of these, or set '
+                'namespace' if others else f'no topic of type {type_name} is published')
+        self._node.count_problem('no_frames', f'no usable frame on {topic} for {SILENCE_S:g} s; '
+                                 f'{hint}')
 
     def _share(self, frame: Frame) -> None:
         if frame.camera == self._camera:
@@ -102,4 +132,5 @@ class FrameInput:
             self._on_restart()
         if verdict in ('ok', 'restart'):
             self.frames += 1
+            self._newest = time.monotonic()
             self._on_frame(frame)

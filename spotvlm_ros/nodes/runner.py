@@ -203,6 +203,8 @@ def _wait(config: RunConfig, monitor: Monitor, children: Mapping[str, Child],
             while time.monotonic() < min(until, monitor.quiet_since + QUIET_S):
                 if stop.wait(0.05):
                     break
+            if not monitor.statistics.first_s:
+                return 1, 'the source ended and nothing was answered; the lines above say why'
             return 0, ''
     return 0, 'interrupted'
 

@@ -1,0 +1,92 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing comes in: the nodes say so, with the topic and what to do."""
+
+import cv2
+from fakes import FakeEdge, wait_for
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+from sensor_msgs.msg import Image  # noqa: E402
+from spotvlm_ros.frames.frame import Frame  # noqa: E402
+from spotvlm_ros.frames.hub import FrameHub  # noqa: E402
+from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
+from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
+from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
+from test_frames_recorded import START, write_bag  # noqa: E402
+from test_nodes_graph import graph, GREY, overlay  # noqa: E402
+
+
+def test_a_topic_that_nobody_publishes_is_said_with_those_there_are(tmp_path):
+    """The driver's topic has another name (realsenseai/realsense-ros#3099)."""
+    edge = FakeEdge()
+    over = overlay(tmp_path, camera={'source': 'topic'})
+    with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, running):
+        probe.destroy_publisher(probe.image)
+        other = probe.create_publisher(Image, 'front/image_raw', 1)
+        node = running.nodes[-1]
+        wait_for(lambda: node.problem_counts['no_frames'] and 'front' in node.newest_problem)
+        assert 'on /image for' in node.newest_problem and 'remap' in node.newest_problem
+        wait_for(lambda: probe.count('edge', 'no_frames'))
+        again = probe.create_publisher(Image, 'image', 1)
+        stamp = probe.get_clock().now().nanoseconds
+
+        def answered():
+            nonlocal stamp
+            stamp += 10**8
+            again.publish(image_msg(Frame(stamp, 'camera', pixels=GREY)))
+            return probe.answers
+        wait_for(answered)
+        assert other.topic_name == '/front/image_raw'
+
+
+def test_a_camera_that_falls_silent_is_said_by_all_in_its_process(tmp_path):
+    edge, hub = FakeEdge(), FrameHub()
+    over = overlay(tmp_path, camera={'source': 'topic'})
+    with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
+               files=('driving', over)) as (probe, running):
+        camera, edge_node = running.nodes[-1], running.nodes[-2]
+        wait_for(lambda: camera.problem_counts['no_frames']
+                 and edge_node.problem_counts['no_frames'])
+        assert '1 publish it' in camera.newest_problem  # the probe could
+        assert 'node camera' in edge_node.newest_problem
+
+
+def test_a_recording_without_a_usable_frame_ends_as_a_failure(tmp_path):
+    """Cameras record nv12 (christianrauch/camera_ros#54)."""
+    bag = write_bag(tmp_path / 'bag', [START + i * 10**8 for i in range(3)], encoding='nv12')
+    hub = FrameHub()
+    over = overlay(tmp_path, camera={'source': 'bag', 'path': str(bag)})
+    with graph(lambda: [EdgeNode(hub, load=FakeEdge().load), CameraNode(hub)],
+               files=('driving', over)) as (_, running):
+        camera = running.nodes[-1]
+        assert hub.finished.wait(20.0)
+        assert "none of 3 frames could be used: encoding 'nv12'" in camera.failure
+        assert camera.problem_counts['bad_images'] == 3
+
+
+def test_pictures_that_cannot_be_decoded_are_counted_by_the_edge(tmp_path):
+    for number in range(3):
+        data = cv2.imencode('.jpg', np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+        (tmp_path / f'{number}.jpg').write_bytes(data[:-40])
+    edge, hub = FakeEdge(), FrameHub()
+    over = overlay(tmp_path, camera={'source': 'images', 'path': str(tmp_path)})
+    with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
+               files=('driving', over)) as (probe, running):
+        assert hub.finished.wait(20.0)
+        wait_for(lambda: probe.count('edge', 'bad_images') >= 1)
+        assert not edge.seen

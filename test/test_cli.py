@@ -132,3 +132,20 @@ def test_params_checks_files_up_to_the_first_that_is_wrong(tmp_path, capsys):
     assert params.execute(parser.parse_args([str(good), str(bad), str(good)])) == 1
     out, err = capsys.readouterr()
     assert out.count('fine') == 2 and 'treads' in err
+
+
+@pytest.mark.parametrize('argv', [['doctor'], ['run', 'driving'], ['ask', 'What?'],
+                                  ['node', 'camera']])
+def test_a_middleware_that_is_not_installed_is_named(argv, monkeypatch):
+    """The process ended with code 102 and a line of rcl (ros2/ros2#908)."""
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_none_cpp')
+    done = python(f"""
+import sys
+from spotvlm_ros.cli.main import main
+sys.exit(main({argv!r}))
+""")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert 'RMW_IMPLEMENTATION is rmw_none_cpp, which is not installed' in said
+    assert 'unset RMW_IMPLEMENTATION' in said
+    assert argv != ['doctor'] or 'required, not there: ROS 2' in said  # and it went on

@@ -18,6 +18,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+
+from ..system.middleware import missing_middleware, REMEDY
 
 HELP = 'ask a running graph about what the robot sees now'
 
@@ -35,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Ask, print the answer as it comes, and return the exit code."""
+    problem = missing_middleware(os.environ)
+    if problem:
+        print(f'error: {problem}; {REMEDY}', file=sys.stderr)
+        return 1
     from ..nodes.ask import ask
     return ask(arguments.prompt, arguments.query, arguments.namespace, arguments.timeout,
                arguments.max_tokens)

@@ -25,7 +25,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 import importlib
+import os
+import sys
 
+from ..system.middleware import missing_middleware, REMEDY
 from ..system.signals import StopSignal
 
 NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
@@ -33,6 +36,10 @@ NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
 
 def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool = False) -> int:
     """Run a node until a signal; ``exit_on_failure``: end with 1 when it cannot start."""
+    problem = missing_middleware(os.environ)
+    if problem:
+        print(f'error: {problem}; {REMEDY}', file=sys.stderr)
+        return 1
     stop = StopSignal()
     module = importlib.import_module(f'spotvlm_ros.nodes.{name}')
     run = importlib.import_module('spotvlm_ros.nodes.executor')

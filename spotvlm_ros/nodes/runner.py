@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 import json
+import os
 from pathlib import Path
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from ..config.profiles import check_cameras, load_profile, params_file, Profile
 from ..config.spec import ParameterError
 from ..mini.shipped import is_miniature, MINIATURE_WARNING, model_name_or_path
 from ..system.machine import StealTime
+from ..system.middleware import missing_middleware, REMEDY
 from ..system.processes import Child
 from ..system.signals import StopSignal
 
@@ -68,6 +70,10 @@ def run(config: RunConfig, stop: StopSignal,
     Return the exit code and the summary, empty where the graph did not come up. ``watch`` is
     given the monitor when it does. Errors are printed, not raised.
     """
+    problem = missing_middleware(os.environ)
+    if problem:
+        print(f'error: {problem}; {REMEDY}', file=sys.stderr)
+        return 1, {}
     with ExitStack() as stack:
         try:
             profile = _profile(config, stack)

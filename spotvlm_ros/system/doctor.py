@@ -44,6 +44,7 @@ import urllib.request
 import uuid
 import warnings
 
+from .middleware import missing_middleware, REMEDY
 from .requirements import LIBRARIES, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -182,6 +183,10 @@ def check_build_tools() -> Iterator[Finding]:
 
 def check_ros() -> Iterator[Finding]:
     """Look for ROS 2, where it comes from, and our messages."""
+    problem = missing_middleware(os.environ)
+    if problem:
+        yield Finding('ROS 2', MISSING, problem, REMEDY)
+        return
     try:
         import rclpy
         import rclpy.utilities
@@ -317,7 +322,8 @@ def check_api_key() -> Iterator[Finding]:
 
 def check_dds() -> Iterator[Finding]:
     """Send one message through ROS 2 and receive it."""
-    if not (is_installed('rclpy') and is_installed('std_msgs')):
+    if not (is_installed('rclpy') and is_installed('std_msgs')) or \
+            missing_middleware(os.environ):
         return
     import rclpy
     from rclpy.context import Context

@@ -75,6 +75,7 @@ def test_falls_back_counts_and_tells(tmp_path, monkeypatch):
     ({'base_url': ''}, 'base_url is empty'),
     ({'base_url': 'ftp://x/v1'}, 'http or https'),
     ({'base_url': 'http://x/v1', 'extra_body': '[1]'}, 'no JSON object'),
+    ({'base_url': 'http://x/v1', 'extra_body': '{"messages": []}'}, 'holds messages'),
     ({'base_url': 'http://x/v1', 'privacy_masks': ['0 0 7 7']}, 'privacy mask'),
     ({'base_url': 'http://x/v1', 'api_key_file': '/no/such/file'}, 'No such file'),
     ({'base_url': 'http://x/v1', 'fallbacks': ['b']}, 'base_url of b'),

@@ -420,3 +420,9 @@ def test_method_needs_no_ros_and_no_torch():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           timeout=60, check=True)
     assert done.stdout.strip() == '[]'
+
+
+def test_control_characters_are_shown_on_a_terminal_not_obeyed():
+    text = 'a\x1b[2J\x07\u202eb\nline \u4eba'
+    assert prompt.printable(text) == 'a\\x1b[2J\\x07\\u202eb\nline \u4eba'
+    assert all(prompt.printable(text).startswith(prompt.printable(text[:n])) for n in range(9))

@@ -35,6 +35,7 @@ from .reply import RawReply
 from .transport import Transport
 from ..config.nodes import EmulatedDelayConfig, ServerConfig
 
+OUR_FIELDS = frozenset({'messages', 'model', 'stream', 'stream_options', 'response_format'})
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
 UNKNOWN_SCHEMA = UNKNOWN_FIELD | {500}  # llama-cpp-python's to a schema (ggml-org/llama.cpp#23463)
 SECRET = 8         # shorter keys are placeholders such as 'none', which is a word of answers, too
@@ -68,6 +69,10 @@ class CloudServer:
         if parts.username is not None or parts.password is not None or parts.query:
             raise ValueError(f'base_url of {self.name} holds credentials, which every peer on the '
                              f'ROS graph could read; use {KEY_ENV} or api_key_file')
+        taken = sorted(OUR_FIELDS & self.extra_body.keys())
+        if taken:
+            raise ValueError(f'extra_body of {self.name} holds {", ".join(taken)}, which spotvlm '
+                             'fills in itself; leave it out')
         if not self.config.model:
             raise ValueError(f'model of {self.name} is empty; give the name the server knows it '
                              'by')

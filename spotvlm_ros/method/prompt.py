@@ -58,6 +58,12 @@ def neutralise(text: str, limit: int = MAX_TEXT) -> str:
     return _TURNS.sub(r'\1 -', ' '.join(text.translate(_BRACKETS).split()))[:limit]
 
 
+def printable(text: str) -> str:
+    """Return text for a terminal: control characters are shown as escapes, not obeyed."""
+    return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode()
+                   for c in text)
+
+
 def question(query: Query) -> str:
     """Return the question for the edge model."""
     if query.format == 'facts':

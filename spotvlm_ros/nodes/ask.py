@@ -29,6 +29,7 @@ from rclpy.signals import SignalHandlerOptions
 from spotvlm_msgs.action import Ask
 
 from .convert import duration_msg
+from ..method.prompt import printable
 from ..system.signals import StopSignal
 
 EXTRA_S = 2.0  # transport and the end of a model step, on top of the goal's own time limit
@@ -63,7 +64,7 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
 
     def on_feedback(message: Ask.Impl.FeedbackMessage) -> None:
         nonlocal printed
-        text = message.feedback.text
+        text = printable(message.feedback.text)
         print(text[printed:], end='', flush=True)
         printed = len(text)
     if not wait(client.server_is_ready):
@@ -80,7 +81,7 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
         wait(canceled.done)
         return _fail('given up')
     result = done.result().result
-    print(result.answer.text[printed:])
+    print(printable(result.answer.text)[printed:])
     return 0 if result.error_code == Ask.Result.ERROR_NONE else _fail(result.error_msg)
 
 

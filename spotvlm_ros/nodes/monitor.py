@@ -31,6 +31,7 @@ from .base import latched
 from .convert import duration_s, stamp_ns
 from .summary import RunStatistics
 from ..method.facts import NS
+from ..method.prompt import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +60,7 @@ class LiveTable:
         self._live.stop()
 
     def _draw(self) -> Table:
+        from rich.markup import escape
         from rich.table import Table
         monitor, now = self._monitor, self._monitor.get_clock().now().nanoseconds
         table = Table(title=f'edge {monitor.rate_hz():.1f} Hz, '
@@ -74,7 +76,7 @@ class LiveTable:
                 if answer.used_context:
                     context = f'{duration_s(answer.context_age):.1f} s old'
                     context += ', focus' if answer.used_focus else ''
-                table.add_row(query if source == 'edge' else '', source, _text(answer),
+                table.add_row(query if source == 'edge' else '', source, escape(_text(answer)),
                               f'{old:.2f} s', context)
         return table
 
@@ -162,8 +164,8 @@ class Monitor(Node):
 
 def _text(message: Answer) -> str:
     if message.error_code:
-        return f'error: {message.error_msg}'
+        return printable(f'error: {message.error_msg}')
     if message.facts:
-        return ' '.join(f.value if f.key == message.query_id else f'{f.key}={f.value}'
-                        for f in message.facts)
-    return str(message.text)
+        return printable(' '.join(f.value if f.key == message.query_id else f'{f.key}={f.value}'
+                                  for f in message.facts))
+    return printable(str(message.text))

@@ -22,11 +22,13 @@ import pytest
 
 pytest.importorskip('rclpy')
 from sensor_msgs.msg import Image  # noqa: E402
+from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.frames.hub import FrameHub  # noqa: E402
 from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
 from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
+from spotvlm_ros.nodes.monitor import Monitor  # noqa: E402
 from test_frames_recorded import START, write_bag  # noqa: E402
 from test_nodes_graph import graph, GREY, overlay  # noqa: E402
 
@@ -90,3 +92,19 @@ def test_pictures_that_cannot_be_decoded_are_counted_by_the_edge(tmp_path):
         assert hub.finished.wait(20.0)
         wait_for(lambda: probe.count('edge', 'bad_images') >= 1)
         assert not edge.seen
+
+
+def test_the_table_on_a_terminal_shows_what_comes_and_obeys_nothing(monkeypatch, capsys):
+    """It was drawn before there was anything to draw, and the run ended in a traceback."""
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    with graph(lambda: [Monitor()]) as (probe, running):
+        monitor = running.nodes[-1]
+        answers = probe.create_publisher(Answer, 'answers', 1)
+
+        def shown():
+            answers.publish(Answer(query_id='describe', text='a \x1b[2J [red]b'))
+            return monitor.newest
+        wait_for(shown)
+        column = monitor.table._draw().columns[2]
+        monitor.table.stop()
+    assert list(column.cells) == ['a \\x1b[2J \\[red]b']

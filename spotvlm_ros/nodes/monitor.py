@@ -93,7 +93,6 @@ class Monitor(Node):
         self.cloud: dict[str, Answer] = {}   # from the cloud, per query
         self.quiet_since = time.monotonic()
         self.status: CloudStatus | None = None
-        self.table = LiveTable(self) if show and sys.stdout.isatty() else None
         self._show, self._shown_at = show, 0.0
         self._keep = keep
         self._recent: deque[float] = deque(maxlen=64)
@@ -103,6 +102,8 @@ class Monitor(Node):
         if keep:
             self.create_subscription(Answer, 'truth', self._store, QoSProfile(depth=50))
             self.create_subscription(Context, 'context', self._store, latched(16))
+        # Last: it draws what is above from a thread of its own, at once.
+        self.table = LiveTable(self) if show and sys.stdout.isatty() else None
 
     def _store(self, message: Answer | Context) -> None:
         self.received.append(ReceivedMessage(self.get_clock().now().nanoseconds, message))

@@ -72,6 +72,31 @@ def test_context_and_focus_are_used_and_told(model, sample):
     assert answer.used_context and answer.used_focus and answer.context_tokens > 0
 
 
+@pytest.mark.parametrize('name', ['model', 'guarded'])
+def test_a_pass_with_context_that_fails_leaves_the_answer_without(name, sample, request,
+                                                                  monkeypatch):
+    """It fails in the middle of a forward pass, when tokens count as cached that are not."""
+    model = request.getfixturevalue(name)
+    alone = model.answer(sample.frame, SCENE, None, sample.stamp_ns)
+    monkeypatch.setattr('spotvlm_ros.edge.model.guard.is_confident', lambda *args: False)
+    backend = model._engine.backend
+    forward = backend.forward
+    lengths = []
+
+    def failing(state, step, lookahead):
+        lengths.append(state.prompt_length)
+        if state.prompt_length > min(lengths) or len(lengths) == 1 and name == 'model':
+            raise RuntimeError('out of memory')
+        return forward(state, step, lookahead)
+    monkeypatch.setattr(backend, 'forward', failing)
+    answer = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
+    assert answer.context_error == 'RuntimeError: out of memory' and not answer.used_context
+    assert [(f.key, f.value) for f in answer.facts] == [(f.key, f.value) for f in alone.facts]
+    monkeypatch.setattr(backend, 'forward', forward)
+    again = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
+    assert again.used_context and not again.context_error
+
+
 def test_an_empty_context_is_exactly_edge_alone(model, sample):
     alone = model.answer(sample.frame, SCENE, None, sample.stamp_ns)
     empty = model.answer(sample.frame, SCENE, Context('scene', sample.stamp_ns), sample.stamp_ns)

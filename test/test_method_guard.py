@@ -111,3 +111,26 @@ def test_a_second_pass_is_made_where_it_can_count(query, context, odds, alone, i
     answer = guarded_answer(query, context, odds, pass_,
                             lambda first, second, facts: replace(second, facts=facts))
     assert asked == passes and answer.facts[0].value == light
+
+
+@pytest.mark.parametrize('query, odds', [
+    (SCENE, 4.0), (SCENE, OFF), (Query('x', 'q', 'text'), 4.0)])
+def test_where_the_pass_with_context_raises_the_answer_without_it_stands(query, odds):
+    def pass_(given):
+        if given is not None:
+            raise error
+        return DOUBT
+    error, errors = RuntimeError('prompt too long'), []
+    assert guarded_answer(query, CONTEXT, odds, pass_, None, errors.append) is DOUBT
+    assert errors == [error]
+    with pytest.raises(RuntimeError, match='too long'):
+        guarded_answer(query, CONTEXT, odds, pass_, None)
+
+
+def test_an_error_without_context_is_raised():
+    def pass_(given):
+        raise RuntimeError('no memory')
+    for odds in (4.0, OFF):
+        for context in (None, CONTEXT):
+            with pytest.raises(RuntimeError, match='no memory'):
+                guarded_answer(SCENE, context, odds, pass_, None, lambda error: None)

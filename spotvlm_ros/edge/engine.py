@@ -176,7 +176,11 @@ class Engine:
             step = (self._decode_step(state, tokens, draft) if decoded.passes
                     else self._prefill_step(state, prompt, draft, limit))
             lookahead = not draft.tokens and step.end + 1 < lookahead_end
-            logits = self.backend.forward(state, step, lookahead)
+            try:
+                logits = self.backend.forward(state, step, lookahead)
+            except Exception:
+                state.ids = state.ids[:0]  # not all of them are cached now
+                raise
             decoded.passes += 1
             decoded.computed_tokens += len(step.ids)
             row: int | None = 0

@@ -167,8 +167,9 @@ class EdgeModel:
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with
         the answer so far and its number of tokens; `should_stop` is asked before each forward
-        pass. An answer without context that is complete stands when there is no time for more.
-        Raise ValueError where prompt and answer are too long for the engine.
+        pass. An answer without context that is complete stands when there is no time for more,
+        and any does when a pass with context raises. Raise ValueError where prompt and answer are
+        too long for the engine.
         """
         guarded = guard.is_guarded(query, self._odds)
 
@@ -176,8 +177,11 @@ class EdgeModel:
             streamed = on_text if given is None or not guarded else None
             return self._answer_once(self._request(frame, query, given, stamp_ns), streamed,
                                      should_stop)
-        return guard.guarded_answer(query, context, self._odds, answer_once,
-                                    partial(_combined, query))
+        errors: list[Exception] = []
+        answer = guard.guarded_answer(query, context, self._odds, answer_once,
+                                      partial(_combined, query), errors.append)
+        return answer if not errors else replace(
+            answer, context_error=f'{type(errors[0]).__name__}: {errors[0]}')
 
     def model_inputs(self, frame: focus.Image, query: Query, context: Context | None,
                      stamp_ns: int) -> ModelInputs:

@@ -58,23 +58,34 @@ def is_guarded(query: Query, odds: float) -> bool:
 
 def guarded_answer(query: Query, context: Context | None, odds: float,
                    pass_: Callable[[Context | None], A],
-                   combine: Callable[[A, A, tuple[Fact, ...]], A]) -> A:
+                   combine: Callable[[A, A, tuple[Fact, ...]], A],
+                   on_error: Callable[[Exception], None] | None = None) -> A:
     """
     Return the answer to a query about a frame, in one pass of the model or in two.
 
     ``pass_`` answers once, with a context or without. ``combine`` is given the answers without
     and with context and the facts that count, and returns the whole. A second pass that is
-    stopped early is forgotten: the first one's answer stands.
+    stopped early is forgotten: the first one's answer stands. So does the answer without context
+    where a pass with it raises, if there is ``on_error`` to tell.
     """
+    def with_context() -> A | None:
+        try:
+            return pass_(context)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            return None
     if not is_guarded(query, odds):
-        return pass_(context)
+        only = with_context() if context is not None else None
+        return only if only is not None else pass_(None)
     first = pass_(None)
     if context is None or (context.empty and not context.focus):
         return first
     if first.partial or is_confident(query, first.facts):
         return first
-    second = pass_(context)
-    if second.partial:
+    second = with_context()
+    if second is None or second.partial:
         return first
     return combine(first, second,
                    select_by_odds(query, first.facts, second.facts, context, odds))

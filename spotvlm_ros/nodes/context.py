@@ -36,6 +36,7 @@ from ..frames.stamps import RESTART_S
 from ..method.facts import Context, NS, Query, Source
 from ..method.gate import Drop, GateConfig
 from ..method.transfer import TransferConfig, Transfers
+from ..method.trust import trusted_turn
 from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
@@ -93,8 +94,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     def start(self) -> None:
         """Listen to both kinds of answers, and to frames if regions are to be carried."""
         self._forget(ContextMsg.GATE_EMPTY)
-        self.subscribe(Answer, 'answers', RELIABLE, self._on_answer)
-        self.subscribe(Answer, 'cloud/answers', RELIABLE, self._on_answer)
+        for topic, source in (('answers', Source.EDGE), ('cloud/answers', Source.CLOUD)):
+            self.subscribe(Answer, topic, RELIABLE, partial(self._on_answer, source))
         self.call_every(1.0 / self.config.rate_hz, self._publish_all)
         if self.config.flow_hz:
             self._running = True
@@ -150,13 +151,21 @@ class ContextNode(SpotNode[ContextNodeConfig]):
 
     # Answers
 
-    def _on_answer(self, message: Answer) -> None:
+    def _on_answer(self, source: Source, message: Answer) -> None:
+        """Take what is believed of an answer on the topic of a source."""
         query = self._queries.get(message.query_id)
         if query is None or message.error_code != Answer.ERROR_NONE:
             return  # an ad-hoc question, or nothing to remember
-        turn, transfer = turn_from_msg(message), self._transfers.of_query(query.id)
-        if turn.source is Source.EDGE and \
-                turn.stamp_ns < transfer.newest_ns(query.id) - RESTART_S * NS:
+        turn, rejected = trusted_turn(turn_from_msg(message), query, source,
+                                      self._now_ns(query.camera))
+        for why in rejected:
+            self.count_problem('answers_rejected', f'answers: {why}')
+        if turn is None:
+            return
+        transfer = self._transfers.of_query(query.id)
+        restart_ns = turn.stamp_ns + int(RESTART_S * NS)
+        if turn.source is Source.EDGE and restart_ns < transfer.newest_ns(query.id) and \
+                self._newest_frame_ns(query.camera) <= restart_ns:
             # Not under the lock: the flow thread takes both in the other order.
             self._restart(query.camera)
         with self._lock:
@@ -168,6 +177,14 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             self._replaced += 1
             self._empty_gate[query.id] = ContextMsg.GATE_EMPTY
             self._publish(query)
+
+    def _now_ns(self, camera: str) -> int:
+        """Return ROS time, or the stamp of a camera's newest frame where that is ahead."""
+        return max(self.now_ns(), self._newest_frame_ns(camera))
+
+    def _newest_frame_ns(self, camera: str) -> int:
+        frames = self._inputs.get(camera)
+        return frames.order.newest_ns if frames is not None else 0
 
     def _publish_all(self) -> None:
         with self._lock:

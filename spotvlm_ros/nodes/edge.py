@@ -36,7 +36,7 @@ from .answered import AnsweredFrame
 from .ask_server import AskGoal, AskServer
 from .audit import ContextAudit
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
-from .convert import context_from_msg
+from .context_inbox import ContextInbox
 from .detections import FocusDetections
 from .input import FrameInput
 from ..config.nodes import EdgeConfig, NodeConfig
@@ -45,8 +45,7 @@ from ..frames.frame import Frame
 from ..frames.hub import FrameHub, Mailbox
 from ..frames.pixels import FrameError
 from ..frames.schedule import Schedule
-from ..method.facts import cameras, Context, NS, Query
-from ..method.history import unexpired
+from ..method.facts import cameras, NS, Query
 from ..recording.recorder import plain, recorded_load, Recorder
 
 IDLE_S = 0.1   # the inference thread looks up at least this often
@@ -71,7 +70,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._model: EdgeVLM | None = None
         self._queries: dict[str, Query] = {}
         self._schedule = Schedule(())
-        self._contexts: dict[str, ContextMsg] = {}  # read when used: more come than are needed
+        self._contexts = ContextInbox(self)
         self._mailbox = Mailbox()
         self._last: dict[str, Frame] = {}  # newest that was looked at, by camera
         self._inputs: list[FrameInput] = []
@@ -164,7 +163,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def _on_context(self, message: ContextMsg) -> None:
         if message.query_id in self._queries:
-            self._contexts[message.query_id] = message
+            self._contexts.put(message)
 
     def _forget(self, camera: str | None = None) -> None:
         """Forget what is of another time: of a camera whose stream starts over, or all."""
@@ -173,7 +172,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         for query in self._queries.values():
             if camera is None or query.camera == camera:
                 self._last.pop(query.camera, None)
-                self._contexts.pop(query.id, None)
+                self._contexts.forget(query.id)
 
     # The inference thread
 
@@ -235,7 +234,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 goal: AskGoal | None = None) -> AnsweredFrame:
         """Answer until a moment of the steady clock; errors are in the answer, never raised."""
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
-        context = self._context_for(query, frame.stamp_ns)
+        context = self._contexts.get(query, frame.stamp_ns) if self.config.use_context else None
 
         def should_stop() -> bool:
             return not self._running or time.monotonic() > until or (
@@ -252,6 +251,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_MODEL, self.count_error('model_errors', error))
             return answered
         answered.complete(context, result)
+        if result.context_error:
+            self.count_problem('context_errors', f'with context: {result.context_error}')
         self._inference_s.append(result.inference_s)
         if self._recorder is not None:
             self._record(self._recorder, answered)
@@ -266,11 +267,6 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_PARSE, '; '.join(result.rejected[:4]))
             self.count_problem('parse_errors', answered.message.error_msg)
         return answered
-
-    def _context_for(self, query: Query, now_ns: int) -> Context | None:
-        """Return what is still true of the newest context; None where none came or is wanted."""
-        message = self._contexts.get(query.id) if self.config.use_context else None
-        return None if message is None else unexpired(context_from_msg(message), query, now_ns)
 
     def _publish(self, answered: AnsweredFrame) -> None:
         self._answers.publish(answered.message)

@@ -18,7 +18,7 @@
 from dataclasses import replace
 import math
 
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 import pytest
 
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
@@ -38,6 +38,7 @@ FACTS = st.lists(st.builds(
 
 
 @given(FACTS)
+@example([Fact('light', 'red', 0, 0.0, Region(1.0, 0.0, 1e-101, 1.0))])
 def test_what_is_left_is_of_the_query_finite_and_not_ahead(facts):
     left, rejected = trusted_facts(facts, SCENE, NOW)
     assert len(left) + len(rejected) == len(facts)

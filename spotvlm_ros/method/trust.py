@@ -31,6 +31,7 @@ from .prompt import MAX_TEXT, neutralise
 
 CLOCK_AHEAD_S = 1.0   # the sender's clock may be this far ahead of ours
 MAX_SIDE = 65536      # of a frame; regions end there [pixels]
+MIN_SIDE = 1 / 64     # of a region; a thinner one shows nothing [pixels]
 
 
 def trusted_turn(turn: Turn, query: Query, source: Source,
@@ -113,7 +114,8 @@ def _inside(region: Region) -> Region | None:
     """Return the part of a region that can be in a frame, None if nothing of it can."""
     if not all(map(math.isfinite, (region.x, region.y, region.w, region.h))):
         return None
-    if region.x >= 0 and region.y >= 0 and region.w > 0 and region.h > 0 and \
+    if region.x >= 0 and region.y >= 0 and min(region.w, region.h) >= MIN_SIDE and \
             region.x + region.w <= MAX_SIDE and region.y + region.h <= MAX_SIDE:
         return region
-    return region.clipped(MAX_SIDE, MAX_SIDE)
+    inside = region.clipped(MAX_SIDE, MAX_SIDE)
+    return inside if inside is not None and min(inside.w, inside.h) >= MIN_SIDE else None

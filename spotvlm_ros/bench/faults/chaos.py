@@ -17,7 +17,8 @@
 A chat completions server that fails in every way a server can; `chaos_faults` has the ways.
 
 As a program, ``spotvlm perf chaos-server``, it prints its port; ``PUT /fault/NAME`` changes what
-it does and ``GET /stats`` tells what it has done.
+it does and ``GET /stats`` tells what it has done. ``NAME,NAME`` meets each request with one of
+several faults, ``NAME?whole`` and ``NAME?streamed`` reply so, whatever was asked for.
 """
 
 from __future__ import annotations
@@ -55,13 +56,15 @@ class ChaosServer:
     """
     Serves from a thread of its own; ``stop`` and ``start`` on the same port are an outage.
 
-    ``fault`` may be changed at any time; 'random' picks one for every other request.
+    ``fault`` may be changed at any time; 'random' picks one for every other request, a list with
+    commas one for each. ``form``, 'whole' or 'streamed', is that of replies; '': as asked for.
     """
 
     def __init__(self, fault: str = 'none', *, host: str = '127.0.0.1', port: int = 0,
                  seed: int = 0, pause_s: float = 0.0) -> None:
         """Listen."""
         self.fault, self.host, self.port = fault, host, port
+        self.form = ''
         self.pause_s = pause_s  # before each reply: the model's time
         self.random = random.Random(seed)
         self.served: Counter[str] = Counter()
@@ -161,13 +164,15 @@ class ChaosServer:
         request['_authorization'] = headers.get('authorization', '').removeprefix('Bearer ')
         self.count += 1
         self.requests.append(request)
-        name = self.fault
+        name = self.random.choice(self.fault.split(','))
         if name == 'random':
             name = self.random.choice(list(FAULTS)) if self.count % 2 else 'none'
         self.served[name] += 1
         if self.pause_s:
             await asyncio.sleep(self.pause_s)
-        again = await FAULTS[name](Exchange(self, reader, writer, request, self.count))
+        exchange = Exchange(self, reader, writer, request, self.count)
+        exchange.streamed = self.form == 'streamed' or (exchange.streamed and not self.form)
+        again = await FAULTS[name](exchange)
         self.replied.append(time.monotonic())
         return again
 
@@ -178,7 +183,7 @@ class ChaosServer:
 
     async def _control(self, method: str, path: str, writer: asyncio.StreamWriter) -> bool:
         if method == 'PUT' and path.startswith('/fault/'):
-            self.fault = path.rpartition('/')[2]
+            self.fault, _, self.form = path.rpartition('/')[2].partition('?')
         body = json.dumps(asdict(self.stats())).encode()
         writer.write(f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: '
                      'application/json\r\n\r\n'.encode() + body)

@@ -15,6 +15,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Node cloud: its parameters, and what it tells on /diagnostics and cloud/status."""
 
+from datetime import datetime
+import time
+
 import cv2
 from fakes import wait_for
 import numpy as np
@@ -22,7 +25,9 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402, I100
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
+from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402
+from spotvlm_ros.bench.faults.chaos_faults import FAULTS  # noqa: E402
 from spotvlm_ros.config.profiles import check_file  # noqa: E402
 from spotvlm_ros.config.spec import ParameterError  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
@@ -69,6 +74,40 @@ def test_falls_back_counts_and_tells(tmp_path, monkeypatch):
     assert request['_authorization'] == 'sk-of-vendor' and 'temperature' not in request
     assert request['max_completion_tokens'] == 256 and request['reasoning_effort'] == 'low'
     assert first.requests[0]['_authorization'] == ''
+
+
+@pytest.mark.parametrize('retry_after, date', [
+    ('7200', ''), ('99999999999', ''), ('9' * 400, ''), ('Fri, 31 Dec 9999 23:59:59 GMT', ''),
+    ('Fri, 31 Dec 9999 23:59:59 GMT', 'Thu, 01 Jan 1970 00:00:00 GMT')])
+def test_a_pause_that_the_server_asks_for_is_told_with_its_end(
+        tmp_path, monkeypatch, retry_after, date):
+    """One of years looked like a server that is well; an answer under way must not end it."""
+    async def limited(x):
+        await x.send(x.head(0, 429, Retry_After=retry_after, **({'Date': date} if date else {})))
+        return False
+    monkeypatch.setitem(FAULTS, 'http_429', limited)
+    server = ChaosServer('http_429')
+    try:
+        with graph(lambda: [CloudNode()], files=(
+                'driving', overlay(tmp_path, cloud={'base_url': server.url}))) as (probe, running):
+            keep_sending(probe, sender(probe), lambda: probe.count('cloud', 'errors.http_429'))
+            endpoint = running.nodes[-1]._bridge._pool.endpoints[0]
+            left_s = endpoint.paused_until - time.monotonic()
+            endpoint.succeeded(0.1, time.monotonic())
+            endpoint.breaker.failure(time.monotonic())
+            wait_for(lambda: probe.health['cloud'][0] == DiagnosticStatus.WARN
+                     and 'Retry-After' in probe.health['cloud'][1])
+            told = probe.health['cloud'][1]
+            status = wait_for(lambda: [s for s in probe.status if s.errors])[-1]
+            values = probe.diagnostics['cloud']
+            keep_sending(probe, sender(probe), lambda: probe.count('cloud', 'skipped.breaker'))
+    finally:
+        server.stop()
+    assert 290 < left_s < 331 and server.count == 1
+    end = values['primary.paused_until']
+    assert datetime.strptime(end, '%Y-%m-%d %H:%M:%S UTC') and values['primary.breaker'] == 'open'
+    assert server.url in told and end[:-7] in told and end[:-7] in status.last_error
+    assert status.breaker == status.BREAKER_OPEN
 
 
 @pytest.mark.parametrize('values,word', [

@@ -64,6 +64,7 @@ class Probe(Node):
         super().__init__('probe', namespace=namespace)
         self.answers, self.cloud, self.contexts = [], [], []
         self.status, self.diagnostics, self.truth = [], {}, []
+        self.health = {}  # level and message of the newest diagnostics, by node
         for kind, topic, keep, qos in (
                 (Answer, 'answers', self.answers, 50), (Answer, 'cloud/answers', self.cloud, 50),
                 (Context, 'context', self.contexts, latched(8)), (Answer, 'truth', self.truth, 50),
@@ -76,6 +77,7 @@ class Probe(Node):
 
     def _diagnose(self, message):
         for status in message.status:
+            self.health[status.name] = status.level, status.message
             self.diagnostics[status.name] = {v.key: v.value for v in status.values}
 
     def count(self, node, key):

@@ -59,7 +59,7 @@ class Breaker:
 
     def success(self) -> None:
         """Note a reply."""
-        self.state = State.CLOSED
+        self.state, self.retry_at = State.CLOSED, 0.0
         self._failures = 0
 
     def failure(self, now: float) -> None:
@@ -70,7 +70,8 @@ class Breaker:
         self.state = State.OPEN
         doublings = min(16, self._failures - self.threshold)
         backoff = min(self.longest_s, self.first_s * 2.0 ** max(0, doublings))
-        self.retry_at = now + backoff * self._random.uniform(0.7, 1.0)
+        # A pause that the server has asked for is not cut short by requests that were under way.
+        self.retry_at = max(self.retry_at, now + backoff * self._random.uniform(0.7, 1.0))
 
     def open_for(self, now: float, seconds: float) -> None:
         """Note that the server wants to be left alone; a little longer, so that not all come."""

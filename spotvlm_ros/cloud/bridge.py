@@ -177,7 +177,9 @@ class CloudBridge:
                 error = failure
                 failed.append(request.endpoint)
                 job.tries += 1
-                self._count_error(failure.kind, str(failure))
+                pause = request.endpoint.pause(time.monotonic())
+                self._count_error(failure.kind, f'{failure}; it has asked for a pause, until '
+                                  f'{pause}' if pause else str(failure))
             else:
                 self._deliver(job, request.endpoint, answer)
                 return
@@ -274,6 +276,11 @@ class CloudBridge:
         """Median of the delay added on purpose."""
         with self._lock:
             return self.stats.emulated_delay_s
+
+    @property
+    def pauses(self) -> str:
+        """Return which servers have asked to be left alone, and until when."""
+        return self._pool.pauses(time.monotonic())
 
     def spent_hour(self) -> Cost:
         """Return what the last hour cost."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, UTC
 import statistics
 
 from .breaker import Breaker, State
@@ -56,6 +57,7 @@ class Endpoint:
             Breaker(threshold=2, longest_s=BESIDE_S)
         self.in_flight = 0
         self.requests = self.answers = self.errors = self.usage_missing = 0
+        self.paused_until = 0.0   # as the server has asked for, steady clock [s]
         self.max_image_bytes = 0  # what it found too large is not sent again
         self._costs: deque[Cost] = deque(maxlen=16)
         self._late = 0            # requests in a row without a reply in time
@@ -103,12 +105,21 @@ class Endpoint:
             usual = max(LEAST_PATIENCE_S, PATIENCE * statistics.median(self._round_trips_s))
         return min(left_s, usual * 2.0 ** min(self._late, 8))
 
-    def succeeded(self, round_trip_s: float) -> None:
+    def pause(self, now: float) -> str:
+        """Return until when the server is left alone because it asked for it, '' if it is not."""
+        left_s = self.paused_until - now
+        if left_s <= 0:
+            return ''
+        end = datetime.now(UTC) + timedelta(seconds=left_s)
+        return f'{end:%Y-%m-%d %H:%M:%S} UTC'
+
+    def succeeded(self, round_trip_s: float, now: float) -> None:
         """Note an answer."""
         self.answers += 1
         self._late = 0
         self._round_trips_s.append(round_trip_s)
-        self.breaker.success()
+        if now >= self.paused_until:
+            self.breaker.success()
 
     def failed(self, error: CloudError, now: float, jpeg_bytes: int) -> None:
         """Note a request without an answer."""
@@ -121,15 +132,17 @@ class Endpoint:
             self.max_image_bytes = max(LEAST_BYTES, int(SHRINK * jpeg_bytes))
         elif error.retry_after_s:
             self.breaker.open_for(now, error.retry_after_s)
+            self.paused_until = self.breaker.retry_at
         elif error.status not in PASSING and self.breaker.state is not State.CLOSED:
             self.breaker.open_for(now, DENIED_S)
         else:
             self.breaker.failure(now)
 
-    def report(self) -> dict[str, str | float]:
+    def report(self, now: float) -> dict[str, str | float]:
         """Return how the server is, for diagnostics."""
         return {f'{self.server.name}.{key}': value for key, value in (
-            ('breaker', self.breaker.state.name.lower()), ('in_flight', self.in_flight),
+            ('breaker', self.breaker.state.name.lower()), ('paused_until', self.pause(now)),
+            ('in_flight', self.in_flight),
             ('requests', self.requests), ('answers', self.answers), ('errors', self.errors),
             ('dialect', self.client.dialect.name.lower()),
             ('usage_missing', self.usage_missing))}
@@ -216,13 +229,20 @@ class EndpointPool:
         if failure is not None:
             endpoint.failed(failure, now, jpeg_bytes)
         elif reply.round_trip_s:
-            endpoint.succeeded(reply.round_trip_s)
+            endpoint.succeeded(reply.round_trip_s, now)
         else:
             endpoint.breaker.abandon(now)
 
     def next_at(self, now: float) -> float:
         """Return when a server may be asked again."""
         return min(now if e.breaker.ready(now) else e.breaker.retry_at for e in self.endpoints)
+
+    def pauses(self, now: float) -> str:
+        """Return which servers have asked to be left alone, and until when; '' for none."""
+        return '; '.join(
+            f'{e.config.base_url} has asked for a pause (Retry-After) and is left alone until '
+            f'{end}; raise cloud_period_s, or name a fallback'
+            for e in self.endpoints if (end := e.pause(now)))
 
     def report(self, now: float) -> dict[str, str | float]:
         """Return what was spent and how the servers are, flat, for diagnostics."""
@@ -233,5 +253,5 @@ class EndpointPool:
             'budget_mb': limit.bytes / 1e6, 'budget_tokens': int(limit.tokens),
             'budget_money': limit.money}
         for endpoint in self.endpoints:
-            report |= endpoint.report()
+            report |= endpoint.report(now)
         return report

@@ -31,9 +31,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, UTC
 from email.utils import parsedate_to_datetime
 import json
-import math
 import socket
 import ssl
 import time
@@ -285,18 +285,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
     """
     Return how long the server wants to be left alone [s], at most five minutes; 0: unsaid.
 
-    A date is compared with the server's own: its clock and ours may differ.
+    A date is compared with the server's own, if it sends it: its clock and ours may differ.
     """
     value = headers.get('retry-after', '')
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            now = parsedate_to_datetime(headers.get('date', ''))
-            seconds = (parsedate_to_datetime(value) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else 0.0
+        until = _date(value)
+        now = _date(headers.get('date', '')) or datetime.now(UTC)
+        seconds = (until - now).total_seconds() if until else 0.0
+    return min(seconds, LONGEST_RETRY_AFTER_S) if seconds > 0 else 0.0  # it may be no number
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=UTC)  # HTTP knows no other zone
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _proxy(url: str) -> httpcore2.Proxy | None:

@@ -74,8 +74,8 @@ class SpotNode(LifecycleNode, Generic[Config]):
     ``release`` (cleanup). An Exception that one of them raises fails the transition, whatever its
     type: it is logged and kept in ``last_failure``; what configure and activate had begun is
     undone. Callbacks of `subscribe` and `call_every` may raise, too: that is a counted problem.
-    All these run on the thread of the executor. What else a subclass gives to rclpy, and `report`,
-    must not raise: the executor would print a traceback and go on.
+    All these run on the thread of the executor. What else a subclass gives to rclpy, and `report`
+    and `trouble`, must not raise: the executor would print a traceback and go on.
     """
 
     def __init__(self, name: str, config: type[Config],
@@ -126,6 +126,10 @@ class SpotNode(LifecycleNode, Generic[Config]):
     def report(self) -> Report:
         """Return what /diagnostics shows, by key."""
         return {}
+
+    def trouble(self) -> str:
+        """Return what goes on being wrong, with its remedy; '' where nothing does."""
+        return ''
 
     @property
     def ended(self) -> bool:
@@ -354,14 +358,15 @@ class SpotNode(LifecycleNode, Generic[Config]):
         values = {'state': self._state_machine.current_state[1], **self.report(),
                   **self.problem_counts}
         fresh = bool(self.newest_problem) and time.monotonic() - self._problem_at < 10.0
-        level = DiagnosticStatus.WARN if fresh else DiagnosticStatus.OK
+        trouble = self.trouble() or (self.newest_problem if fresh else '')
+        level = DiagnosticStatus.WARN if trouble else DiagnosticStatus.OK
         if self._param_error:
             level = DiagnosticStatus.ERROR
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         message.status = [DiagnosticStatus(
             level=level, name=self.get_fully_qualified_name().lstrip('/'),
-            message=self._param_error or (self.newest_problem if fresh else 'ok'),
+            message=self._param_error or trouble or 'ok',
             hardware_id='spotvlm',
             values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
                     for k, v in values.items()])]

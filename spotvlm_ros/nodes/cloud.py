@@ -117,6 +117,10 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             values |= frames.report()
         return values
 
+    def trouble(self) -> str:
+        """Return who has asked for a pause."""
+        return self._bridge.pauses if self._bridge is not None else ''
+
     def _server(self, name: str) -> CloudServer:
         """Read the parameters of a server; '' is the preferred one."""
         prefix = fallback_prefix(name) if name else ''
@@ -198,7 +202,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
             round_trip_p95=duration_msg(bridge.round_trip_s(0.95)),
             emulated_delay_p50=duration_msg(bridge.emulated_delay_s),
-            breaker=int(bridge.breaker_state), last_error=stats.last_error)
+            breaker=int(bridge.breaker_state), last_error=stats.last_error or bridge.pauses)
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 

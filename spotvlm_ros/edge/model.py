@@ -32,7 +32,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .answer import EdgeAnswer
@@ -42,6 +41,7 @@ from .families import check_focus, model_family, Tensors, use_maskable_attention
 from .generate import generate
 from .grammar import FreeText, Grammar, TemplateCompiler
 from .inputs import InputProcessor
+from .loading import check_folder, check_image_tokens, load_checkpoint
 from .torch_backend import TorchBackend
 from ..config.nodes import EdgeConfig
 from ..method import focus, guard, prompt
@@ -117,23 +117,37 @@ class EdgeModel:
         use ``config.threads`` CPU threads in this process from then on.
         """
         path, device = checkpoint_path(config.model), config.device
-        if not (path / 'config.json').is_file():
-            raise FileNotFoundError(
-                f'{path} is no checkpoint: it has no config.json; name a folder written by '
-                'save_pretrained, or a model that ships with spotvlm (spot-mini-edge)')
+        check_folder(path)
         if device.startswith('cuda') and not torch.cuda.is_available():
             raise ValueError(f'device is {device!r} but torch {torch.__version__} finds no GPU; '
                              "use 'cpu' or install a CUDA build of torch")
         torch.set_num_threads(max(1, config.threads))
-        try:
-            processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f'{path} cannot be loaded: {error}; see `spotvlm doctor` for what '
-                             'this installation lacks') from error
+        model, processor = load_checkpoint(path)
         if device == 'cpu' and config.engine == 'fast':
             replace_gelu_tanh(model)
-        return cls(model.to(device), processor, config, focus_config)
+        model = model.to(device)
+        try:
+            edge = cls(model, processor, config, focus_config)
+            edge._check_image_tokens()
+        except ValueError as error:
+            raise ValueError(f'{path} cannot be used: {error}') from error
+        except torch.OutOfMemoryError:
+            raise  # is no fault of the checkpoint's
+        except Exception as error:  # of any type: files hold anything, and templates run
+            raise ValueError(
+                f'{path} cannot be used: {type(error).__name__}: {error}; compare its chat '
+                'template, processor_config.json, preprocessor_config.json and '
+                'tokenizer_config.json with those of the checkpoint that it was made of'
+            ) from error
+        return edge
+
+    def _check_image_tokens(self) -> None:
+        """Raise ValueError where prompts of a family have no place for each image feature."""
+        family = model_family(self._model) if self._engine is None else self._engine.family
+        if family is not None:
+            content: list[prompt.MessagePart] = [{'type': 'image'}, {'type': 'text', 'text': 'a'}]
+            check_image_tokens(family, self._input_processor,
+                               [{'role': 'user', 'content': content}], self._view_size)
 
     def use_processor(self) -> None:
         """Have the processor prepare all inputs from now on, to compare with."""
@@ -334,6 +348,8 @@ def _view_size(processor: ProcessorMixin) -> tuple[int, int]:
     size = dict(getattr(images, 'size', None) or {})
     longest = dict(getattr(images, 'max_image_size', None) or {}).get('longest_edge')
     if longest:
+        if int(size.get('longest_edge') or 0) > int(longest):
+            images.size = images.max_image_size  # else a view is scaled up only to be scaled down
         return int(longest), int(longest)
     if size.get('height') and size.get('width'):
         return int(size['width']), int(size['height'])

@@ -32,6 +32,7 @@ from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConf
 from spotvlm_ros.edge.answer import EdgeAnswer
 from spotvlm_ros.method.facts import Context, Fact, Query
 
+WHAT = Query('what', 'What?', 'text')
 T = TypeVar('T')
 SCENE_REPLY = ('```json\n[{"label": "light", "bbox_2d": [100, 100, 200, 200], "value": "red"}, '
                '{"label": "lead", "value": "none"}]\n```')

@@ -25,7 +25,7 @@ import threading
 import time
 
 import cv2
-from fakes import cloud_server, wait_for
+from fakes import cloud_server, wait_for, WHAT
 import numpy as np
 import pytest
 
@@ -316,7 +316,7 @@ async def ask_once(url):
             turns += 1
     counting = asyncio.create_task(count())
     try:
-        return (await client.ask(JPEG, 'What?')).text, turns
+        return (await client.ask(JPEG, WHAT)).text, turns
     finally:
         counting.cancel()
         await client.close()
@@ -365,7 +365,7 @@ def test_a_response_sent_twice_does_not_answer_the_next_request(chaos, monkeypat
     async def ask():
         client = CloudClient(cloud_server(server.url, deadline_s=5.0))
         try:
-            return [(await client.ask(JPEG, 'What?')).text for _ in range(3)]
+            return [(await client.ask(JPEG, WHAT)).text for _ in range(3)]
         finally:
             await client.close()
     assert [text.partition(',')[0] for text in asyncio.run(ask())] == [
@@ -384,7 +384,7 @@ def test_a_connection_is_used_again(chaos, monkeypatch):
     async def ask():
         client = CloudClient(cloud_server(server.url, deadline_s=5.0))
         for _ in range(3):
-            await client.ask(JPEG, 'What?')
+            await client.ask(JPEG, WHAT)
         await client.close()
     asyncio.run(ask())
     assert len(ports) == 3 and len(set(ports)) == 1

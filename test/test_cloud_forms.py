@@ -20,7 +20,7 @@ import json
 import random
 import time
 
-from fakes import cloud_server
+from fakes import cloud_server, WHAT
 import pytest
 
 from spotvlm_ros.bench.faults.chaos import ChaosServer
@@ -194,12 +194,12 @@ def test_final_answer_keeps_what_only_looks_like_reasoning():
         assert final_answer(text) == text
 
 
-def asked(server, schema=None, times=1, reply=None):
+def asked(server, query=WHAT, times=1, reply=None):
     """Ask a server some times; return its replies."""
     async def ask():
         client = CloudClient(cloud_server(server.url, deadline_s=20.0))
         try:
-            return [await client.ask(b'jpeg', 'What?', schema, reply=reply)
+            return [await client.ask(b'jpeg', query, reply=reply)
                     for _ in range(times)]
         finally:
             await client.close()
@@ -256,14 +256,14 @@ def test_a_server_that_knows_no_schemas_is_asked_without(server, status):
     server.content = RED
     server.reply = lambda request: (status, b'{}') if 'response_format' in request \
         else server.fine(request)
-    assert [r.text for r in asked(server, {'type': 'json_schema'}, 3)] == [RED] * 3
+    assert [r.text for r in asked(server, SCENE, 3)] == [RED] * 3
     assert len(server.requests) == 4
 
 
 def test_a_server_that_fails_is_not_asked_in_every_form(server):
     server.reply = lambda request: (500, b'{}')
     with pytest.raises(CloudRefused, match='HTTP 500'):
-        asked(server, {'type': 'json_schema'})
+        asked(server, SCENE)
     assert len(server.requests) == 2
 
 

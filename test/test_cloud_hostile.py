@@ -18,7 +18,7 @@
 import asyncio
 import json
 
-from fakes import cloud_server
+from fakes import cloud_server, WHAT
 from hypothesis import given, HealthCheck, settings, strategies as st
 import pytest
 
@@ -98,7 +98,7 @@ def ask():
 
     def call(now):
         reply['now'] = now
-        return loop.run_until_complete(client.ask(b'\xff\xd8\xff\xd9', 'What?', None)).text
+        return loop.run_until_complete(client.ask(b'\xff\xd8\xff\xd9', WHAT)).text
     yield call
     loop.run_until_complete(client.close())
     loop.close()

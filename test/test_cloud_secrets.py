@@ -26,7 +26,7 @@ import subprocess
 import sys
 
 import cv2
-from fakes import cloud_server, wait_for
+from fakes import cloud_server, wait_for, WHAT
 import numpy as np
 import pytest
 
@@ -89,7 +89,7 @@ def test_tls_is_verified(tmp_path, monkeypatch, vouched):
         client = CloudClient(cloud_server(f'https://127.0.0.1:{port}/v1', 'm', api_key=SECRET))
         try:
             with pytest.raises(CloudUnreachable):
-                await client.ask(b'\xff\xd8\xff\xd9', 'What?')
+                await client.ask(b'\xff\xd8\xff\xd9', WHAT)
         finally:
             await client.close()
             server.close()
@@ -104,7 +104,7 @@ def test_a_key_that_comes_back_is_masked_but_no_word_of_answers(key, told):
     async def ask():
         client = CloudClient(cloud_server(server.url, 'm', api_key=key))
         try:
-            return (await client.ask(b'\xff\xd8\xff\xd9', 'What?')).text
+            return (await client.ask(b'\xff\xd8\xff\xd9', WHAT)).text
         finally:
             await client.close()
     server = ChaosServer('echo_key')

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.method import focus, prompt
-from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from spotvlm_ros.method.facts import CloudWording, Context, Fact, NS, Query, Region, Source, Turn
 from spotvlm_ros.method.gate import Drop, GateConfig
 from spotvlm_ros.method.history import compress, Evidence, History, HORIZON_S, MAX_TURNS, unexpired
 from spotvlm_ros.method.keyframes import next_keyframe
@@ -304,10 +304,17 @@ def test_words_that_mark_turns_lose_their_colon(text):
     assert ':' not in safe and ' - ' in safe
 
 
-def test_choices_are_told_to_the_cloud_with_the_form_of_the_reply():
-    asked = prompt.cloud_question(SCENE)
-    assert 'bbox_2d' in asked and 'light: none|red|green' in asked
-    assert 'bbox_2d' not in prompt.cloud_question(ACTION)
+def test_the_cloud_is_told_what_the_edge_is_not():
+    wording = CloudWording('Look closely.', {'light': {'red': 'we must stop'}}, ('light: red',))
+    told = replace(SCENE, cloud=wording)
+    assert prompt.question(told) == prompt.question(SCENE)
+    assert prompt.cloud_question(told, 'Reply so.', 'Keys:').splitlines() == [
+        'Look closely.', 'Keys:', *prompt.question(SCENE).splitlines()[2:],
+        'light: red means we must stop', 'Reply so.', 'Examples:', 'light: red']
+    text = Query('t', 'What?', 'text', cloud=CloudWording(language='German'))
+    assert prompt.cloud_question(text, '') == 'What?\nAnswer in German.'
+    with pytest.raises(ValueError, match="meanings of 'light' explain .*'purple'"):
+        replace(SCENE, cloud=CloudWording(meanings={'light': {'purple': 'x'}}))
 
 
 # -- focus ---------------------------------------------------------------------------------------

@@ -39,11 +39,9 @@ from .keyframe_encoder import EncodedKeyframe, shrink
 from .parse import CloudAnswer, parse_reply
 from .pool import Endpoint, EndpointPool, Request
 from .reply import RawReply
-from .schema import response_format
 from ..config.nodes import RequestConfig
 from ..method.facts import NS, Query
 from ..method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
-from ..method.prompt import cloud_question
 
 FIRST_BACKOFF_S = 0.2  # before a second try; doubled, with jitter, before each further one
 LEAST_S = 0.3         # what would be useful for less than this longer is not worth a try
@@ -161,18 +159,17 @@ class CloudBridge:
         """Ask one server after another; raise the last CloudError when all have failed."""
         if job.keyframe is None:
             job.keyframe = await self._loop.run_in_executor(self._encoder, job.load)
-        question = cloud_question(job.query)
         failed: list[Endpoint] = []
         error: CloudError | None = None
         while error is None or not self._stopped and job.left_s >= LEAST_S:
             with self._lock:
-                request = self._pool.begin(len(job.keyframe.jpeg), question, job.left_s,
+                request = self._pool.begin(len(job.keyframe.jpeg), job.query, job.left_s,
                                            time.monotonic(), failed)
                 self.stats.requests += isinstance(request, Request)
             if isinstance(request, str):
                 raise error or _Skipped(request)
             try:
-                answer = await self._ask(job, job.keyframe, request, question)
+                answer = await self._ask(job, job.keyframe, request)
             except CloudError as failure:
                 error = failure
                 failed.append(request.endpoint)
@@ -185,8 +182,7 @@ class CloudBridge:
                 return
         raise error
 
-    async def _ask(self, job: _Job, keyframe: EncodedKeyframe, request: Request, question: str
-                   ) -> CloudAnswer:
+    async def _ask(self, job: _Job, keyframe: EncodedKeyframe, request: Request) -> CloudAnswer:
         """Ask one server."""
         endpoint, reply = request.endpoint, RawReply()
         failure: CloudError | None = None
@@ -195,8 +191,7 @@ class CloudBridge:
                 keyframe = await self._loop.run_in_executor(
                     self._encoder, shrink, keyframe, endpoint.max_image_bytes)
             self.stats.bytes_sent += len(keyframe.jpeg)
-            await endpoint.client.ask(keyframe.jpeg, question, response_format(job.query),
-                                      request.deadline_s, reply)
+            await endpoint.client.ask(keyframe.jpeg, job.query, request.deadline_s, reply)
         except CloudError as error:
             failure = error
             raise

@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+import json
 import math
 import os
 from pathlib import Path
@@ -33,7 +34,10 @@ from urllib.parse import urlsplit
 from .errors import CloudRefused, CloudReplyError, CloudTimeout, KEY_ENV, LOOPBACK
 from .reply import RawReply
 from .transport import Transport
+from .wording import ask_text, response_format
 from ..config.nodes import EmulatedDelayConfig, ServerConfig
+from ..method.facts import Query
+from ..mini.shipped import model_name_or_path, trained_reply_form
 
 OUR_FIELDS = frozenset({'messages', 'model', 'stream', 'stream_options', 'response_format'})
 UNKNOWN_FIELD = frozenset({400, 415, 422, 501})  # said to requests not understood
@@ -82,6 +86,28 @@ class CloudServer:
                              'use https, or set allow_plain_key on a network you trust')
 
 
+def cloud_server(config: ServerConfig, name: str = '',
+                 delay: EmulatedDelayConfig = EmulatedDelayConfig()) -> CloudServer:
+    """
+    Return the server that parameters describe; ``name`` is that of a fallback, '' the preferred.
+
+    The key is read from where they say; a checkpoint on this machine goes as its path, and is
+    asked as it was trained to be. Raise ValueError that names the parameter.
+    """
+    try:
+        extra_body = json.loads(config.extra_body or '{}')
+    except (ValueError, RecursionError):
+        extra_body = None
+    if not isinstance(extra_body, dict):
+        raise ValueError(f'extra_body of {name or "primary"} is no JSON object; write one such as '
+                         """'{"seed": 1}'""")
+    variable = KEY_ENV + (f'_{name.upper()}' if name else '')
+    return CloudServer(
+        replace(config, model=model_name_or_path(config.model),
+                reply_form=config.reply_form or trained_reply_form(config.model)),
+        name or 'primary', read_api_key(config.api_key_file, variable), extra_body, delay)
+
+
 class CloudClient:
     """Sends questions to one server; lives in one asyncio loop."""
 
@@ -90,14 +116,16 @@ class CloudClient:
         self.server = server
         self._random = random.Random(server.delay.emulated_delay_seed)
         self._transport = Transport(server.config.base_url, server.api_key)
-        self._best = Dialect.SCHEMA if server.config.structured_output else Dialect.STREAM
+        # A form of the owner's stands alone: a schema of ours could contradict it.
+        schema = server.config.structured_output and not server.config.reply_form
+        self._best = Dialect.SCHEMA if schema else Dialect.STREAM
         self._dialect, self._dialect_until = self._best, math.inf
         self._proven: set[Dialect] = set()
 
-    async def ask(self, jpeg: bytes, question: str, schema: Mapping[str, object] | None = None,
-                  deadline_s: float = 0.0, reply: RawReply | None = None) -> RawReply:
+    async def ask(self, jpeg: bytes, query: Query, deadline_s: float = 0.0,
+                  reply: RawReply | None = None) -> RawReply:
         """
-        Ask about an image; one deadline over connection, upload, model and delay.
+        Ask a query about an image; one deadline over connection, upload, model and delay.
 
         ``reply`` is filled as it comes, and returned. Raise CloudError.
         """
@@ -107,7 +135,7 @@ class CloudClient:
         until = started + min(deadline_s or longest_s, longest_s)
         image = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
         reply.emulated_s = self._delay_s()
-        await self._complete(image, question, schema, until, reply)
+        await self._complete(image, query, until, reply)
         if reply.emulated_s:
             await self._wait(reply.emulated_s, until - time.monotonic())
             reply.received = time.monotonic()
@@ -131,8 +159,7 @@ class CloudClient:
         """How requests are put at present."""
         return self._dialect
 
-    async def _complete(self, image: str, question: str, schema: Mapping[str, object] | None,
-                        until: float, reply: RawReply) -> None:
+    async def _complete(self, image: str, query: Query, until: float, reply: RawReply) -> None:
         """
         Get a reply in the first dialect that the server accepts, until a moment (steady clock).
 
@@ -142,9 +169,9 @@ class CloudClient:
             self._dialect, self._dialect_until = self._best, math.inf
             self._proven.clear()
         refused: CloudRefused | None = None
-        first = self._dialect if schema is not None else max(self._dialect, Dialect.STREAM)
+        first = max(self._dialect, Dialect.STREAM) if query.format == 'text' else self._dialect
         for dialect in tuple(Dialect)[first:]:
-            body = self._body(dialect, image, question, schema)
+            body = self._body(dialect, image, query)
             try:
                 await self._transport.complete(body, max(0.001, until - time.monotonic()), reply)
                 break
@@ -158,20 +185,22 @@ class CloudClient:
         if dialect > first:
             self._dialect, self._dialect_until = dialect, time.monotonic() + REFUSED_S
 
-    def _body(self, dialect: Dialect, image: str, question: str,
-              schema: Mapping[str, object] | None) -> dict[str, object]:
+    def _body(self, dialect: Dialect, image: str, query: Query) -> dict[str, object]:
         config = self.server.config
+        text = ask_text(query, config, dialect is Dialect.SCHEMA)
+        messages: list[dict[str, object]] = [{'role': 'user', 'content': [
+            {'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': text}]}]
+        if config.system_prompt:
+            messages.insert(0, {'role': 'system', 'content': config.system_prompt})
         body: dict[str, object] = {
             'model': config.model, config.max_tokens_field: config.max_tokens,
-            'messages': [{'role': 'user', 'content': [
-                {'type': 'image_url', 'image_url': {'url': image}},
-                {'type': 'text', 'text': question}]}]}
+            'messages': messages}
         if config.temperature >= 0:
             body['temperature'] = config.temperature
         if dialect is not Dialect.PLAIN and config.stream:
             body |= {'stream': True, 'stream_options': {'include_usage': True}}
         if dialect is Dialect.SCHEMA:
-            body['response_format'] = schema
+            body['response_format'] = response_format(query)
         return body | dict(self.server.extra_body)
 
     async def _wait(self, delay_s: float, left_s: float) -> None:

@@ -38,7 +38,7 @@ import unicodedata
 import json_repair
 
 from .boxes import box_field, corners_of, ImageGeometry
-from .schema import FACTS
+from .wording import FACTS
 from ..config.nodes import BoxScale
 from ..method.facts import Fact, Query, Source, Turn
 from ..method.final_answer import final_answer

@@ -33,6 +33,8 @@ from .budget import Budget, Cost, NAMES
 from .client import CloudClient, CloudServer
 from .errors import CloudError, CloudRefused, CloudTimeout, PASSING
 from .reply import RawReply
+from .wording import ask_text
+from ..method.facts import Query
 
 ALONE_S = 2.0    # longest pause of a breaker where there is no other server
 BESIDE_S = 15.0  # and where another serves meanwhile
@@ -74,9 +76,10 @@ class Endpoint:
         costs = self._costs or (self._guess(0, 0),)
         return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in NAMES))
 
-    def estimate(self, jpeg_bytes: int, question: str) -> Cost:
+    def estimate(self, jpeg_bytes: int, query: Query) -> Cost:
         """Return what a request will probably cost."""
-        guess = self._guess(jpeg_bytes * 4 // 3 + len(question) + 400, len(question))
+        said = len(self.config.system_prompt) + len(ask_text(query, self.config, True))
+        guess = self._guess(jpeg_bytes * 4 // 3 + said + 400, said)
         expected = self.expected if self._costs else guess
         return Cost(guess.bytes, expected.tokens, expected.money)
 
@@ -196,7 +199,7 @@ class EndpointPool:
             why = f'budget_{lacking}'
         return why
 
-    def begin(self, jpeg_bytes: int, question: str, left_s: float, now: float,
+    def begin(self, jpeg_bytes: int, query: Query, left_s: float, now: float,
               without: Collection[Endpoint]) -> Request | str:
         """
         Take a server and the budget for a request that is useful for ``left_s`` longer.
@@ -206,7 +209,7 @@ class EndpointPool:
         endpoint = self.pick(now, without)
         if isinstance(endpoint, str):
             return endpoint
-        cost = endpoint.estimate(jpeg_bytes, question)
+        cost = endpoint.estimate(jpeg_bytes, query)
         lacking = self.budget.lacking(cost, now)
         if lacking:
             return f'budget_{lacking}'

@@ -175,6 +175,12 @@ class ServerConfig:
         'costs this process less')
     structured_output: bool = parameter(
         True, 'ask for replies that follow a JSON schema; what a server refuses is left out')
+    system_prompt: str = parameter('', 'text of a system message before each question; empty: '
+                                   'none is sent')
+    reply_form: str = parameter(
+        '', 'how a model was trained to be asked for facts, said after the question as the edge '
+        "is asked it, without a JSON schema; empty: what reply_form.txt in the model's folder "
+        "says, else spotvlm's own words and schema")
     box_scale: BoxScale = parameter(
         'relative', 'boxes in replies: relative (0 to 1000 of the frame, as Qwen3-VL) or pixels '
         'of the image sent (as Qwen2.5-VL)')
@@ -288,6 +294,11 @@ class QueryConfig:
     camera: str = parameter(
         '', 'camera that the question is about: its frames come on <camera>/image; empty: on '
         'image')
+    cloud_prompt: str = parameter('', 'the question as the cloud is asked it; empty: prompt')
+    cloud_examples: tuple[str, ...] = parameter(
+        (), 'lines that follow the question to the cloud under "Examples:"')
+    language: str = parameter(
+        '', 'text only: language that the cloud answers in, as in German; empty: not said')
 
 
 NODE_CONFIGS: Mapping[str, type[NodeConfig]] = MappingProxyType({

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .nodes import (CameraConfig, CloudNodeConfig, ContextNodeConfig, EdgeConfig, NODE_CONFIGS,
                     QueryConfig, ServerConfig)
-from .queries import CHOICES, read_queries, TTL
+from .queries import CHOICES, MEANINGS, read_queries, TTL
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, T, Value
 from .strict_yaml import read_yaml
 from ..method.facts import Query
@@ -150,7 +150,8 @@ def check_file(path: Path, earlier: Mapping[str, Section] = NOTHING) -> dict[str
                                  f'use /**/ and one of {", ".join(sections)}')
         nodes = tuple(sections) if node == '**' else (node,)
         try:
-            flat = _check_section(_flatten(tree), nodes, {} if node == '**' else sections[node])
+            base = {name: value for part in nodes for name, value in sections[part].items()}
+            flat = _check_section(_flatten(tree), nodes, base)
         except ParameterError as error:
             raise ParameterError(f'{path}: {title}: {error}') from error
         for name in nodes:
@@ -192,7 +193,8 @@ def _check_section(flat: Section, nodes: Sequence[str], base: Section) -> dict[s
         if name in allowed:
             checked[name] = allowed[name].check(value, name)
         elif name != 'use_sim_time' and not name.startswith('qos_overrides.'):
-            near = difflib.get_close_matches(name, list(allowed), 1)
+            near = difflib.get_close_matches(
+                name, [a for a in allowed if ('.' in a) == ('.' in name)], 1)
             hint = f'; did you mean {near[0]}?' if near else (
                 f'; queries is {merged.get("queries", [])} and does not name '
                 f'{name.partition(".")[0]!r}' if '.' in name else '')
@@ -208,6 +210,8 @@ def _allowed(merged: Section, nodes: Sequence[str]) -> dict[str, ParameterSpec]:
         for key in _names(merged, f'{query_id}.keys'):
             allowed[f'{query_id}.choices.{key}'] = CHOICES
             allowed[f'{query_id}.ttl_s.{key}'] = TTL
+            allowed[f'{query_id}.meanings.{key}'] = MEANINGS
+        allowed[f'{query_id}.meanings.{query_id}'] = MEANINGS
         allowed[f'{query_id}.ttl_s.{query_id}'] = allowed[f'{query_id}.ttl_s.default'] = TTL
     for server in _names(merged, 'fallbacks') if 'cloud' in nodes else ():
         allowed |= {fallback_prefix(server) + s.name: s for s in specs(ServerConfig)}

@@ -21,13 +21,15 @@ from collections.abc import Sequence
 
 from .nodes import QueryConfig
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs
-from ..method.facts import Query
+from ..method.facts import CloudWording, Query
 
 CHOICES = ParameterSpec('choices.<key>', [], 'facts only: the allowed values of a fact, quoted '
                         'strings')
 DEFAULT_TTL_S = 5.0
 TTL = ParameterSpec('ttl_s.<key>', DEFAULT_TTL_S, 'a cloud fact is forgotten after [s]; key '
                     'default for the others', 0.01, 86400.0, optional=True)
+MEANINGS = ParameterSpec('meanings.<key>', [], 'what values mean, told to the cloud alone, each '
+                         "'<value>: <meaning>'; <key> of a choice is the query's id")
 UNREAD = {'facts': ('choices',), 'choice': ('keys',), 'text': ('keys', 'choices')}
 
 
@@ -50,22 +52,38 @@ def _read_query(query_id: str, lookup: Lookup) -> Query:
     if config.format == 'facts':
         if not config.keys:
             raise ParameterError(f'{query_id}.keys is empty; name the facts wanted')
-        choices = {key: _strings(lookup, f'{query_id}.choices.{key}') for key in config.keys}
+        choices = {key: _strings(lookup, CHOICES, f'{query_id}.choices.{key}')
+                   for key in config.keys}
     ttl_s = {key: _seconds(lookup, f'{query_id}.ttl_s.{key}') for key in (*choices, 'default')}
     default = ttl_s['default'] or DEFAULT_TTL_S
+    meanings = {key: _meanings(lookup, f'{query_id}.meanings.{key}') for key in choices}
     try:
         return Query(
             query_id, config.prompt, config.format, choices, rate_hz=config.rate_hz,
             deadline_s=config.deadline_s, cloud_period_s=config.cloud_period_s,
             ttl_s={key: seconds or default for key, seconds in ttl_s.items()},
             max_new_tokens=config.max_new_tokens, context_tokens=config.context_tokens,
-            camera=config.camera)
+            camera=config.camera,
+            cloud=CloudWording(config.cloud_prompt, {k: m for k, m in meanings.items() if m},
+                               config.cloud_examples, config.language))
     except ValueError as error:
         raise ParameterError(str(error)) from error
 
 
-def _strings(lookup: Lookup, name: str) -> tuple[str, ...]:
-    values = lookup(CHOICES, name)
+def _meanings(lookup: Lookup, name: str) -> dict[str, str]:
+    """Return what values mean, by value."""
+    meanings = {}
+    for text in _strings(lookup, MEANINGS, name):
+        value, colon, meaning = text.partition(':')
+        if not colon or not meaning.strip():
+            raise ParameterError(f"{name} holds {text!r}; write '<value>: <meaning>', as in "
+                                 "['red: we must stop']")
+        meanings[value.strip()] = meaning.strip()
+    return meanings
+
+
+def _strings(lookup: Lookup, spec: ParameterSpec, name: str) -> tuple[str, ...]:
+    values = lookup(spec, name)
     assert isinstance(values, list)  # as the default
     return tuple(values)
 

@@ -72,6 +72,22 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class CloudWording:
+    """
+    What only the cloud model is told; the edge keeps the short question.
+
+    ``prompt`` stands for that of the query where it is not empty; ``meanings`` says, by key and
+    value, what a value means; ``examples`` are lines added as they are; ``language`` is that of
+    free text.
+    """
+
+    prompt: str = ''
+    meanings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    language: str = ''
+
+
+@dataclass(frozen=True)
 class Query:
     """
     A standing question.
@@ -92,6 +108,7 @@ class Query:
     max_new_tokens: int = 64
     context_tokens: int = 256
     camera: str = ''
+    cloud: CloudWording = CloudWording()
 
     def __post_init__(self) -> None:
         """Reject what no model could answer."""
@@ -113,6 +130,11 @@ class Query:
             if key not in (*self.choices, 'default') or not ttl > 0:
                 raise ValueError(f'query {self.id!r}: ttl_s.{key} = {ttl}; name a key of the '
                                  "query or 'default', and a positive time in seconds")
+        for key, meanings in self.cloud.meanings.items():
+            unknown = sorted(set(meanings) - set(self.choices.get(key, ())))
+            if unknown:
+                raise ValueError(f'query {self.id!r}: meanings of {key!r} explain {unknown}; the '
+                                 f'choices are {list(self.choices.get(key, ()))}')
         object.__setattr__(self, 'choices', MappingProxyType(dict(self.choices)))
         object.__setattr__(self, 'ttl_s', MappingProxyType(dict(self.ttl_s)))
 

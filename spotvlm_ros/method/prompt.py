@@ -22,6 +22,7 @@ One place for edge, cloud and training, so that all three always see the same wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 import re
 from typing import Literal, NotRequired, TypedDict
 import unicodedata
@@ -64,23 +65,31 @@ def printable(text: str) -> str:
                    for c in text)
 
 
-def question(query: Query) -> str:
-    """Return the question for the edge model."""
+def question(query: Query, keys_are: str = 'One line per key:') -> str:
+    """Return the question for the edge model; ``keys_are`` says what the lines of a key are."""
     if query.format == 'facts':
         lines = [f'{key}: {"|".join(query.choices[key])}' for key in query.keys]
-        return '\n'.join([query.prompt, 'One line per key:', *lines])
+        return '\n'.join([query.prompt, keys_are, *lines])
     if query.format == 'choice':
         return f'{query.prompt}\nOne of: {"|".join(query.choices[query.id])}'
     return query.prompt
 
 
-def cloud_question(query: Query) -> str:
-    """Return the question for the cloud model, which also says where it saw what it tells."""
-    if query.format != 'facts':
-        return question(query)
-    return (question(query) + '\nReply as a JSON list with one object per key: '
-            '{"label": key, "bbox_2d": [x1, y1, x2, y2], "value": value}. '
-            'Leave bbox_2d out when nothing is there.')
+def cloud_question(query: Query, reply_form: str, keys_are: str = 'One line per key:') -> str:
+    """
+    Return the question for the cloud model: choices, what they mean, how to reply, examples.
+
+    ``reply_form`` says how; see ``cloud.wording``, which has the words for any model.
+    """
+    wording = query.cloud
+    lines = [question(replace(query, prompt=wording.prompt or query.prompt), keys_are)]
+    lines += [f'{key}: {value} means {meaning}' for key, meanings in wording.meanings.items()
+              for value, meaning in meanings.items()]
+    if wording.language and query.format == 'text':
+        lines.append(f'Answer in {wording.language}.')
+    lines += [reply_form] if reply_form else []
+    lines += ['Examples:', *wording.examples] if wording.examples else []
+    return '\n'.join(lines)
 
 
 def age_s(now_ns: int, stamp_ns: int) -> float:

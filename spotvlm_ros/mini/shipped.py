@@ -18,6 +18,7 @@
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).parent / 'checkpoints'
+REPLY_FORM = 'reply_form.txt'  # beside the weights of a checkpoint
 MINIATURE_WARNING = ('the miniature models were trained on rendered worlds; what they say about '
                      'real camera frames is not meaningful')
 
@@ -32,6 +33,12 @@ def model_name_or_path(name: str) -> str:
     """Return the folder that ``checkpoint_path`` finds; where there is none, ``name`` as it is."""
     path = checkpoint_path(name)
     return str(path) if path.is_dir() else name
+
+
+def trained_reply_form(name: str) -> str:
+    """Return how a checkpoint says it was trained to be asked for facts, '' without a word."""
+    path = checkpoint_path(name) / REPLY_FORM
+    return path.read_text(encoding='utf-8').strip() if path.is_file() else ''
 
 
 def is_miniature(name: str) -> bool:

@@ -17,9 +17,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-import json
 import time
 from typing import Unpack
 
@@ -30,8 +28,7 @@ from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from .input import FrameInput
 from ..cloud.bridge import CloudBridge
 from ..cloud.budget import Budget, Cost
-from ..cloud.client import CloudServer, read_api_key
-from ..cloud.errors import KEY_ENV
+from ..cloud.client import cloud_server, CloudServer
 from ..cloud.keyframe_encoder import KeyframeEncoder
 from ..cloud.parse import CloudAnswer
 from ..config.nodes import CloudNodeConfig, NodeConfig, ServerConfig
@@ -41,7 +38,6 @@ from ..frames.frame import Frame
 from ..frames.hub import FrameHub
 from ..method.facts import cameras
 from ..method.keyframes import is_unsure, SceneCutDetector
-from ..mini.shipped import model_name_or_path
 
 STATUS_S = 0.5  # CloudStatus is published this often
 
@@ -123,19 +119,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
 
     def _server(self, name: str) -> CloudServer:
         """Read the parameters of a server; '' is the preferred one."""
-        prefix = fallback_prefix(name) if name else ''
-        server = self.read(ServerConfig, prefix)
-        try:
-            extra_body = json.loads(server.extra_body or '{}')
-        except ValueError:
-            extra_body = None
-        if not isinstance(extra_body, dict):
-            raise ParameterError(f'{prefix}extra_body is no JSON object; write one such as '
-                                 """'{"seed": 1}'""")
-        variable = KEY_ENV + (f'_{name.upper()}' if name else '')
-        return CloudServer(
-            replace(server, model=model_name_or_path(server.model)), name or 'primary',
-            read_api_key(server.api_key_file, variable), extra_body, self.config)
+        config = self.read(ServerConfig, fallback_prefix(name) if name else '')
+        return cloud_server(config, name, self.config)
 
     def _reset(self, camera: str) -> None:
         """Forget what is of another time: the stream of a camera starts over."""

@@ -38,7 +38,7 @@ import numpy as np
 
 from ...cloud.bridge import CloudBridge
 from ...cloud.bridge_statistics import percentile
-from ...cloud.client import CloudServer, read_api_key
+from ...cloud.client import cloud_server, CloudServer
 from ...cloud.keyframe_encoder import KeyframeEncoder
 from ...cloud.parse import CloudAnswer
 from ...cloud.server import EmbeddedServer
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not url:
             model = str(checkpoint_path('spot-mini-cloud'))
             url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
-        server = CloudServer(ServerConfig(base_url=url, model=model), api_key=read_api_key())
+        server = cloud_server(ServerConfig(base_url=url, model=model))
         fleet = Fleet(server, profile.queries('cloud'), arguments.in_flight, profile.camera.world)
         services = []
         print(HEADING)

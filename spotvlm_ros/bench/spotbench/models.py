@@ -20,9 +20,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 import hashlib
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,12 +31,15 @@ from .cache import Cache, pack, PackedFact, unpack
 from .streams import JPEG_QUALITY, Stream
 from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
+from ...cloud.keyframe_encoder import KeyframeEncoder
 from ...cloud.parse import CloudAnswer, parse_reply
-from ...config.nodes import BoxScale, ServerConfig
+from ...cloud.wording import ask_text
+from ...config.nodes import BoxScale, KeyframeConfig, ServerConfig
 from ...edge.answer import EdgeVLM
 from ...frames.pixels import decode_compressed, encode_jpeg, Image
-from ...method import guard, prompt
+from ...method import guard
 from ...method.facts import Context, Fact, Query
+from ...mini.shipped import trained_reply_form
 
 BATCH = 8               # keyframes that the cloud model is asked about at once
 GREY = 127              # of a blank picture
@@ -109,11 +113,18 @@ def _key(stamp_ns: int, context: Context | None, blank: bool) -> str:
     return hashlib.blake2b(repr((stamp_ns, given, blank)).encode(), digest_size=12).hexdigest()
 
 
+class Reply(NamedTuple):
+    """The raw text about an image, and the size of the image sent over the frame's."""
+
+    text: str
+    sent_scale: float = 1.0
+
+
 class Cloud(Protocol):
     """A model that is asked about keyframes."""
 
-    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
-        """Return the raw text about each image, None where there was no reply."""
+    def replies(self, query: Query, images: Sequence[Image]) -> list[Reply | None]:
+        """Return what is said about each image, None where there was no reply."""
 
 
 class LocalCloud:
@@ -124,15 +135,16 @@ class LocalCloud:
         from transformers import AutoModelForImageTextToText, AutoProcessor
         self._model = AutoModelForImageTextToText.from_pretrained(
             path, local_files_only=True).eval()
+        self._config = ServerConfig(reply_form=trained_reply_form(str(path)))
         self._processor = AutoProcessor.from_pretrained(path, local_files_only=True)
 
-    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
-        """Return the raw text about each image."""
+    def replies(self, query: Query, images: Sequence[Image]) -> list[Reply | None]:
+        """Return what is said about each image."""
         import torch
         chat = [{'role': 'user', 'content': [
-            {'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(query)}]}]
+            {'type': 'image'}, {'type': 'text', 'text': ask_text(query, self._config, False)}]}]
         text = self._processor.apply_chat_template(chat, add_generation_prompt=True)
-        found: list[str | None] = []
+        found: list[Reply | None] = []
         for i in range(0, len(images), BATCH):
             part = [[decode_compressed(encode_jpeg(image, JPEG_QUALITY))]
                     for image in images[i:i + BATCH]]
@@ -140,32 +152,32 @@ class LocalCloud:
                                      return_tensors='pt')
             with torch.inference_mode():
                 out = self._model.generate(**inputs, max_new_tokens=256, do_sample=False)
-            found += self._processor.tokenizer.batch_decode(
-                out[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+            found += map(Reply, self._processor.tokenizer.batch_decode(
+                out[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True))
         return found
 
 
 class RemoteCloud:
-    """An OpenAI-compatible server; round trips are measured, failures counted."""
+    """A server asked as the cloud node asks it; round trips are measured, failures counted."""
 
-    def __init__(self, url: str, model: str, api_key: str = '') -> None:
+    def __init__(self, server: CloudServer, keyframes: KeyframeConfig | None = None) -> None:
         """Name the server; nothing is sent yet."""
-        self._server = CloudServer(ServerConfig(base_url=url, model=model), api_key=api_key)
+        self.server, self._encoder = server, KeyframeEncoder(keyframes)
         self.round_trips_s: list[float] = []
         self.errors: list[str] = []
 
-    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
+    def replies(self, query: Query, images: Sequence[Image]) -> list[Reply | None]:
         """Ask one after the other."""
-        async def ask() -> list[str | None]:
-            client = CloudClient(self._server)
-            found: list[str | None] = []
+        async def ask() -> list[Reply | None]:
+            client = CloudClient(self.server)
+            found: list[Reply | None] = []
             try:
                 for image in images:
+                    keyframe = self._encoder.encode(None, partial(_same, image))
                     try:
-                        reply = await client.ask(encode_jpeg(image, JPEG_QUALITY),
-                                                 prompt.cloud_question(query))
+                        reply = await client.ask(keyframe.jpeg, query)
                         self.round_trips_s.append(reply.round_trip_s)
-                        found.append(reply.text)
+                        found.append(Reply(reply.text, keyframe.scale))
                     except CloudError as error:
                         self.errors.append(str(error))
                         found.append(None)
@@ -173,6 +185,10 @@ class RemoteCloud:
                 await client.close()
             return found
         return asyncio.run(ask())
+
+
+def _same(image: Image) -> Image:
+    return image
 
 
 class CachedCloud:
@@ -187,11 +203,12 @@ class CachedCloud:
     def __call__(self, stamp_ns: int) -> CloudAnswer | None:
         """Return what the cloud says about a frame, whenever that arrives; None: nothing."""
         if stamp_ns not in self.answers:
-            text, query = self._cache.get(str(stamp_ns)), self._stream.query
-            if text is None and self._cloud is not None:
-                text = self._cloud.replies(query, [self._stream.image(stamp_ns)])[0]
-                if text is not None:
-                    self._cache.put(str(stamp_ns), text)
-            self.answers[stamp_ns] = None if text is None else parse_reply(
-                query, text, stamp_ns, self._stream.size, box_scale=self._scale)
+            known, query = self._cache.get(str(stamp_ns)), self._stream.query
+            reply = Reply(known) if known is not None else None
+            if reply is None and self._cloud is not None:
+                reply = self._cloud.replies(query, [self._stream.image(stamp_ns)])[0]
+                if reply is not None:
+                    self._cache.put(str(stamp_ns), reply.text)
+            self.answers[stamp_ns] = None if reply is None else parse_reply(
+                query, reply.text, stamp_ns, self._stream.size, reply.sent_scale, self._scale)
         return self.answers[stamp_ns]

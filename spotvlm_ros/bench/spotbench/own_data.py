@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import datetime
 from pathlib import Path
 import time
@@ -29,7 +29,8 @@ import numpy as np
 
 from . import cells
 from .cache import Cache
-from .delays import QUICK
+from .cloud_said import cloud_said, CloudSaid, summary
+from .delays import NEVER_S, QUICK, TRACES
 from .labels import Label, read_labels
 from .measure import measure_stream
 from .models import CachedCloud, CachedEdge, Cloud, LocalCloud, RemoteCloud
@@ -37,7 +38,7 @@ from .replay import Replay, RunScope
 from .report import report
 from .streams import JPEG_QUALITY, Sampling, START_NS
 from .systems import Inputs
-from ...cloud.client import read_api_key
+from ...cloud.client import cloud_server
 from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
@@ -153,23 +154,27 @@ def run_own_data(args: argparse.Namespace) -> int:
             print(f'{name}: {MINIATURE_WARNING}')
     latencies = measure_stream(edge, stream)
     cloud = opened_cloud(args)
-    cached = CachedCloud(cloud, stream, Cache(None, ''))
+    scale = cloud.server.config.box_scale if isinstance(cloud, RemoteCloud) else 'relative'
+    cached = CachedCloud(cloud, stream, Cache(None, ''), scale)
     run = Replay(Inputs(stream, CachedEdge(edge, stream, Cache(None, ''), args.guard_odds), cached,
                         latencies), sampling)
     tally = run.run(RunScope(QUICK, ablations=False))
-    answers = sum(answer is not None for answer in cached.answers.values())
-    print(f'{len(stream.edge)} frames for the edge, {answers} cloud answers, '
-          f'{len(labels)} labels', flush=True)
+    said = cloud_said(stream, cached.answers)
+    print(f'{len(stream.edge)} frames for the edge, {len(labels)} labels; {summary(said)}',
+          flush=True)
+    _check_replies(cloud, said)
+    _warn_of_delays(stream)
     meta: dict[str, object] = {
         'commit': '', 'clock': 'replay', 'extent': 'own data', 'split': 'no',
         'models': {'edge': {'name': edge.name, 'hash': ''},
                    'cloud': {'name': args.cloud_model or args.cloud, 'hash': ''}},
-        'latencies_charged': asdict(latencies), 'recording': stream.name,
+        'latencies_charged': asdict(latencies), 'recording': stream.name, 'cloud_said': said,
         'synthetic': f'delays are synthetic; units of statistics are blocks of {BLOCK_S:g} s',
         'run': {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
                 'took_s': round(time.monotonic() - started), 'machine': machine()}}
     if isinstance(cloud, RemoteCloud):
-        meta['cloud_round_trips_s'] = round_trips(cloud, len(cached.answers))
+        meta['cloud_round_trips_s'] = {'median': float(np.median(cloud.round_trips_s)),
+                                       'n': len(cloud.round_trips_s)}
     all_cells = cells.cells({stream.name: [tally]})
     cells.write(args.out / 'results.json', all_cells, meta)
     report(all_cells, meta, args.out)
@@ -177,16 +182,29 @@ def run_own_data(args: argparse.Namespace) -> int:
 
 
 def opened_cloud(args: argparse.Namespace) -> Cloud:
-    """Return the server that the user names, or a checkpoint on this machine."""
+    """Return the server that the user names, asked as the profile says, or a checkpoint here."""
     if args.cloud_url:
-        return RemoteCloud(args.cloud_url, args.cloud_model, read_api_key())
+        config = load_profile(args.profile).cloud
+        return RemoteCloud(cloud_server(replace(config, base_url=args.cloud_url,
+                                                model=args.cloud_model)), config)
     return LocalCloud(checkpoint_path(args.cloud))
 
 
-def round_trips(remote: RemoteCloud, requests: int) -> dict[str, float]:
-    """Return what a server took [s]; raise ValueError where it answered nothing."""
-    if remote.errors:
-        print(f'{len(remote.errors)} of {requests} requests failed: {remote.errors[0]}')
-    if not remote.round_trips_s:
+def _check_replies(cloud: Cloud, said: CloudSaid) -> None:
+    """Tell failed requests; raise ValueError where no reply can be used: all would be edge."""
+    if isinstance(cloud, RemoteCloud) and cloud.errors:
+        print(f'{len(cloud.errors)} of {said["requests"]} requests failed: {cloud.errors[0]}')
+    if said['without_reply'] == said['requests']:
         raise ValueError('the server answered nothing; see above')
-    return {'median': float(np.median(remote.round_trips_s)), 'n': len(remote.round_trips_s)}
+    if said['unusable'] + said['without_reply'] == said['requests']:
+        raise ValueError('no reply of the cloud could be used, see above; check the model, and '
+                         'box_scale, max_tokens and reply_form of node cloud in the profile')
+
+
+def _warn_of_delays(stream: RecordedStream) -> None:
+    """Name the delays that no answer can be in time with."""
+    seconds = (stream.frames[-1] - stream.frames[0]) / NS
+    late = [name for name in QUICK if seconds <= TRACES[name].median_s < NEVER_S]
+    if late:
+        print(f'the recording is {seconds:.1f} s long: with the delays of {", ".join(late)} no '
+              'cloud answer comes before its end, and the method is the edge alone')

@@ -24,6 +24,7 @@ import json
 from pathlib import Path
 
 from .cells import Cell, CellTable
+from .cloud_said import HEAD
 from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
@@ -134,9 +135,19 @@ def slice_rows(table: CellTable, prefix: str) -> tuple[list[str], Rows]:
     return [prefix.strip(), ALONE, FULL], rows
 
 
-def sections(table: CellTable) -> list[tuple[str, str, tuple[list[str], Rows]]]:
+def said_rows(meta: Mapping[str, object]) -> tuple[list[str], Rows]:
+    """Return what the cloud said of its own frames, where the run kept that."""
+    said = meta.get('cloud_said')
+    rows = said.get('said_of_true') if isinstance(said, Mapping) else None
+    return HEAD, rows if isinstance(rows, list) else []
+
+
+def sections(table: CellTable, meta: Mapping[str, object],
+             ) -> list[tuple[str, str, tuple[list[str], Rows]]]:
     """Return every table with its title and what it means."""
     return [
+        ('What the cloud said', 'Of its own frames, against the labels of their time.',
+         said_rows(meta)),
         ('Headline', f'Facts right at label times, percent, {HEADLINE} (synthetic): at each time '
          'the latest answer published counts. In brackets the 95 % interval over episodes '
          '(cluster bootstrap). The oracle is the cloud about its own frame, as if it took no '
@@ -160,7 +171,9 @@ def _print(table: CellTable, meta: Mapping[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
     console = Console(width=max(150, Console().width))
-    for title, _, (head, rows) in sections(table)[:5]:
+    for title, _, (head, rows) in sections(table, meta)[:6]:
+        if not rows:
+            continue
         shown = Table(*head, title=title)
         for row in rows:
             shown.add_row(*row, style='bold' if row[0] == FULL else '')
@@ -173,7 +186,7 @@ def _print(table: CellTable, meta: Mapping[str, object]) -> None:
 def markdown(table: CellTable, meta: Mapping[str, object]) -> str:
     """Return the tables for docs/benchmark.md."""
     parts = [_about(meta)]
-    for title, note, (head, rows) in sections(table):
+    for title, note, (head, rows) in sections(table, meta):
         if rows:
             parts += [f'### {title}', note, markdown_table(head, rows)]
     return '\n\n'.join(parts) + '\n'
@@ -202,7 +215,7 @@ def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]
              'The full method': ('Help and harm',
                                  'Accuracy by age of the newest cloud answer'),
              'Controls': ('Controls',), 'Tasks': ('Accuracy by size of the object',)}
-    for title, note, (head, rows) in sections(table):
+    for title, note, (head, rows) in sections(table, meta):
         if not rows:
             continue
         body += [f'<h2>{title}</h2>', f'<p class="note">{html.escape(note)}</p>',

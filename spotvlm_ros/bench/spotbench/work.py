@@ -29,7 +29,7 @@ from typing import TypeVar
 from .cache import Cache, code_hash, model_hash
 from .delays import HEADLINE
 from .latencies import Latencies
-from .models import CachedCloud, CachedEdge, LocalCloud, PackedAnswer
+from .models import CachedCloud, CachedEdge, LocalCloud, PackedAnswer, Reply
 from .replay import Replay, RunScope
 from .seeds import Episode, SETS
 from .streams import Sampling, WorldStream
@@ -118,7 +118,7 @@ def hashes() -> tuple[str, str]:
 class _LazyCloud:
     """Loads the cloud model only if something is asked that is not known yet."""
 
-    def replies(self, query: Query, images: Sequence[Image]) -> list[str | None]:
+    def replies(self, query: Query, images: Sequence[Image]) -> list[Reply | None]:
         return cloud_model().replies(query, images)
 
 

@@ -38,6 +38,10 @@ from ...method.history import History
 
 FOCUS = focus.FocusConfig()
 SHARES = (0.80, 0.12, 0.08)     # of the samples, per query of a world
+CLOUD_REPLY_FORM = (            # shipped beside the weights, as reply_form.txt
+    'Reply as a JSON list with one object per key: '
+    '{"label": key, "bbox_2d": [x1, y1, x2, y2], "value": value}. '
+    'Leave bbox_2d out when nothing is there.')
 BOX_STEP = 20                   # boxes are written in thousandths, rounded to this
 VIEWS = 2                       # images that the edge model is given: the whole and the focus
 FPS = 20.0                      # of every world
@@ -176,7 +180,8 @@ def edge_chat(item: Sample, context: Context | None) -> tuple[list[prompt.Messag
 def cloud_chat(item: Sample) -> tuple[list[prompt.Message], str]:
     """Return chat and expected answer of the cloud model."""
     content: list[prompt.MessagePart] = [
-        {'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(item.query)}]
+        {'type': 'image'}, {'type': 'text', 'text': prompt.cloud_question(
+            item.query, CLOUD_REPLY_FORM if item.query.format == 'facts' else '')}]
     return [{'role': 'user', 'content': content}], item.cloud_answer
 
 

@@ -35,12 +35,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import dataset
+from .dataset import CLOUD_REPLY_FORM
 from .rendering import ANSWER, PER_DRIVE, Rendering, RenderJob, Store
 from .score import evaluate, Log, Meta, Record, write_card
 from ..hri.hands import HandBank
 from ..models import add_tile_tags, build_model, build_processor, build_tokenizer, CLOUD, EDGE
 from ..models import Shape
-from ..shipped import checkpoint_path
+from ..shipped import checkpoint_path, REPLY_FORM
 from ..worlds import NAMES
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ def save(model: Model, shape: Shape, tokenizer: PreTrainedTokenizerFast, folder:
         part['dtype'] = 'float32'
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     build_processor(shape, tokenizer).save_pretrained(folder)
+    if shape is CLOUD:
+        (folder / REPLY_FORM).write_text(CLOUD_REPLY_FORM + '\n')
     for file in folder.iterdir():
         file.chmod(0o644)
 

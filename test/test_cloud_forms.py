@@ -17,7 +17,6 @@
 
 import asyncio
 import json
-import random
 import time
 
 from fakes import cloud_server, WHAT
@@ -147,35 +146,6 @@ def test_nothing_vanishes_uncounted():
     found = reply('{"light": "red", "weather": "wet", "limit": {"speed": 30}}')
     assert {f.key for f in found.facts} == {'light'}
     assert found.rejected == ["'weather': no such key", 'limit: malformed value']
-
-
-def test_mutated_replies_are_kept_or_lost_but_never_wrong():
-    """1,000 known replies with a few characters changed: none raises, most facts survive."""
-    draw = random.Random(7)
-    forms = [json.dumps([{'label': 'light', 'value': 'red'}, {'label': 'limit', 'value': '30'}]),
-             json.dumps({'facts': {'light': 'red', 'limit': 30}}), 'light: red\nlimit: 30',
-             '<think>light: green</think>\n```json\n{"light": "red", "limit": "30"}\n```']
-    right = wrong = 0
-    for i in range(1000):
-        text = list(forms[i % len(forms)])
-        for _ in range(draw.randint(1, 4)):
-            at = draw.randrange(len(text))
-            text[at] = draw.choice(['', text[at] * 2, draw.choice('{}[]",:\\\'\n <>/'),
-                                    chr(draw.randrange(0x2000))])
-        for key, value in values(''.join(text)).items():
-            right += BOTH[key] == value
-            wrong += BOTH[key] != value
-    assert right >= 800 and wrong == 0  # of 2,000 facts, many of whose words are mutated
-
-
-def test_random_replies_never_raise():
-    draw = random.Random(11)
-    parts = [*'{}[]",:\'\\\n ', 'light', 'red', 'label', 'value', 'bbox_2d', '<think>', '</think>',
-             '```', '1e999', 'null', 'True', '<answer>', '&quot;', '\u25c1/think\u25b7', '9' * 400]
-    for _ in range(20_000):
-        text = ''.join(draw.choices(parts, k=draw.randint(0, 40)))
-        for fact in parse_reply(SCENE, text, 7, SIZE).facts:
-            assert fact.value in SCENE.choices[fact.key]
 
 
 @pytest.mark.parametrize('text', [

@@ -35,6 +35,11 @@ class Source(IntEnum):
     CLOUD = 2
     TRUTH = 3
 
+    @classmethod
+    def _missing_(cls, value: object) -> Source:
+        """Take numbers of nobody, which any message may have, for UNKNOWN."""
+        return cls.UNKNOWN
+
 
 @dataclass(frozen=True)
 class Region:

@@ -34,20 +34,19 @@ import sys
 import tempfile
 import time
 
-import cv2
 import rclpy
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from spotvlm_msgs.msg import Answer
 
 from .result import PerfResult, write_results
+from ..faults.pictures import clip, frames
 from ..faults.rig import ChaosProcess, LoadEdge, Resources, resources, RobotGraph
 from ...cloud.bridge import CloudBridge
 from ...cloud.bridge_statistics import percentile
 from ...frames.frame import Frame
 from ...frames.hub import FrameHub
-from ...frames.pixels import encode_jpeg, Image
-from ...mini.worlds import make_world
+from ...frames.pixels import encode_jpeg
 from ...nodes.cloud import CloudNode
 from ...nodes.edge import load_edge_model
 from ...system.machine import machine
@@ -81,14 +80,9 @@ def wire(keyframes: int = KEYFRAMES) -> list[PerfResult]:
     return results
 
 
-def _frames(count: int) -> list[Image]:
-    world = make_world('driving', 1)
-    return [cv2.resize(world.frame(4 * i), (640, 480)) for i in range(count)]
-
-
 def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
     """Return what the ways out and back of keyframes take in node cloud [s]."""
-    pixels, out, back = _frames(16), [], []
+    pixels, out, back = frames(16), [], []
     rclpy.init(args=['bridge_perf'])
     try:
         with ChaosProcess() as server:
@@ -133,7 +127,7 @@ def _wire_of_openai(keyframes: int) -> tuple[list[float], list[float]]:
         import openai
     except ImportError:
         return [], []
-    pixels, out, back = _frames(16), [], []
+    pixels, out, back = frames(16), [], []
 
     async def ask_all(server: ChaosProcess, publisher: Publisher) -> None:
         client = openai.AsyncOpenAI(base_url=server.url, api_key='none', max_retries=0)
@@ -191,20 +185,6 @@ def outage(pairs: int = 5, seconds: float = 6.0) -> list[PerfResult]:
                        ratio, machine())]
 
 
-def _clip(folder: str) -> str:
-    """
-    Write a few seconds of the miniature world, to be shown again and again.
-
-    The world itself keeps scenery that it has drawn, which would hide what the bridge keeps.
-    """
-    path = str(Path(folder) / 'clip.avi')
-    video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*'MJPG'), 12.0, (640, 480))
-    for pixels in _frames(60):
-        video.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    video.release()
-    return path
-
-
 @dataclass(frozen=True)
 class Sample:
     """What a soak looks at, once."""
@@ -250,7 +230,7 @@ def soak(minutes: float = 10.0, warm_up_s: float = 60.0, load_edge: LoadEdge = l
     """
     with tempfile.TemporaryDirectory(prefix='spotvlm-') as folder, \
             ChaosProcess('random') as server:
-        camera = {'source': 'video', 'path': _clip(folder), 'loop': True}
+        camera = {'source': 'video', 'path': clip(folder), 'loop': True}
         with RobotGraph(server.url, SOAK_CLOUD, load_edge, camera):
             pass  # what ROS and torch keep for ever is no leak of a run
         before = resources()

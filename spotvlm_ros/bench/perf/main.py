@@ -51,7 +51,7 @@ PROGRAMS = {
     'edge': ('spotvlm_ros.bench.perf.edge_cpu',
              "the engine against transformers' generate, on a CPU or with --gpu"),
     'bridge': ('spotvlm_ros.bench.perf.bridge', 'what the cloud side costs, and --soak MIN'),
-    'faults': ('spotvlm_ros.bench.faults.bridge', 'the edge rate under each fault of the server'),
+    'faults': ('spotvlm_ros.bench.perf.faults', 'the running graph under attack, and a soak'),
     'robots': ('spotvlm_ros.bench.faults.robots', 'how many robots one server carries'),
     'chaos-server': ('spotvlm_ros.bench.faults.chaos', 'a server with faults on demand'),
 }

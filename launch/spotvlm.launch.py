@@ -16,15 +16,12 @@
 """Camera, edge, cloud and context nodes, in one process or in four."""
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, GroupAction, \
-    SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, GroupAction, SetEnvironmentVariable
 from launch.conditions import IfCondition, UnlessCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node, PushROSNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
-from launch_ros.substitutions import FindPackagePrefix, FindPackageShare
-
-PORT = '18731'  # of the embedded server; on the loopback device only
+from launch_ros.substitutions import FindPackageShare
 
 
 def declared(name, default, description, **kwargs):
@@ -53,11 +50,11 @@ def generate_launch_description():
 
     # A file, not a dictionary: launch_ros hands dictionaries over as /**, which gives way to
     # the section /**/cloud of params_file.
-    address = ParameterFile(PathJoinSubstitution(
+    embedded_cloud = ParameterFile(PathJoinSubstitution(
         [FindPackageShare('spotvlm_ros'), 'config', 'embedded_cloud.yaml']))
-    with_server = IfCondition(embedded)
     groups = []
-    for condition, overrides in ((with_server, [address]), (UnlessCondition(embedded), [])):
+    for condition, overrides in ((IfCondition(embedded), [embedded_cloud]),
+                                 (UnlessCondition(embedded), [])):
         groups.append(GroupAction(condition=condition, actions=[
             PushROSNamespace(LaunchConfiguration('namespace')),
             SetRemap('image', LaunchConfiguration('image')),
@@ -80,9 +77,5 @@ def generate_launch_description():
         declared('embedded_cloud', 'true', 'Serve the miniature cloud model on this machine; '
                  'false: base_url of node cloud in params_file names a server'),
         declared('image', 'image', 'Image topic to subscribe to, where the source is topic'),
-        # By its path: colcon puts scripts of packages beside the nodes, not on PATH.
-        ExecuteProcess(cmd=[PathJoinSubstitution([FindPackagePrefix('spotvlm_ros'), 'lib',
-                                                  'spotvlm_ros', 'spotvlm']),
-                            'serve', '--port', PORT], condition=with_server, output='log'),
         *groups,
     ])

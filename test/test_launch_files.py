@@ -48,12 +48,10 @@ def test_arguments_are_declared_and_described():
     assert all(isinstance(c.args[2], (ast.Constant, ast.BinOp)) for c in declared.values())
 
 
-def test_address_of_the_embedded_server_is_one():
-    text = (ROOT / 'launch' / 'spotvlm.launch.py').read_text()
-    port = next(n.value.value for n in ast.parse(text).body if isinstance(n, ast.Assign)
-                and n.targets[0].id == 'PORT')
+def test_node_cloud_starts_the_embedded_server_itself():
     config = yaml.safe_load((ROOT / 'config' / 'embedded_cloud.yaml').read_text())
-    assert f':{port}/' in config['/**/cloud']['ros__parameters']['base_url']
+    values = config['/**/cloud']['ros__parameters']
+    assert values['base_url'] == '' and values['embedded_threads'] >= 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec('launch_ros') is None,

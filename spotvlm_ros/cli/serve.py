@@ -18,7 +18,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from pathlib import Path
 import sys
+from tempfile import TemporaryDirectory
 
 HELP = 'serve a checkpoint as an OpenAI-compatible server'
 
@@ -31,23 +34,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes or the server ends; return its exit code."""
+    """Serve until a signal comes; return 0, or 1 where the server cannot start."""
     from ..system.signals import StopSignal
     stop = StopSignal()  # before the slow imports
-    from ..cloud.server import free_port, serve_command, serve_env
+    from ..cloud.client import read_api_key
+    from ..cloud.server import EmbeddedServer, ServerError
     from ..mini.shipped import checkpoint_path
-    from ..system.processes import Child
     path = checkpoint_path(arguments.model)
     if not path.is_dir():
         print(f'error: --model {arguments.model} is neither a shipped checkpoint nor a folder',
               file=sys.stderr)
         return 1
-    port = arguments.port or free_port()
-    print(f'serving {path} at http://127.0.0.1:{port}/v1', flush=True)
-    server = Child(serve_command(str(path), port), serve_env(arguments.threads))
-    while server.alive and not stop.wait(0.2):
-        pass
-    code = 0 if server.alive else server.process.returncode
-    server.stop()
+    with ExitStack() as stack:
+        try:
+            key = read_api_key()
+            server = EmbeddedServer(str(path), port=arguments.port, threads=arguments.threads,
+                                    key=key)
+            stack.callback(server.stop)
+            print(f'serving {path} at {server.url}', flush=True)
+            if not key:
+                folder = stack.enter_context(TemporaryDirectory(prefix='spotvlm-'))
+                file = Path(folder) / 'key'
+                file.touch(0o600)
+                file.write_text(server.key, encoding='ascii')
+                print(f'api_key_file: {file} (only you can read it; it is gone at the end)',
+                      flush=True)
+            server.start()
+            if server.wait(stop):
+                print('ready', flush=True)
+            while not stop.wait(0.2):
+                happened = server.tend()
+                if happened:
+                    print(happened, file=sys.stderr, flush=True)
+        except (ServerError, ValueError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1
     stop.ignore()
-    return code
+    return 0

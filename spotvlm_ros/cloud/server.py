@@ -13,62 +13,46 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded cloud: `transformers serve` with a local checkpoint on the loopback device."""
+"""The embedded cloud: a local checkpoint behind `serving`, on the loopback device."""
 
 from __future__ import annotations
 
 import base64
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+import http.client
 import json
 import os
-from pathlib import Path
-import shutil
+import secrets
 import socket
 import sys
 import tempfile
 import time
 from types import TracebackType
-import urllib.error
-import urllib.request
 
 import cv2
 import numpy as np
 
+from .client import cloud_server, CloudServer
+from .errors import KEY_ENV
+from ..config.nodes import EmulatedDelayConfig, ServerConfig
 from ..system.processes import Child
 
-START_S = 120.0  # longest wait for the model to load on a slow machine
+START_S = 120.0   # longest wait for the model to load on a slow machine
+RESTARTS = 5      # of a server that ends by itself, at most, in
+RESTARTS_S = 600.0
+LINE = 200        # characters of what its process said last
 HOST = '127.0.0.1'
 
 
 class ServerError(RuntimeError):
-    """The server could not be started; the message names its log."""
+    """The server could not be started; the message has what it said last."""
 
 
-def serve_command(model: str, port: int) -> list[str]:
-    """Return the command that serves a checkpoint."""
-    beside = Path(sys.executable).with_name('transformers')
-    program = str(beside) if beside.exists() else shutil.which('transformers')
-    if not program:
-        raise ServerError("command transformers is missing; pip install 'transformers[serving]'")
-    return [program, 'serve', model, '--device', 'cpu', '--dtype', 'float32', '--host', HOST,
-            '--port', str(port)]
-
-
-def serve_env(threads: int) -> dict[str, str]:
-    """Return what the server needs in its environment."""
-    # GET /v1/models answers 500 unless a Hugging Face cache folder exists.
-    cache = Path(os.environ.get('HF_HUB_CACHE')
-                 or Path(tempfile.gettempdir()) / f'spotvlm-hf-{os.getuid()}' / 'hub')
-    cache.mkdir(parents=True, exist_ok=True)
-    return {'HF_HUB_OFFLINE': '1', 'HF_HUB_CACHE': str(cache), 'OMP_NUM_THREADS': str(threads),
-            'TOKENIZERS_PARALLELISM': 'false'}
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback device that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def serve_command(model: str, socket_number: int) -> list[str]:
+    """Return the command that serves a checkpoint on an inherited socket."""
+    return [sys.executable, '-P', '-m', 'spotvlm_ros.cloud.serving', model, str(socket_number)]
 
 
 class EmbeddedServer:
@@ -76,17 +60,29 @@ class EmbeddedServer:
     Runs the server while in the ``with`` block.
 
     It shares the cores with the edge, which must not wait for it: it has what the edge leaves.
+
+    The socket is ours from the beginning to the end, also while the process is started again:
+    nobody else can get its port, and what is sent meanwhile waits there. What the process says
+    goes to a file without a name, which nobody else can read and which is gone with it.
     """
 
-    def __init__(self, model: str, *, port: int = 0, threads: int = 1, log: Path | None = None,
-                 command: Sequence[str] | None = None) -> None:
-        """Prepare; nothing is started yet."""
-        self.model, self.port = model, port or free_port()
+    def __init__(self, model: str, *, port: int = 0, threads: int = 1, key: str = '',
+                 command: Callable[[str, int], Sequence[str]] = serve_command) -> None:
+        """Take a port, any free one for 0; nothing is started yet. Raise ServerError."""
+        self.model, self.key = model, key or secrets.token_urlsafe(32)
+        try:
+            self._socket = socket.create_server((HOST, port))
+        except OSError as error:
+            raise ServerError(f'port {port}: {error.strerror}; name another') from error
+        self.port = int(self._socket.getsockname()[1])
         self.url = f'http://{HOST}:{self.port}/v1'
-        self.log = log or Path(tempfile.gettempdir()) / f'spotvlm-server-{self.port}.log'
-        self._command = list(command or serve_command(model, self.port))
-        self._threads = threads
+        self._log = tempfile.TemporaryFile()
+        self._command = list(command(model, self._socket.fileno()))
+        self._env = {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false',
+                     'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': str(threads), KEY_ENV: self.key}
         self._child: Child | None = None
+        self._restarts: deque[float] = deque(maxlen=RESTARTS)  # steady clock [s]
+        self.trouble = ''  # why it is not started again for now
 
     @property
     def alive(self) -> bool:
@@ -95,8 +91,10 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Start the process, do not wait for it."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._child = Child(self._command, serve_env(self._threads), self.log, idle=True)
+        self._log.close()
+        self._log = tempfile.TemporaryFile()
+        self._child = Child(self._command, self._env, self._log, idle=True,
+                            inherited=[self._socket.fileno()])
 
     def wait(self, stopped: Callable[[], bool] = lambda: False,
              timeout_s: float = START_S) -> bool:
@@ -108,21 +106,56 @@ class EmbeddedServer:
         until = time.monotonic() + timeout_s
         while not stopped():
             if not self.alive:
-                raise ServerError(f'the embedded server ended at once; see {self.log}')
-            if self._healthy():
+                raise ServerError(f'the embedded server ended at once: {self.last_words()}')
+            if self._ask('GET', '/health', None, 0.5):
                 self._warm_up(max(1.0, until - time.monotonic()))
                 return True
             if time.monotonic() > until:
-                raise ServerError(f'the embedded server was not ready within {timeout_s:g} s; '
-                                  f'see {self.log}')
+                raise ServerError(f'the embedded server was not ready within {timeout_s:g} s: '
+                                  f'{self.last_words()}')
             time.sleep(0.1)
         return False
 
+    def tend(self) -> str:
+        """Start the process again where it has ended; return what happened, '' for nothing."""
+        if self._child is None or self.alive:
+            return ''
+        now = time.monotonic()
+        why = f'the embedded server has ended (exit code {self._child.process.returncode}, last ' \
+            f'words: {self.last_words()})'
+        if len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S:
+            left_s = RESTARTS_S - (now - self._restarts[0])
+            self.trouble = f'{why}, the {RESTARTS + 1}th time in {RESTARTS_S / 60:g} min; it is ' \
+                f'started again in {left_s:.0f} s; is memory free? see spotvlm doctor, or set ' \
+                'base_url'
+            return ''
+        self.trouble = ''
+        self._restarts.append(now)
+        self._child.stop()  # what it may have left behind
+        self.start()
+        return f'{why}; it is started again'
+
+    def to_ask(self, config: ServerConfig = ServerConfig(),
+               delay: EmulatedDelayConfig = EmulatedDelayConfig()) -> CloudServer:
+        """Return it as a server to ask; the other parameters are as given."""
+        config = replace(config, base_url=self.url, model=self.model)
+        return replace(cloud_server(config, delay=delay), api_key=self.key)
+
+    def last_words(self) -> str:
+        """Return the last line that the process wrote, printable and not too long."""
+        number = self._log.fileno()  # whose place the process shares: it must not be moved
+        data = os.pread(number, 4096, max(0, os.fstat(number).st_size - 4096))
+        lines = [line for line in data.decode(errors='replace').splitlines() if line.strip()]
+        text = lines[-1] if lines else 'it said nothing'
+        return ''.join(c if c.isprintable() else ' ' for c in text)[:LINE]
+
     def stop(self) -> None:
-        """End the process and all it started."""
+        """End the process and all it started, give up the port."""
         if self._child is not None:
             self._child.stop()
             self._child = None
+        self._socket.close()
+        self._log.close()
 
     def __enter__(self) -> EmbeddedServer:
         """Start and wait."""
@@ -139,12 +172,17 @@ class EmbeddedServer:
         """Stop."""
         self.stop()
 
-    def _healthy(self) -> bool:
+    def _ask(self, method: str, path: str, body: str | None, timeout_s: float) -> bool:
+        """Ask the server, through no proxy; return whether the answer is good."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
         try:
-            with urllib.request.urlopen(f'http://{HOST}:{self.port}/health', timeout=2.0) as reply:
-                return bool(reply.status == 200)
-        except OSError:
+            connection.request(method, path, body, {'Authorization': f'Bearer {self.key}',
+                                                    'Content-Type': 'application/json'})
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def _warm_up(self, timeout_s: float) -> None:
         """Ask about a grey image: the first request is slow, and should not be a keyframe."""
@@ -154,10 +192,4 @@ class EmbeddedServer:
                    {'type': 'text', 'text': 'ready?'}]
         body = {'model': self.model, 'max_tokens': 1,
                 'messages': [{'role': 'user', 'content': content}]}
-        request = urllib.request.Request(f'{self.url}/chat/completions',
-                                         json.dumps(body).encode('utf-8'),
-                                         {'Content-Type': 'application/json'})
-        try:
-            urllib.request.urlopen(request, timeout=timeout_s).close()
-        except (OSError, urllib.error.URLError):
-            pass  # the first keyframe will tell
+        self._ask('POST', '/v1/chat/completions', json.dumps(body), timeout_s)

@@ -155,7 +155,7 @@ class ServerConfig:
 
     base_url: str = parameter(
         '', 'OpenAI-compatible server, such as http://127.0.0.1:8000/v1; empty, for the preferred '
-        'one: spotvlm run starts an embedded one')
+        'one: see embedded_threads')
     model: str = parameter('spot-mini-cloud', 'model name sent with requests; a shipped '
                            'checkpoint goes as its path')
     api_key_file: str = parameter(
@@ -239,6 +239,9 @@ class CloudNodeConfig(RequestConfig, KeyframeConfig, EmulatedDelayConfig, Querie
     fallbacks: tuple[str, ...] = parameter(
         (), 'names of servers to ask, in this order, while the preferred one fails; each is a '
         'group of parameters fallback.<name>.*')
+    embedded_threads: int = parameter(
+        0, 'where base_url is empty: serve model, a checkpoint folder, on this machine with this '
+        'many CPU threads; 0: an empty base_url is an error', 0, 64)
     cut_below: float = parameter(
         0.4, 'a frame that correlates less than this with one shortly before brings the next '
         'keyframe forward (scene cut); -1: never', -1.0, 1.0, changeable='while_running')

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+import threading
 import time
 import traceback
 from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
@@ -87,6 +88,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._param_error = ''
         self.last_failure = ''  # why the last transition failed
         self.failure = ''       # why the work ended early; empty when it did not
+        self.closing = threading.Event()  # the process ends: what waits has to give up
         self._active = False
         self._at_stop: list[Callable[[], object]] = []  # undo what start() made
         self._advertised: list[LifecyclePublisher] = []
@@ -222,12 +224,12 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     # Lifecycle
 
-    def autostart(self) -> bool:
-        """Configure and activate, if the parameter says so; return whether that worked."""
+    def autostart(self, active: bool) -> bool:
+        """Configure, or else activate, if the parameter says so; return whether that worked."""
         if not self.config.autostart and not self._param_error:
             return True
-        good = TransitionCallbackReturn.SUCCESS
-        return self.trigger_configure() == good and self.trigger_activate() == good
+        change = self.trigger_activate if active else self.trigger_configure
+        return bool(change() == TransitionCallbackReturn.SUCCESS)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load what the node needs."""

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 import time
 from typing import Unpack
 
@@ -31,6 +32,7 @@ from ..cloud.budget import Budget, Cost
 from ..cloud.client import cloud_server, CloudServer
 from ..cloud.keyframe_encoder import KeyframeEncoder
 from ..cloud.parse import CloudAnswer
+from ..cloud.server import EmbeddedServer
 from ..config.nodes import CloudNodeConfig, NodeConfig, ServerConfig
 from ..config.profiles import fallback_prefix
 from ..config.spec import ParameterError
@@ -38,8 +40,10 @@ from ..frames.frame import Frame
 from ..frames.hub import FrameHub
 from ..method.facts import cameras
 from ..method.keyframes import is_unsure, SceneCutDetector
+from ..mini.shipped import model_name_or_path
 
 STATUS_S = 0.5  # CloudStatus is published this often
+TEND_S = 0.5    # and the embedded server looked after
 
 
 class CloudNode(SpotNode[CloudNodeConfig]):
@@ -51,6 +55,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._hub = hub
         self._bridge: CloudBridge | None = None
         self._servers: list[CloudServer] = []
+        self._embedded: EmbeddedServer | None = None
         self._encoder = KeyframeEncoder()
         self._inputs: list[FrameInput] = []
         self._cameras: dict[str, str] = {}       # query -> its camera
@@ -58,16 +63,19 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._scene_cuts: dict[str, SceneCutDetector] = {}  # by camera
 
     def setup(self) -> None:
-        """Read the address; nothing is sent yet."""
+        """Read the address, start the embedded server if it is that; nothing is sent yet."""
         self._queries = self.queries(self.config)
         self._cameras = {q.id: q.camera for q in self._queries}
         if not self.config.base_url:
-            raise ParameterError('base_url is empty; give the address of an OpenAI-compatible '
-                                 'server, or use spotvlm run, which starts one')
+            self._embedded = self._embed()
         self._servers = [self._server(''), *map(self._server, self.config.fallbacks)]
         self._encoder = KeyframeEncoder(self.config)
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
+        if self._embedded is not None:
+            self.get_logger().info(f'starting the embedded server at {self._embedded.url}')
+            self._embedded.start()
+            self._embedded.wait(self.closing.is_set)
         if self.config.emulated_delay_median_s:
             self.get_logger().info('an emulated delay with a median of '
                                    f'{self.config.emulated_delay_median_s:g} s is added to '
@@ -86,6 +94,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         if self.config.unsure_below:
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.call_every(STATUS_S, self._publish_status)
+        if self._embedded is not None:
+            self.call_every(TEND_S, self._tend)
         self._publish_status()
 
     def stop(self) -> None:
@@ -97,6 +107,9 @@ class CloudNode(SpotNode[CloudNodeConfig]):
     def release(self) -> None:
         """Forget the configuration."""
         self._servers = []
+        if self._embedded is not None:
+            self._embedded.stop()
+            self._embedded = None
 
     def clock_jumped(self) -> None:
         """Forget when frames were sent."""
@@ -114,12 +127,32 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         return values
 
     def trouble(self) -> str:
-        """Return who has asked for a pause."""
-        return self._bridge.pauses if self._bridge is not None else ''
+        """Return who has asked for a pause, or that the embedded server cannot be kept alive."""
+        return self._embedded is not None and self._embedded.trouble or \
+            self._bridge is not None and self._bridge.pauses or ''
+
+    def _embed(self) -> EmbeddedServer:
+        """Return the embedded server, not started yet."""
+        model = model_name_or_path(self.config.model)
+        if not self.config.embedded_threads:
+            raise ParameterError('base_url is empty; give the address of an OpenAI-compatible '
+                                 'server, or set embedded_threads to start one here')
+        if not Path(model).is_dir():
+            raise ParameterError(
+                f'cloud model {model!r} is neither a shipped checkpoint nor a folder; for a '
+                'server of your own set base_url of node cloud')
+        return EmbeddedServer(model, threads=self.config.embedded_threads)
+
+    def _tend(self) -> None:
+        happened = self._embedded.tend() if self._embedded is not None else ''
+        if happened:
+            self.count_problem('server_restarts', happened)
 
     def _server(self, name: str) -> CloudServer:
         """Read the parameters of a server; '' is the preferred one."""
         config = self.read(ServerConfig, fallback_prefix(name) if name else '')
+        if self._embedded is not None and not name:
+            return self._embedded.to_ask(config, self.config)
         return cloud_server(config, name, self.config)
 
     def _reset(self, camera: str) -> None:

@@ -51,7 +51,7 @@ class Graph:
     """
 
     def __init__(self, make: Callable[[], Sequence[Node]], argv: Sequence[str] = ()) -> None:
-        """Create the nodes and start them, those with autostart one after another."""
+        """Create the nodes and start them, those with autostart; `_autostart` has the order."""
         # A thread that waits for the GIL gets it after this long, not after 5 ms: an answer
         # passes several threads.
         sys.setswitchinterval(0.001)
@@ -82,6 +82,9 @@ class Graph:
     def close(self) -> bool:
         """End all nodes, last first; return False when a callback would not end in time."""
         self._stopping = True
+        for node in self.nodes:
+            if isinstance(node, SpotNode):
+                node.closing.set()
         for executor in self._executors:
             executor.shutdown(timeout_sec=0.0)
             executor.wake()
@@ -97,12 +100,15 @@ class Graph:
         rclpy.shutdown()
         return True
 
-    def _autostart(self, number: int) -> None:
+    def _autostart(self, turn: int) -> None:
+        """Configure one node after another, then activate one after another."""
+        active, number = divmod(turn, len(self.nodes))
         node = self.nodes[number]
-        if isinstance(node, SpotNode) and not self._stopping and not node.autostart():
+        if isinstance(node, SpotNode) and not self._stopping and not node.last_failure and \
+                not node.autostart(bool(active)):
             self.failed.append(node.get_name())
-        if number + 1 < len(self.nodes):
-            self._executors[number + 1].create_task(self._autostart, number + 1)
+        if turn + 1 < 2 * len(self.nodes):
+            self._executors[(turn + 1) % len(self.nodes)].create_task(self._autostart, turn + 1)
         else:
             self.started.set()
 

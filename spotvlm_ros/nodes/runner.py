@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 import json
@@ -29,10 +29,9 @@ import time
 from typing import TYPE_CHECKING
 
 from .summary import print_summary, RunSummary
-from ..cloud.server import EmbeddedServer
 from ..config.profiles import check_cameras, load_profile, params_file, Profile
 from ..config.spec import ParameterError
-from ..mini.shipped import is_miniature, MINIATURE_WARNING, model_name_or_path
+from ..mini.shipped import is_miniature, MINIATURE_WARNING
 from ..system.machine import StealTime
 from ..system.middleware import missing_middleware, REMEDY
 from ..system.processes import Child
@@ -77,13 +76,10 @@ def run(config: RunConfig, stop: StopSignal,
     with ExitStack() as stack:
         try:
             profile = _profile(config, stack)
-            server = _server(config, profile, stack)
-            if server is not None:
-                profile = profile.overlaid('cloud', {'base_url': server.url,
-                                                     'model': server.model})
-                print(f'starting the embedded cloud server ({server.model}) ...', flush=True)
-                if not server.wait(stop):
-                    return 0, {}
+            if not profile.cloud.base_url:
+                profile = profile.overlaid('cloud', {'embedded_threads': config.server_threads})
+                print(f'starting the embedded cloud server ({profile.cloud.model}) ...',
+                      flush=True)
             return _run_graph(config, profile, stop, watch, stack)
         except (ParameterError, RuntimeError) as error:
             print(f'error: {error}', file=sys.stderr)
@@ -117,21 +113,6 @@ def _write(stack: ExitStack, text: str) -> Path:
     return path
 
 
-def _server(config: RunConfig, profile: Profile, stack: ExitStack) -> EmbeddedServer | None:
-    cloud = profile.cloud
-    if cloud.base_url:
-        return None
-    path = model_name_or_path(cloud.model)
-    if not Path(path).is_dir():
-        raise ParameterError(
-            f'cloud model {cloud.model!r} is neither a shipped checkpoint nor a folder; for a '
-            'server of your own set base_url of node cloud')
-    server = EmbeddedServer(path, threads=config.server_threads)
-    stack.callback(server.stop)
-    server.start()
-    return server
-
-
 def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
                watch: Callable[[Monitor], None], stack: ExitStack) -> tuple[int, RunSummary]:
     argv = ['--ros-args', '--log-level', config.log_level, '--params-file',
@@ -145,9 +126,19 @@ def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
 
     from .executor import end_process, Graph  # imports ROS
     from .monitor import Monitor
-    children = _start_nodes(config, argv, stack)
     graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)], argv)
     monitor: Monitor = graph.nodes[0]
+    children: dict[str, Child] = {}
+    # The camera last. Processes of their own also where it is only one: the monitor must not take
+    # the interpreter lock from the edge.
+    for name in ('cloud', 'context', 'edge', 'camera') if config.multi_process else ('composed',):
+        last = ['-p', 'exit_when_finished:=true'] if name in ('camera', 'composed') else []
+        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
+                                *argv, *last])
+        stack.callback(children[name].stop)
+        embedded = name == 'cloud' and profile.cloud.autostart and not profile.cloud.base_url
+        while embedded and not monitor.status and children[name].alive and not stop.wait(0.05):
+            pass  # its server is starting
     steal = StealTime()
     watch(monitor)
     code, reason = _wait(config, monitor, children, stop)
@@ -166,29 +157,12 @@ def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
         'emulated_delay_median_s': profile.cloud.emulated_delay_median_s,
         'cpu_stolen': steal.fraction})
     print_summary(summary)
-    if config.output:
-        _write_summary(Path(config.output), summary)
+    _write_summary(config.output, summary)
     steal.print_warning()
     if not ended:
         stack.close()
         end_process(code)
     return code, summary
-
-
-def _start_nodes(config: RunConfig, argv: Sequence[str], stack: ExitStack) -> dict[str, Child]:
-    """
-    Start the node processes, the one with the camera last.
-
-    Also where it is only one: the monitor must not take the interpreter lock from the edge.
-    """
-    names = ('context', 'cloud', 'edge', 'camera') if config.multi_process else ('composed',)
-    children = {}
-    for name in names:
-        last = ['-p', 'exit_when_finished:=true'] if name == names[-1] else []
-        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
-                                *argv, *last])
-        stack.callback(children[name].stop)
-    return children
 
 
 def _wait(config: RunConfig, monitor: Monitor, children: Mapping[str, Child],
@@ -215,6 +189,9 @@ def _wait(config: RunConfig, monitor: Monitor, children: Mapping[str, Child],
     return 0, 'interrupted'
 
 
-def _write_summary(folder: Path, summary: RunSummary) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+def _write_summary(folder: str, summary: RunSummary) -> None:
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n',
+                                               encoding='utf-8')

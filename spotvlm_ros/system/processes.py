@@ -24,11 +24,11 @@ from functools import partial
 import multiprocessing
 from multiprocessing.connection import wait
 import os
-from pathlib import Path
 import signal
 import subprocess
 import sys
 import threading
+from typing import IO
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,18 +46,17 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None,
-                 log: Path | None = None, idle: bool = False) -> None:
-        """Start the process; its output goes to ``log``, or where ours goes."""
-        self.log = log
-        out = log.open('ab') if log is not None else None
-        try:
-            self.process = subprocess.Popen(
-                command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=out, process_group=0,
-                preexec_fn=partial(_prepare, idle))
-        finally:
-            if out is not None:
-                out.close()
+                 log: IO[bytes] | None = None, idle: bool = False,
+                 inherited: Sequence[int] = ()) -> None:
+        """
+        Start the process; its output goes to ``log``, or where ours goes.
+
+        Besides, it has the files and sockets with the numbers ``inherited``.
+        """
+        self.process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, process_group=0, pass_fds=inherited,
+            preexec_fn=partial(_prepare, idle))
 
     @property
     def alive(self) -> bool:

@@ -80,7 +80,8 @@ LIBRARIES = (
     Library('yaml', 'PyYAML', 'python3-yaml', True),
 )
 # Parts of libraries above, never installed without them.
-BROUGHT_BY = {'tokenizers': 'transformers', 'triton': 'torch'}
+BROUGHT_BY = {'starlette': 'transformers', 'tokenizers': 'transformers', 'triton': 'torch',
+              'uvicorn': 'transformers'}
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'rcl_interfaces',

@@ -173,11 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)
     with ExitStack() as stack:
-        url, model = arguments.url, arguments.model
-        if not url:
-            model = str(checkpoint_path('spot-mini-cloud'))
-            url = stack.enter_context(EmbeddedServer(model, threads=arguments.threads)).url
-        server = cloud_server(ServerConfig(base_url=url, model=model))
+        if arguments.url:
+            server = cloud_server(ServerConfig(base_url=arguments.url, model=arguments.model))
+        else:
+            server = stack.enter_context(EmbeddedServer(
+                str(checkpoint_path('spot-mini-cloud')), threads=arguments.threads)).to_ask()
         fleet = Fleet(server, profile.queries('cloud'), arguments.in_flight, profile.camera.world)
         services = []
         print(HEADING)

@@ -93,7 +93,7 @@ def _wire_of_node(keyframes: int) -> tuple[list[float], list[float]]:
                 Parameter('go.format', value='choice'),
                 Parameter('go.choices', value=['stop', 'slow', 'go']),
                 Parameter('go.cloud_period_s', value=0.001)])
-            if not node.autostart():
+            if not (node.autostart(False) and node.autostart(True)):
                 raise RuntimeError(node.last_failure)
             published: queue.Queue[float] = queue.Queue()
             publish = node._answers.publish

@@ -114,7 +114,8 @@ class CpuComparison:
         """Answer about unchanged scenes by the engine and by `transformers serve`."""
         from openai import OpenAI  # not on a GPU machine, where this is not measured
         with EmbeddedServer(str(self.path), threads=self.threads) as server, \
-                OpenAI(base_url=server.url, api_key='none', timeout=60.0, max_retries=0) as client:
+                OpenAI(base_url=server.url, api_key=server.key, timeout=60.0,
+                       max_retries=0) as client:
             def serve(frame: Image, given: Sample) -> str:
                 return served(client, server.model, self.engine.model_inputs(
                     frame, SCENE, given.context, given.stamp_ns), SCENE.max_new_tokens)

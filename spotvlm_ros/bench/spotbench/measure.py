@@ -26,9 +26,8 @@ import numpy as np
 from .latencies import Latencies
 from .models import RemoteCloud
 from .streams import START_NS, Stream
-from ...cloud.client import cloud_server
 from ...cloud.server import EmbeddedServer
-from ...config.nodes import EdgeConfig, ServerConfig
+from ...config.nodes import EdgeConfig
 from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel
 from ...frames.pixels import decode_compressed, encode_jpeg, Image
@@ -99,12 +98,11 @@ def _carry_s(world: World, stamps: Sequence[int], frames: Sequence[Image]) -> li
 def _round_trips_s(checkpoint: Path, world: World) -> list[float]:
     """Ask the embedded server about a few frames; raise RuntimeError where it says nothing."""
     with EmbeddedServer(str(checkpoint), threads=1) as server:
-        remote = RemoteCloud(cloud_server(ServerConfig(
-            base_url=server.url, model=str(checkpoint))))
+        remote = RemoteCloud(server.to_ask())
         remote.replies(world.queries[0], [world.frame(FIRST + 2 * i) for i in range(6)])
         if not remote.round_trips_s:
             raise RuntimeError(f'the embedded server gave no answer: {remote.errors[0]}; '
-                               f'see {server.log}')
+                               f'its last words: {server.last_words()}')
     return remote.round_trips_s[1:] or remote.round_trips_s
 
 

@@ -258,8 +258,9 @@ class RobotProcess(Watched):
 
 def node_process(name: str, arguments: Sequence[str], log: Path) -> Child:
     """Start a node process of ours, as ``spotvlm run`` does."""
-    return Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name, '--ros-args',
-                  '--log-level', 'info', *arguments], log=log)
+    with log.open('ab') as out:
+        return Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name, '--ros-args',
+                      '--log-level', 'info', *arguments], log=out)
 
 
 class HelperProcess:

@@ -19,14 +19,25 @@ import asyncio
 from collections import namedtuple
 import json
 import os
+import shutil
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
+from fakes import cloud_server, FakeServer, SCENE_REPLY
 import pytest
 
 from spotvlm_ros.bench.faults.relay import Link, Relay
+from spotvlm_ros.cloud import transport
+from spotvlm_ros.cloud.client import CloudClient
+from spotvlm_ros.cloud.errors import CloudError
+from spotvlm_ros.method.facts import Query
+
+QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')})
 
 
 @pytest.mark.parametrize('link,least,most', [
@@ -120,3 +131,149 @@ def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):
     for name in ('server_killed', 'link_down'):
         assert rows[f'faults_network_{name}_context_back'] < 12.0
     assert 'unreachable' in done.stdout and 'Traceback' not in done.stderr
+
+
+CA = """
+[ca]
+default_ca = own
+[own]
+dir = .
+database = index.txt
+serial = serial
+new_certs_dir = .
+default_md = sha256
+policy = any
+x509_extensions = names
+rand_serial = yes
+unique_subject = no
+[any]
+commonName = supplied
+[names]
+subjectAltName = NAMES
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, digitalSignature
+"""
+
+
+def certificate(folder, names='IP:127.0.0.1', begin='20200101000000Z', end='20991231235959Z',
+                **issuer):
+    """Make a certificate, signed by itself or by an ``issuer``; return key and certificate."""
+    folder.mkdir()
+    (folder / 'index.txt').touch()
+    (folder / 'ca.cnf').write_text(CA.replace('NAMES', names))
+    signer = ['-cert', issuer['cert'], '-keyfile', issuer['key']] if issuer else \
+        ['-selfsign', '-keyfile', 'key.pem']
+    for command in (['req', '-new', '-newkey', 'rsa:2048', '-nodes', '-keyout', 'key.pem',
+                     '-out', 'request.pem', '-subj', '/CN=cloud'],
+                    ['ca', '-config', 'ca.cnf', '-batch', '-notext', '-startdate', begin,
+                     '-enddate', end, '-in', 'request.pem', '-out', 'cert.pem', *signer]):
+        subprocess.run(['openssl', *map(str, command)], cwd=folder, check=True,
+                       capture_output=True)
+    return {'key': folder / 'key.pem', 'cert': folder / 'cert.pem'}
+
+
+@pytest.fixture(scope='module')
+def authority(tmp_path_factory):
+    if shutil.which('openssl') is None:
+        pytest.skip('the command openssl is missing')
+    folder = tmp_path_factory.mktemp('tls') / 'authority'
+    return certificate(folder, 'DNS:authority,email:a@example.org')
+
+
+class TlsServer:
+    """A FakeServer behind a certificate."""
+
+    def __init__(self, key, cert):
+        self.fake = FakeServer()
+        self.fake.stop()
+        self.fake.port = 0
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        self.fake.start()
+        self.fake.http.socket = context.wrap_socket(self.fake.http.socket, server_side=True)
+        self.port = self.fake.port
+
+
+def asked(url):
+    """Ask the server at a url once; return its text, or the error."""
+    async def ask():
+        client = CloudClient(cloud_server(url))
+        try:
+            return (await client.ask(b'\xff\xd8\xff\xd9', QUERY)).text
+        except CloudError as error:
+            return error
+        finally:
+            await client.close()
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize('kind,host,words', [
+    ('self-signed', '127.0.0.1', ('SSL_CERT_FILE', 'signed by itself')),
+    ('other authority', '127.0.0.1', ('SSL_CERT_FILE', 'does not know')),
+    ('other name', 'localhost', ('another name', 'base_url')),
+    ('expired', '127.0.0.1', ('expired on 2021-02-03 04:05 UTC', 'clock')),
+    ('not yet', '127.0.0.1', ('not yet valid', '2088-01-02 03:04 UTC', 'clock')),
+    ('expired authority', '127.0.0.1', ('authority has expired', 'clock')),
+    ('good', '127.0.0.1', ())])
+def test_what_is_wrong_with_a_certificate_is_said(tmp_path, monkeypatch, authority, kind, host,
+                                                  words):
+    dates = {'expired': {'end': '20210203040506Z'}, 'not yet': {'begin': '20880102030405Z'}}
+    issuer = {} if kind == 'self-signed' else authority
+    trusted = authority
+    if kind == 'expired authority':
+        issuer = trusted = certificate(tmp_path / 'old', 'DNS:authority', end='20210203040506Z')
+    pair = certificate(tmp_path / 'server', **dates.get(kind, {}), **issuer)
+    if kind not in ('self-signed', 'other authority'):
+        monkeypatch.setenv('SSL_CERT_FILE', str(trusted['cert']))
+    server = TlsServer(**pair)
+    url = f'https://{host}:{server.port}/v1'
+    answer = asked(url)
+    if words:
+        assert answer.kind == 'certificate' and not answer.retry
+        for word in ('certificate', f'{host}, port {server.port}', *words):
+            assert word in str(answer)
+        assert not server.fake.requests
+        if kind == 'self-signed':  # the remedy is one
+            monkeypatch.setenv('SSL_CERT_FILE', str(pair['cert']))
+            answer = asked(url)
+    plain = asked(f'http://{host}:{server.port}/v1')
+    server.fake.stop()
+    assert plain.kind == 'unreachable' and 'https' in str(plain)
+    if kind in ('good', 'self-signed'):
+        assert answer == SCENE_REPLY
+    else:
+        assert words
+
+
+@pytest.mark.parametrize('said', [b'HTTP/1.1 400 Bad Request\r\n\r\n', b'', None])
+def test_a_server_that_speaks_no_tls_is_told_from_one_that_is_away(monkeypatch, said):
+    monkeypatch.setattr(transport, 'CONNECT_S', 0.5)
+
+    def serve():
+        connection = listener.accept()[0]
+        connection.recv(4096)
+        if said is None:
+            silent.append(connection)
+        else:
+            connection.sendall(said)
+            connection.close()
+    listener, silent = socket.create_server(('127.0.0.1', 0)), []
+    threading.Thread(target=serve, daemon=True).start()
+    port = listener.getsockname()[1]
+    error = asked(f'https://127.0.0.1:{port}/v1')
+    assert error.kind == 'unreachable' and f'no TLS on port {port}' in str(error)
+    listener.close()
+    assert 'TLS' not in str(asked(f'https://127.0.0.1:{port}/v1'))
+
+
+@pytest.mark.parametrize('content', [None, 'no certificate'])
+def test_a_file_of_authorities_that_cannot_be_read_is_named(tmp_path, monkeypatch, content):
+    file = tmp_path / 'ca.pem'
+    if content:
+        file.write_text(content)
+    monkeypatch.setenv('SSL_CERT_FILE', str(file))
+    with pytest.raises(ValueError, match=f"SSL_CERT_FILE is '{file}'"):
+        asked('https://127.0.0.1:9/v1')
+    assert asked('http://127.0.0.1:9/v1').kind == 'unreachable'

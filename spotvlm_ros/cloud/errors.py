@@ -21,6 +21,7 @@ A message never holds anything that the server said: it may echo the key, or be 
     CloudError
     ├── CloudTimeout       no complete reply within the deadline
     ├── CloudUnreachable   nobody listens, or the connection broke
+    │   └── CloudUntrusted  its certificate is not one to be trusted
     ├── CloudRefused       the server said no (HTTP status)
     └── CloudReplyError    a reply that cannot be used
         └── CloudReplyTooLarge
@@ -58,6 +59,13 @@ class CloudUnreachable(CloudError):
     """Nobody listens at the address, or the connection broke."""
 
     kind = 'unreachable'
+
+
+class CloudUntrusted(CloudUnreachable):
+    """The certificate of the server is not one to be trusted: a person has to mend that."""
+
+    kind = 'certificate'
+    retry = False
 
 
 class CloudReplyError(CloudError):

@@ -42,6 +42,7 @@ import urllib.request
 
 import httpcore2
 
+from .certificates import explained, tls_context, tls_error
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
                      CloudUnreachable, LOOPBACK)
 from .reply import RawReply
@@ -75,6 +76,7 @@ class Transport:
         if api_key:
             self._headers.append(('Authorization', f'Bearer {api_key}'))
         self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls_context() if self._url.scheme == b'https' else None,
             proxy=_proxy(self.base_url), max_connections=None, max_keepalive_connections=16,
             keepalive_expiry=IDLE_S, socket_options=_socket_options(), network_backend=_Backend())
 
@@ -91,12 +93,20 @@ class Transport:
                 reply.bytes_sent += len(content)
             elif event.endswith('send_request_body.complete'):
                 reply.sent = time.monotonic()
-        with _translated(self.base_url, deadline_s, reply):
-            async with asyncio.timeout(deadline_s), self._pool.stream(
-                    'POST', self._url, headers=self._headers, content=content,
-                    extensions={'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
-                meter.left += MAX_BYTES
-                await self._read(response, reply)
+            elif 'start_tls' in event:
+                meter.shaking_hands = not event.endswith('complete')
+        try:
+            with _translated(self.base_url, deadline_s, reply):
+                async with asyncio.timeout(deadline_s), self._pool.stream(
+                        'POST', self._url, headers=self._headers, content=content, extensions={
+                            'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
+                    meter.left += MAX_BYTES
+                    await self._read(response, reply)
+        except CloudUnreachable as error:
+            tls = tls_error(error)
+            if tls is None and not meter.shaking_hands:
+                raise
+            raise await explained(tls, self._url.host.decode(), self._url.port or 443) from None
         if not reply.finished:
             raise CloudUnreachable(f'{self.base_url} broke the connection within a reply; see '
                                    'the log of the server')
@@ -206,6 +216,7 @@ class _Meter:
 
     reply: RawReply
     left: int = MAX_HEAD  # that may still come
+    shaking_hands: bool = False  # TLS has begun
 
     def count(self, n_bytes: int) -> None:
         self.reply.bytes_received += n_bytes
@@ -267,8 +278,9 @@ def _translated(url: str, deadline_s: float, reply: RawReply) -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise CloudTimeout(f'no reply from {url} within {deadline_s:.2g} s; raise deadline_s '
                                'or the time to live of the facts, or use a faster model') from None
+        which = ', and https:// what it wants' if url.startswith('http:') else ''
         raise CloudUnreachable(f'the connection to {url} failed ({type(error).__name__}); is the '
-                               'server running, and the network up?') from None
+                               f'server running, the network up{which}?') from None
     except _TooManyBytes:
         raise _too_large(url) from None
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from spotvlm_ros.bench.spotbench.labels import LabelError, read_labels
@@ -62,3 +64,23 @@ def test_no_labels_and_no_file_are_errors(tmp_path):
         read_labels(tmp_path / 'l.jsonl', SCENE)
     with pytest.raises(LabelError, match='one JSON object per line'):
         read_labels(tmp_path / 'none.jsonl', SCENE)
+
+
+@pytest.mark.parametrize('data, words', [
+    ('{"t": 1, "facts": {"light": "caf\xe9"}}'.encode('latin-1'), 'not UTF-8'),
+    (b'{"t": 1e300, "facts": {"light": "red"}}', 'less than or equal'),
+    (b'{"t": ' + b'9' * 5000 + b', "facts": {"light": "red"}}', 'line 1'),
+    (b'{"t": 1, "facts": {"light": "red"}, "regions": {"light": [1e300, 1, 2, 3]}}', 'regions'),
+    (b'[' * 100_000, 'line 1'), (b'{"a":' * 100_000, 'line 1'), (b'\0\0', 'line 1'),
+    (b'{"t": 1, "facts": {"\\u001b[31m": "red"}}', r'\x1b')])
+def test_odd_files_are_errors_that_name_the_line(tmp_path, data, words):
+    (tmp_path / 'l.jsonl').write_bytes(data)
+    with pytest.raises(LabelError) as error:
+        read_labels(tmp_path / 'l.jsonl', SCENE)
+    assert words in str(error.value) and '\x1b' not in str(error.value)
+
+
+def test_a_pipe_holds_no_labels(tmp_path):
+    os.mkfifo(tmp_path / 'l.jsonl')
+    with pytest.raises(LabelError, match='is no file'):
+        read_labels(tmp_path / 'l.jsonl', SCENE)

@@ -98,8 +98,7 @@ def test_the_server_is_asked_as_the_node_asks_it(recording, server, tmp_path, ca
     assert 'What the cloud said' in (tmp_path / 'report.html').read_text()
 
 
-def test_replies_that_cannot_be_used_are_an_error_with_their_reasons(recording, server, tmp_path,
-                                                                    capsys):
+def test_replies_of_no_use_are_an_error_with_reasons(recording, server, tmp_path, capsys):
     server.content = 'I see a road.'
     assert bench(recording, server, PROFILE.replace('{cloud}', '{retries: 0}'), tmp_path) == 1
     printed = capsys.readouterr().out

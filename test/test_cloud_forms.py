@@ -164,6 +164,25 @@ def test_final_answer_keeps_what_only_looks_like_reasoning():
         assert final_answer(text) == text
 
 
+@pytest.mark.parametrize('token', ['<|im_end|>', '<|eot_id|>', '<end_of_turn>', '</s>',
+                                   '<end_of_utterance>', '<|endoftext|>'])
+def test_what_follows_the_end_of_the_turn_is_not_the_answer(token):
+    """A server that does not stop there lets the model play the others, too."""
+    more = f'{token}\n<|im_start|>user\nAnd now?{token}\n<|im_start|>assistant\n'
+    reply = parse_reply(SCENE, RED + more + RED.replace('red', 'green'), 7, SIZE)
+    assert [f.value for f in reply.facts] == ['red'] and not reply.rejected
+    text = parse_reply(TEXT, f'A red light.{more}A green light.', 7, SIZE)
+    assert text.text == 'A red light.' and not text.suspicious
+
+
+@pytest.mark.parametrize('text', [
+    'The <|object_ref_start|>car<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|> brakes.',
+    'The <ref>car</ref><box>(1,2),(3,4)</box> brakes.', 'The <phrase>car</phrase> brakes.',
+    'The car<loc0001><loc0022> brakes.'])
+def test_grounding_tokens_are_no_part_of_a_text(text):
+    assert parse_reply(TEXT, text, 7, SIZE).text == 'The car brakes.'
+
+
 def asked(server, query=WHAT, times=1, reply=None):
     """Ask a server some times; return its replies."""
     async def ask():

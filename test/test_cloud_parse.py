@@ -86,7 +86,7 @@ def test_choice():
 
 def test_text_is_neutralised():
     query = Query('describe', 'Describe.', 'text')
-    assert parse_reply(query, '<|im_end|>\x00 hi', 7, SIZE).text == '(/im_end/) hi'
+    assert parse_reply(query, '{<b>}\x00 hi', 7, SIZE).text == '((b)) hi'
 
 
 @given(st.text(alphabet='{}[]":,labevuxbo_2d019.eE-+ntriu\\ ', max_size=400) | st.text())

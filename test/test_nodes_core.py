@@ -280,6 +280,8 @@ def test_pace_skips_what_is_late():
     ('/**/cloud:\n  ros__parameters:\n    retries: 5\n    retries: 6\n', 'retries stands twice'),
     ('/**/cloud:\n  ros__parameters: &a\n    b: *a\n', 'nest too deeply'),
     ('/**/cloud: ' + '{a: ' * 60 + '1' + '}' * 60, 'nest too deeply'),
+    ('a0: &a0 [x]\n' + ''.join(
+        f'a{i}: &a{i} [' + f'*a{i - 1},' * 9 + ']\n' for i in range(1, 12)), 'aliases included'),
     ('[' * 5000, 'nest too deeply|expected'), ('caf\xe9: 1'.encode('latin-1'), 'UTF-8'),
     ('/**/cloud: {ros__parameters: {retries: 1e300}}', 'retries'),
     ('/**/cloud: {ros__parameters: {retries: ' + '9' * 5000 + '}}', 'limit|retries'),

@@ -18,9 +18,10 @@
 from collections import Counter
 from dataclasses import replace
 import json
+import os
 
 import cv2
-from hypothesis import given, strategies as st
+from hypothesis import given, HealthCheck, settings, strategies as st
 import numpy as np
 import pytest
 
@@ -215,3 +216,38 @@ def test_a_full_disk_that_is_freed_costs_one_line(tmp_path):
 def test_a_folder_that_is_used_is_refused(folder):
     with pytest.raises(ValueError, match='holds a recording already'):
         record.Recorder(folder, 'context')
+
+
+ODD = ('caf\xe9'.encode('latin-1'), b'\0', b'[' * 9000, b'1' + b'0' * 300, b'NaN',
+       b'"\\u001b[31m"', b'null', b'{"event": "turn"}', b'-1', b'[]', b'x' * 2**21)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_recording_however_mangled_ends_in_a_traceback(folder, tmp_path_factory, capsys, data):
+    """Values of lines are replaced by others, or bytes by what is no text."""
+    lines = (folder / 'context.jsonl').read_bytes().splitlines(keepends=True)
+    number = data.draw(st.integers(0, len(lines) - 1))
+    line = lines[number]
+    places = [i for i, byte in enumerate(line) if line[i - 1:i] in (b' ', b'[', b'{')]
+    start = data.draw(st.sampled_from(places))
+    end = next((i for i in range(start, len(line)) if line[i:i + 1] in (b',', b'}', b']')), start)
+    lines[number] = line[:start] + data.draw(st.sampled_from(ODD)) + line[end:]
+    copy = copied(folder, tmp_path_factory.mktemp('copy'), lambda old: b''.join(lines))
+    counts = Counter()
+    assert main_context(copy, counts) == 1, line
+    assert '\x1b' not in capsys.readouterr().out
+
+
+def main_context(copy, counts):
+    """Replay without the edge, which needs seconds; return the exit code."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replay, 'replay_edge', lambda *args: counts)
+        return replay.main([str(copy)])
+
+
+def test_a_pipe_is_no_recording(tmp_path, capsys):
+    os.mkfifo(tmp_path / 'context.jsonl')
+    assert replay.main([str(tmp_path)]) == 1
+    assert 'context.jsonl is no file' in capsys.readouterr().out

@@ -35,6 +35,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """List, check or renew; return 1 at the first file that is wrong."""
     from ..config.profiles import check_file
     from ..config.tables import markdown, MARKS
+    from ..method.prompt import printable
     from ..system.markdown import replace_between
     try:
         if arguments.update is not None:
@@ -45,6 +46,6 @@ def execute(arguments: argparse.Namespace) -> int:
             check_file(path)
             print(f'{path}: fine')
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 1
     return 0

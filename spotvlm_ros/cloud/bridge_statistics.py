@@ -43,7 +43,7 @@ class BridgeStatistics:
     failovers: int = 0     # answers of another server than the preferred
     superseded: int = 0    # given up, because a newer frame's answer had come
     facts_rejected: int = 0
-    injections: int = 0    # replies whose text reads like instructions
+    injections: int = 0    # replies whose text has what carries instructions
     bytes_sent: int = 0    # of images
     last_error: str = ''
     errors_by: Counter[str] = field(default_factory=Counter)   # kind

@@ -22,8 +22,9 @@ names of the fields, an object keyed by the facts, wrappers, trailing commas, Py
 list cut off by max_tokens. What is not clear is dropped, and each drop is told in ``rejected``.
 
 Facts can only be keys and values that the query names. Free text can say anything: it is one
-line without template tokens, and text that reads like instructions is dropped. An empty list or
-object means that nothing was said: no fact, and one entry in ``rejected``.
+line without template tokens or turns, and dropped where it has what descriptions need not, such as
+addresses. What its words say is not judged, in no language. An empty list or object means that
+nothing was said: no fact, and one entry in ``rejected``.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from .boxes import box_field, corners_of, ImageGeometry
 from .wording import FACTS
 from ..config.nodes import BoxScale
 from ..method.facts import Fact, Query, Source, Turn
-from ..method.final_answer import final_answer
-from ..method.prompt import match_choice, match_key, neutralise, parse_answer
+from ..method.final_answer import final_answer, without_grounding
+from ..method.prompt import match_choice, match_key, neutralise, one_voice, parse_answer
 
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
@@ -52,13 +53,13 @@ MAX_REJECTED = 64   # reasons kept
 MAX_REPAIRS = 8     # objects that json_repair is given, each of at most
 MAX_REPAIRED = 4096  # characters: its time can grow with the square of them
 
-_INSTRUCTIONS = re.compile(
-    r'\b(ignore|disregard|forget|override|bypass)\b.{0,40}\b(instruction|prompt|rule|message|'
-    r'context|above|previous|prior|earlier)|\b(system|developer) (prompt|message)|'
-    r'\byou (are now|must now|will now|have to obey)\b|\bnew instructions?\b|'
-    r'\b(respond|reply|answer|say) only\b|\bpretend (to|that|you)\b|'
-    r'https?:|\bwww\.|\b(sudo|rm -|curl|wget|eval|exec|import os)\b|api[ _-]?key',
-    re.IGNORECASE)
+# What no description of a picture needs, and what carries instructions in any language: tokens of
+# chat templates, addresses, operators of shells, characters that hide or reorder text.
+_CARRIERS = re.compile(
+    r'<\|[^<>]{0,40}\|>|</?(?:s|bos|eos|\w{1,20}_of_\w{1,20})>|\[/?(?:INST|SYS)\w{0,20}\]|'
+    r'<</?SYS>>|'
+    r'\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.|\b[\w.+-]{1,64}@[\w-]{1,64}\.\w|\$\(|&&|\|\||'
+    '[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]', re.IGNORECASE)
 # Characters without width: they hide words from a search, and order text on a screen.
 _INVISIBLE = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff'
                         '\U000e0000-\U000e007f]')
@@ -67,6 +68,7 @@ _BRACKETS = re.compile(r'[\[\]{}]')
 # (roboflow/inference#2921, #2930).
 _LABELS = ('label', 'key', 'name', 'fact', 'field', 'attribute', 'object', 'class', 'category')
 _VALUES = ('value', 'answer', 'state', 'status', 'choice', 'class', 'prediction', 'result', 'text')
+CARRIER = 'text: has template tokens, addresses, shell operators or hidden characters'
 REASONING_ONLY = ('reply: nothing but reasoning; raise max_tokens, or turn reasoning off '
                   '(extra_body)')
 
@@ -93,7 +95,7 @@ class CloudAnswer:
     facts: tuple[Fact, ...] = ()
     text: str = ''
     rejected: list[str] = field(default_factory=list)
-    suspicious: bool = False    # its text reads like instructions, and is left out
+    suspicious: bool = False    # its text has what carries instructions, and is left out
     wait_s: float = 0.0         # offer to the request on the wire: reading, encoding the frame
     round_trip_s: float = 0.0   # request to reply, emulated part included
     emulated_s: float = 0.0
@@ -121,8 +123,7 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
     if not answer and text.strip():
         rejected = [REASONING_ONLY]
     elif query.format == 'text':
-        rejected = ['text: reads like instructions'] if suspicious else \
-            parse_answer(query, clean, stamp_ns)[1]
+        rejected = [CARRIER] if suspicious else parse_answer(query, clean, stamp_ns)[1]
     elif _too_deep(answer):
         clean, rejected = '', ['reply: nested too deeply']
     else:
@@ -156,10 +157,11 @@ def _facts(query: Query, answer: str, stamp_ns: int,
 
 def _screened(text: str) -> tuple[str, bool]:
     """Return text that is harmless in a prompt or a log, and whether it had to be dropped."""
-    plain = _INVISIBLE.sub('', unicodedata.normalize('NFKC', text))
-    if _INSTRUCTIONS.search(' '.join(plain.split())):
+    normal = unicodedata.normalize('NFKC', without_grounding(text))
+    plain = _INVISIBLE.sub('', normal)
+    if _CARRIERS.search(normal) or _CARRIERS.search(plain):
         return '', True
-    return neutralise(plain), False
+    return one_voice(neutralise(plain)), False
 
 
 def _too_deep(text: str) -> bool:

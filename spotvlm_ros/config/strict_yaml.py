@@ -22,9 +22,11 @@ from pathlib import Path
 import yaml
 
 from .spec import ParameterError
+from ..system.text_file import read_text_file
 
 MAX_BYTES = 1 << 20  # of a params file
 MAX_DEPTH = 32       # of groups within groups
+MAX_NODES = 100_000  # names and values
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,41 +49,46 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> object:
     """Return what a YAML file holds; raise ParameterError with the file, the line, the remedy."""
     try:
-        if not path.is_file():
-            raise ParameterError('is no file; give the path of a YAML')
-        with path.open('rb') as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ParameterError(f'has more than {MAX_BYTES} bytes; is it a params file?')
-        loader = _Loader(data.decode())
+        loader = _Loader(_text(path))
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check_depth(node, 0)
+            _check_size(node, 0, [MAX_NODES])
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except ParameterError as error:
         raise ParameterError(f'{path}: {error}') from error
-    except UnicodeDecodeError as error:
-        raise ParameterError(f'{path}: byte {error.start} is not UTF-8; save the file as '
-                             'UTF-8') from error
     except RecursionError as error:
         raise ParameterError(f'{path}: groups nest too deeply') from error
-    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise ParameterError(f'{path}: {error}') from error
 
 
-def _check_depth(node: yaml.Node, depth: int) -> None:
-    """Raise ParameterError for what nests deeper than parameters do, as what holds itself."""
+def _text(path: Path) -> str:
+    try:
+        return read_text_file(path, MAX_BYTES)
+    except ValueError as error:
+        raise ParameterError(f'{error}; give the path of a params file') from error
+
+
+def _check_size(node: yaml.Node, depth: int, left: list[int]) -> None:
+    """
+    Raise ParameterError for what no parameters need: deep nesting, as of what holds itself.
+
+    Aliases of aliases can make a short file hold more than a machine does; ``left`` counts down.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ParameterError(f'holds more than {MAX_NODES} values, aliases included')
     if depth > MAX_DEPTH:
         raise ParameterError('groups nest too deeply, or one holds itself (line '
                              f'{node.start_mark.line + 1})')
     if isinstance(node, yaml.MappingNode):
         for pair in node.value:
             for part in pair:
-                _check_depth(part, depth + 1)
+                _check_size(part, depth + 1, left)
     elif isinstance(node, yaml.SequenceNode):
         for part in node.value:
-            _check_depth(part, depth + 1)
+            _check_size(part, depth + 1, left)

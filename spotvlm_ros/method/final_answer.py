@@ -44,6 +44,14 @@ _ANSWER = re.compile(
 # Left over where a server does not skip special tokens; within a text they stay, to be seen.
 _SPECIAL = re.compile(r'(?:\s*(?:<\|[^<>|]{1,40}\|>|</s>|<(?:end_of_turn|eos|pad)>)){1,8}\s*\Z',
                       re.IGNORECASE)
+# Where a server does not stop at the end of the turn, the model goes on with turns of others.
+_END_OF_TURN = re.compile(r'<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|end)\|>'
+                          r'|<(?:end_of_turn|end_of_utterance|eos)>|</s>', re.IGNORECASE)
+# What models with grounding put around things in free text (Qwen2-VL, Kosmos-2, PaliGemma).
+_GROUNDING = re.compile(
+    r'<\|box_start\|>[^<>]{0,80}<\|box_end\|>|<box>[^<>]{0,80}</box>|<loc\d{1,4}>'
+    r'|<\|(?:object_ref|box|quad|vision)_\w{1,16}\|>'
+    r'|</?(?:ref|box|quad|point|object|phrase|grounding)(?:\s[^<>]{0,80})?>', re.IGNORECASE)
 _FENCE = re.compile(r'^[ \t]*(?:```|~~~)[\w+.-]*[ \t]*$|```(?:json|text|plaintext)?', re.MULTILINE)
 MAX_UNWRAPPED = 3  # times that a reply may be a JSON string of a reply
 
@@ -55,6 +63,9 @@ def final_answer(text: str) -> str:
     Time grows with the length of the text only; the caller bounds that.
     """
     text = _without_reasoning(_final_channel(text))
+    end = _END_OF_TURN.search(text)
+    if end is not None and text[:end.start()].strip():
+        text = text[:end.start()]
     wrapped = [part for match in _ANSWER.finditer(text)
                for part in match.groups()[1:] if part is not None and part.strip()]
     text = wrapped[-1] if wrapped else text
@@ -67,6 +78,11 @@ def final_answer(text: str) -> str:
     if '{' in text and '"' not in text and '&quot;' in text:
         text = html.unescape(text)
     return text
+
+
+def without_grounding(text: str) -> str:
+    """Return free text without the tokens and boxes that models put around things."""
+    return _GROUNDING.sub('', text)
 
 
 def _final_channel(text: str) -> str:

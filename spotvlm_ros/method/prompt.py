@@ -33,9 +33,11 @@ AGE_STEP_S = 0.5  # ages are rounded to this: the prompt's prefix must not chang
 MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
 # Every chat template in use marks its special tokens with one of these.
 _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}': ')', '|': '/'})
-# Some mark turns with plain words and a colon.
 _BULLET = re.compile(r'\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
-_TURNS = re.compile(r'\b(system|user|human|assistant|ai|developer|tool)\s*:', re.IGNORECASE)
+# Some mark turns with a plain word and a colon; so does whoever forges one, in any language. Times
+# and ratios keep theirs. Beside ':' what looks like it and is not made one by NFKC.
+_COLON = re.compile('(?<!\\d)\\s*[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+\\s*'
+                    '|[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+(?!\\d)\\s*')
 
 
 class MessagePart(TypedDict):
@@ -53,10 +55,15 @@ class Message(TypedDict):
 
 
 def neutralise(text: str, limit: int = MAX_TEXT) -> str:
-    """Return untrusted text as one printable line without template tokens or marks of turns."""
+    """Return untrusted text as one printable line without template tokens."""
     text = unicodedata.normalize('NFKC', text[:4 * limit])
     text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return _TURNS.sub(r'\1 -', ' '.join(text.translate(_BRACKETS).split()))[:limit]
+    return ' '.join(text.translate(_BRACKETS).split())[:limit]
+
+
+def one_voice(text: str) -> str:
+    """Return a line that no chat template can take for the turns of several speakers."""
+    return _COLON.sub(' - ', text).strip()
 
 
 def printable(text: str) -> str:
@@ -116,7 +123,8 @@ def history_text(query: Query, context: Context, now_ns: int) -> str:
     if query.format == 'text':
         if not context.text:
             return ''
-        return f'{neutralise(context.text)} ({age_s(now_ns, context.text_stamp_ns):.1f} s ago)'
+        text = one_voice(neutralise(context.text))
+        return f'{text} ({age_s(now_ns, context.text_stamp_ns):.1f} s ago)'
     return answer_text(query, context.facts, now_ns)
 
 

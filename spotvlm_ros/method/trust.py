@@ -27,7 +27,7 @@ from dataclasses import replace
 import math
 
 from .facts import Context, Fact, NS, Query, Region, Source, Turn
-from .prompt import MAX_TEXT, neutralise
+from .prompt import MAX_TEXT, neutralise, one_voice
 
 CLOCK_AHEAD_S = 1.0   # the sender's clock may be this far ahead of ours
 MAX_SIDE = 65536      # of a frame; regions end there [pixels]
@@ -72,7 +72,7 @@ def trusted_context(context: Context, query: Query, now_ns: int) -> tuple[Contex
         rejected.append(f'{query.id}: a text that was not asked for, or of a frame ahead of now')
         text, text_ns = '', 0
     dropped = {key: why for key, why in context.dropped.items() if key in query.choices}
-    return replace(context, facts=facts, focus=focus, text=neutralise(text),
+    return replace(context, facts=facts, focus=focus, text=one_voice(neutralise(text))[:MAX_TEXT],
                    text_stamp_ns=text_ns, dropped=dropped), rejected
 
 

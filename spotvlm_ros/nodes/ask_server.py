@@ -37,7 +37,7 @@ from .convert import duration_s
 from ..config.nodes import EdgeConfig, MAX_ASK_S, MAX_ASK_TOKENS
 from ..frames.frame import Frame
 from ..method.facts import cameras, Query
-from ..method.prompt import neutralise
+from ..method.prompt import neutralise, one_voice
 
 MAX_WAITING = 8   # goals that may wait; further ones are refused
 SHARE = 0.08      # of the model's time, at most, while standing answers wait for it
@@ -173,6 +173,6 @@ class AskServer:
         if request.query_id:
             return self._queries[request.query_id]
         tokens = request.max_tokens or self._node.config.ask_max_tokens
-        return Query(id='', prompt=neutralise(request.prompt), format='text',
+        return Query(id='', prompt=one_voice(neutralise(request.prompt)), format='text',
                      deadline_s=timeout_s, camera=cameras(self._queries.values())[0],
                      max_new_tokens=min(tokens, MAX_ASK_TOKENS))

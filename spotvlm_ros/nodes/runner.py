@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from .summary import print_summary, RunSummary
 from ..config.profiles import check_cameras, load_profile, params_file, Profile
 from ..config.spec import ParameterError
+from ..method.prompt import printable
 from ..mini.shipped import is_miniature, MINIATURE_WARNING
 from ..system.machine import StealTime
 from ..system.middleware import missing_middleware, REMEDY
@@ -82,7 +83,7 @@ def run(config: RunConfig, stop: StopSignal,
                       flush=True)
             return _run_graph(config, profile, stop, watch, stack)
         except (ParameterError, RuntimeError) as error:
-            print(f'error: {error}', file=sys.stderr)
+            print(printable(f'error: {error}'), file=sys.stderr)
             return 1, {}
         except ImportError as error:
             print(f'error: {error}; run make setup, and see spotvlm doctor', file=sys.stderr)

@@ -26,13 +26,14 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 import hashlib
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from rich.progress import track
 
 from .recorder import from_plain, plain
@@ -43,9 +44,12 @@ from ..frames.pixels import decode_image, Image
 from ..method.facts import Context, Fact, Query, Turn
 from ..method.focus import FocusConfig
 from ..method.guard import OFF
+from ..method.prompt import printable
 from ..method.transfer import FactId, TransferConfig, Transfers
 from ..mini.worlds import make_world, World
 
+MAX_LINE = 1 << 20  # longest line of a recording [bytes]; a longer one counts as torn
+MAX_WHY = 1000      # of an error shown [characters]
 Line = dict[str, JsonValue]
 
 
@@ -110,7 +114,7 @@ class Pictures:
     def get(self, picture: Picture) -> Image | None:
         """Return a frame, RGB; None when it was not kept."""
         if not picture.world:
-            path = self._folder / 'frames' / picture.file
+            path = self._folder / 'frames' / Path(picture.file).name
             return decode_image(path.read_bytes()) if path.is_file() else None
         name = (picture.world, picture.seed, picture.condition)
         if name not in self._worlds:
@@ -126,8 +130,10 @@ def read_lines(path: Path, counts: Counter[str]) -> Iterator[Line]:
     an end that is missing, a number or checksum of lines that does not fit.
     """
     digest, count, end = hashlib.sha256(), 0, None
+    if not path.is_file():
+        raise ValueError(f'{path} is no file')
     with open(path, 'rb') as file:
-        for number, data in enumerate(file, start=1):
+        for number, data in enumerate(iter(partial(file.readline, MAX_LINE), b''), start=1):
             if not data.strip():
                 continue
             try:
@@ -258,9 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = Pictures(args.folder)
         counts = replay_context(args.folder, pictures)
         counts += replay_edge(args.folder, pictures, lambda todo: track(todo, 'answering'))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        print(f'error: {args.folder} cannot be replayed: {error}; give a folder written by '
-              'spotvlm run --record of this version')
+    except Exception as error:  # what a damaged file makes the method raise can be anything
+        why = f'{type(error).__name__}: {str(error)[:MAX_WHY]}'
+        print(printable(f'error: {args.folder} cannot be replayed: {why}; give a folder written '
+                        'by spotvlm run --record of this version'))
         return 1
     print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
     damaged = [f'{counts[name]} {name.replace("_", " ")}'

@@ -152,7 +152,7 @@ def parse_all(random: int = RANDOM, changed: int = MUTATED, seed: int = 0) -> Pa
 
 async def _met(client: CloudClient, parsed: Parsed, mutated: bool) -> None:
     try:
-        text = (await client.ask(b'\xff\xd8\xff\xd9', 'What?')).text
+        text = (await client.ask(b'\xff\xd8\xff\xd9', QUERIES[-1])).text
         for query in QUERIES:
             found = parse_reply(query, text, 1, (640, 480))
             for fact in found.facts:

@@ -33,9 +33,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ...method.facts import Query, Region
+from ...method.prompt import printable
+from ...system.text_file import read_text_file
 
+MAX_BYTES = 256 << 20  # of a label file
 SCHEMA = '{"t": seconds, "facts": {key: value}, "regions": {key: [x, y, w, h]}}, regions optional'
-Side = Annotated[FiniteFloat, Field(gt=0)]
+LONGEST_S = 1e6         # of a recording
+Place = Annotated[FiniteFloat, Field(ge=-65536, le=65536)]  # pixels
+Side = Annotated[FiniteFloat, Field(gt=0, le=65536)]
 
 
 class LabelError(ValueError):
@@ -47,9 +52,9 @@ class Line(BaseModel):
 
     model_config = ConfigDict(extra='forbid', strict=True)
 
-    t: Annotated[FiniteFloat, Field(ge=0)]
+    t: Annotated[FiniteFloat, Field(ge=0, le=LONGEST_S)]
     facts: Annotated[dict[str, str], Field(min_length=1)]
-    regions: dict[str, tuple[FiniteFloat, FiniteFloat, Side, Side]] = {}
+    regions: dict[str, tuple[Place, Place, Side, Side]] = {}
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class Label:
 def read_labels(path: Path, query: Query) -> list[Label]:
     """Read and check a label file; raise LabelError."""
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text_file(path, MAX_BYTES).splitlines()
+    except ValueError as error:
         raise LabelError(f'{path}: {error}; give a text file, UTF-8, one JSON object per line'
                          ) from error
     labels = [_label(f'{path}: line {number}', text, query)
@@ -85,11 +90,12 @@ def _label(where: str, text: str, query: Query) -> Label:
     except ValidationError as error:
         first = error.errors()[0]
         field = '.'.join(str(part) for part in first['loc']) or 'the line'
-        raise LabelError(f'{where}: {field}: {first["msg"]}; a line is {SCHEMA}') from error
+        raise LabelError(f'{where}: {printable(field)}: {first["msg"]}; a line is {SCHEMA}'
+                         ) from error
     for name in (*line.facts, *line.regions):
         if name not in query.choices:
-            raise LabelError(f'{where}: facts.{name}: query {query.id} has no such key; use '
-                             f'{", ".join(query.keys)}, or give the query that has it with '
+            raise LabelError(f'{where}: facts.{printable(name)}: query {query.id} has no such '
+                             f'key; use {", ".join(query.keys)}, or give the query that has it with '
                              '--profile')
     for key, value in line.facts.items():
         if value not in query.choices[key]:

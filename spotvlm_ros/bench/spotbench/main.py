@@ -42,6 +42,7 @@ from .streams import Sampling
 from .tally import Tally
 from ... import __version__
 from ...method.guard import ODDS
+from ...method.prompt import printable
 from ...mini.hri.hands import DATA_SET
 from ...mini.shipped import checkpoint_path
 from ...system.machine import machine, StealTime
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(args)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', flush=True)
+        print(printable(f'error: {error}'), flush=True)
         return 1
 
 

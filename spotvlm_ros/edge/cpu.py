@@ -90,7 +90,7 @@ class TracedVisionTower:
         try:
             with warnings.catch_warnings():  # of what is constant in the trace: all but pixels is
                 warnings.simplefilter('ignore')
-                trace: Trace = torch.jit.trace(embeddings, pixels, check_trace=False)
+                trace: Trace = _trace(embeddings, pixels)
             noise = torch.Generator().manual_seed(0)  # of its own: others count on torch's
             for _ in range(CHECKS):
                 other = torch.randn(pixels.shape, generator=noise, dtype=pixels.dtype)
@@ -99,3 +99,14 @@ class TracedVisionTower:
         except Exception:  # whatever torch finds that it cannot trace
             return None
         return trace
+
+
+def _trace(function: Trace, example: torch.Tensor) -> Trace:
+    """
+    Do what torch.jit.trace does, which keeps each trace, weights included, until the process ends.
+
+    Here a trace has a compilation unit of its own and goes with it.
+    """
+    graph, _ = torch._C._create_graph_by_tracing(function, (example,), lambda value: '', True,
+                                                 False)
+    return torch._C._create_function_from_graph('embeddings', graph)

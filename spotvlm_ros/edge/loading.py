@@ -147,7 +147,7 @@ def _check_weights(path: Path, model: PreTrainedModel, report: dict[str, Iterabl
                          '; download config.json and the weights again, from one place')
     empty = [name for name, weight in model.named_parameters()
              if weight.ndim > 1 and weight.is_floating_point() and not weight.is_meta
-             and not 0.0 < float(torch.linalg.vector_norm(weight, math.inf)) < math.inf]
+             and not 0.0 < float(torch.linalg.vector_norm(weight.detach(), math.inf)) < math.inf]
     if empty:
         raise ValueError(f'{path} has weights that are all zero or no numbers ({_some(empty)}); '
                          f'{remedy}')

@@ -71,6 +71,7 @@ class CameraNode(SpotNode[CameraConfig]):
                 f'cameras names {", ".join(names)}, but source {self.config.source} is one '
                 'camera; name one, and start a camera node for each of the others')
         self._name = names[0]
+        self._stop.clear()
         self._stream = self._open()
         topic = image_topic(self._name)
         self._image = self.advertise(Image, topic, RELIABLE)

@@ -47,6 +47,7 @@ from ..frames.pixels import FrameError
 from ..frames.schedule import Schedule
 from ..method.facts import cameras, NS, Query
 from ..recording.recorder import plain, recorded_load, Recorder
+from ..system.memory import give_back
 
 IDLE_S = 0.1   # the inference thread looks up at least this often
 QUIET_S = 0.5  # without a frame for this long, none is expected
@@ -132,7 +133,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def release(self) -> None:
         """Free the model."""
-        self._model = None
+        if self._model is not None:
+            self._model = None
+            give_back()
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

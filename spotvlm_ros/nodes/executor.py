@@ -32,6 +32,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from .base import SpotNode
 from ..config.nodes import NodeConfig
+from ..system.memory import share_arenas
 from ..system.signals import StopSignal
 
 DRAIN_S = 5.0  # longest wait for the last answer after the last frame
@@ -57,6 +58,7 @@ class Graph:
         sys.setswitchinterval(0.001)
         # OpenCV's own threads would take the cores from the model for work of a millisecond.
         cv2.setNumThreads(1)
+        share_arenas()
         # Signals are ours: rclpy's handlers would shut the context down under our feet.
         rclpy.init(args=['spotvlm', *argv], signal_handler_options=SignalHandlerOptions.NO)
         self.started = threading.Event()  # every autostart has been tried

@@ -93,8 +93,9 @@ def test_the_wheels_have_every_ros_package():
 
 def test_tests_import_only_what_is_declared():
     runtime = {library.module for library in LIBRARIES} | {*BROUGHT_BY, *ROS, *ROS_OPTIONAL}
-    # These come with colcon and pytest.
-    extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {'catkin_pkg', 'packaging'}
+    # These come with colcon, pytest and transformers.
+    extra = set(imports(ROOT / 'test')) - runtime - HELPERS - {
+        'catkin_pkg', 'packaging', 'safetensors'}
     declared = {re.sub('^python3-', '', name) for name in manifest('test_depend')}
     assert declared == extra | PLUGINS
 

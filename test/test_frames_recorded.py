@@ -181,6 +181,48 @@ def test_a_jpeg_that_was_cut_off_is_none(options):
     assert complete_jpeg(data) == data and decode_compressed(data).shape == (240, 320, 3)
 
 
+def photo(options=()):
+    """Return the JPEG of a picture with much in it."""
+    noise = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
+    pixels = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode('.jpg', pixels, list(options))[1].tobytes()
+
+
+@pytest.mark.parametrize('options', [(), (cv2.IMWRITE_JPEG_RST_INTERVAL, 8),
+                                     (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+def test_a_jpeg_with_a_hole_is_none(options):
+    """A packet is lost, or its place in the buffer is never written."""
+    data = photo(options)
+    holes = 0
+    for at in range(1000, len(data) - 2000, len(data) // 40):
+        for holed in (data[:at] + bytes(1400) + data[at + 1400:], data[:at] + data[at + 1400:]):
+            try:
+                decode_compressed(holed)
+            except FrameError as error:
+                holes += 'packet loss' in str(error)
+    assert holes >= 76  # of 2 x 39; some holes of a progressive JPEG show nowhere
+    with pytest.raises(FrameError, match='hole'):
+        KeyframeEncoder().encode(data[:9000] + bytes(1400) + data[10400:], lambda: PIXELS)
+
+
+@pytest.mark.parametrize('options', [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+                                     (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+def test_a_jpeg_is_decoded_as_opencv_does(options):
+    for data in (photo(options), cv2.imencode('.jpg', PIXELS, list(options))[1].tobytes()):
+        wanted = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+        assert np.array_equal(decode_compressed(data), wanted)
+        stray = data[:-2] + bytes(4) + data[-2:]  # as many webcams end
+        assert np.array_equal(decode_compressed(stray), wanted)
+    exif = PilImage.Exif()
+    exif[274] = 6  # turned by a quarter
+    buffer = io.BytesIO()
+    PilImage.fromarray(PIXELS).save(buffer, 'JPEG', exif=exif)
+    assert decode_compressed(buffer.getvalue()).shape == (320, 240, 3)
+    buffer = io.BytesIO()
+    PilImage.fromarray(PIXELS).convert('CMYK').save(buffer, 'JPEG')
+    assert decode_compressed(buffer.getvalue()).shape == (240, 320, 3)
+
+
 def test_what_a_camera_writes_about_itself_stays_on_the_robot():
     exif = PilImage.Exif()
     exif[271] = 'ACME serial 4711'

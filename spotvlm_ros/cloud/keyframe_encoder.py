@@ -28,7 +28,7 @@ from PIL import Image as PilImage
 
 from ..config.nodes import KeyframeConfig
 from ..frames.jpeg import complete_jpeg, is_jpeg, without_metadata
-from ..frames.pixels import decode_image, encode_jpeg, Image
+from ..frames.pixels import check_jpeg, decode_image, encode_jpeg, Image
 
 Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
 LEAST_QUALITY = 40
@@ -74,6 +74,7 @@ class KeyframeEncoder:
             jpeg = whole or jpeg
             if size and not (limits.max_side and max(size) > limits.max_side) and \
                     not (limits.max_image_bytes and len(jpeg) > limits.max_image_bytes):
+                check_jpeg(jpeg)
                 return EncodedKeyframe(jpeg, *size)
         pixels = rgb()
         height, width = pixels.shape[:2]

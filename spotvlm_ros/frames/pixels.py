@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import array
 import io
+import re
 import struct
 from typing import Protocol
 import warnings
@@ -31,6 +32,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
+import simplejpeg
 
 from .jpeg import complete_jpeg, EOI, is_jpeg, jpeg_size
 
@@ -54,6 +56,14 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     'bayer_rggb8': (1, 1, cv2.COLOR_BayerBG2RGB), 'bayer_bggr8': (1, 1, cv2.COLOR_BayerRG2RGB),
     'bayer_gbrg8': (1, 1, cv2.COLOR_BayerGR2RGB), 'bayer_grbg8': (1, 1, cv2.COLOR_BayerGB2RGB),
 }
+
+
+# What libjpeg warns of (jerror.h), to fill up with grey or go on elsewhere in the picture.
+# Many webcams leave some bytes before the end mark; a hole leaves many, or some before others.
+_HOLES = re.compile(
+    'remature end of|bad Huffman code|bad arithmetic code|instead of RST|before marker 0xd[0-7]'
+    r'|(?:[1-9]\d{2,}|6[5-9]|[7-9]\d) extraneous bytes')
+_EXIF, _EXIF_WITHIN = b'Exif\0', 1 << 16  # where an orientation may stand
 
 
 class FrameError(ValueError):
@@ -175,16 +185,46 @@ def decode_compressed(data: bytes) -> Image:
     """
     Decode the data of a sensor_msgs/CompressedImage.
 
-    Raise FrameError for what is no image; a truncated JPEG is none, not a half grey picture.
+    Raise FrameError for what is no image; a JPEG that was cut off or has holes is none, not a
+    picture that is grey or shifted from there on.
     """
-    if is_jpeg(data) and not data.endswith(EOI) and complete_jpeg(data) is None:
-        raise FrameError(f'truncated JPEG of {len(data)} bytes; check the transport and its '
-                         'packet loss')
-    rgb = decode_image(data)
+    rgb = _decode_jpeg(data) if is_jpeg(data) else None
+    if rgb is None:
+        rgb = decode_image(data)
     if rgb is None:
         raise FrameError(f'{len(data)} bytes are no image that OpenCV can decode; publish JPEG '
                          'or PNG')
     return rgb
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raise FrameError for a JPEG that was cut off or has holes."""
+    _decode_jpeg(data)
+
+
+def _decode_jpeg(data: bytes) -> Image | None:
+    """
+    Return an upright JPEG in colour or grey as OpenCV would, to the bit, but heed libjpeg.
+
+    None for all else that may be a picture: OpenCV knows more kinds, and turns them upright.
+    Raise FrameError for what was cut off or has holes.
+    """
+    if not data.endswith(EOI) and complete_jpeg(data) is None:
+        raise FrameError(f'truncated JPEG of {len(data)} bytes; check the transport and its '
+                         'packet loss')
+    size = jpeg_size(data)
+    if size is None or size[0] * size[1] > MAX_PIXELS:
+        return None
+    try:
+        rgb = simplejpeg.decode_jpeg(data, 'RGB', strict=True)
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+    except ValueError as error:
+        if _HOLES.search(str(error)):
+            raise FrameError(f'JPEG with a hole ({error}); check the transport and its packet '
+                             'loss') from error
+        return None  # such as stray bytes between segments, which many webcams write
+    plain = colours in ('YCbCr', 'Gray') and _EXIF not in data[:_EXIF_WITHIN]
+    return np.asarray(rgb, np.uint8) if plain else None
 
 
 def encode_jpeg(rgb: Image, quality: int = 85) -> bytes:

@@ -70,6 +70,7 @@ LIBRARIES = (
     # Below httpx; rosdep has no key for it, openai is built on it.
     Library('httpcore2', 'httpcore2[asyncio]', 'python3-openai-pip'),
     Library('json_repair', 'json-repair', ''),  # rosdep has no key for it
+    Library('simplejpeg', 'simplejpeg', ''),   # nor for this
     Library('pydantic', 'pydantic>=2', 'python3-pydantic'),
     Library('rosbags', 'rosbags', 'python3-rosbags-pip'),
     Library('rich', 'rich', 'python3-rich'),
@@ -84,8 +85,8 @@ BROUGHT_BY = {'starlette': 'transformers', 'tokenizers': 'transformers', 'triton
               'uvicorn': 'transformers'}
 
 # ROS 2 packages that are imported, by their ROS names.
-ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'rcl_interfaces',
-       'sensor_msgs', 'std_msgs')
+ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'lifecycle_msgs',
+       'rcl_interfaces', 'sensor_msgs', 'std_msgs')
 # Used where they are installed, and what is missed without them.
 ROS_OPTIONAL = {
     'launch': 'no launch files; `spotvlm run` starts the same graph',

@@ -95,8 +95,8 @@ def _label(where: str, text: str, query: Query) -> Label:
     for name in (*line.facts, *line.regions):
         if name not in query.choices:
             raise LabelError(f'{where}: facts.{printable(name)}: query {query.id} has no such '
-                             f'key; use {", ".join(query.keys)}, or give the query that has it with '
-                             '--profile')
+                             f'key; use {", ".join(query.keys)}, or give the query that has it '
+                             'with --profile')
     for key, value in line.facts.items():
         if value not in query.choices[key]:
             raise LabelError(f'{where}: facts.{key}: {value!r} is none of the choices; use one of '

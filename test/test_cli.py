@@ -19,12 +19,14 @@ import argparse
 from pathlib import Path
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from spotvlm_ros.bench.perf.main import MEASURES, PROGRAMS
 from spotvlm_ros.cli import params, run
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE, main
 from spotvlm_ros.config.spec import ParameterError
+from spotvlm_ros.system import middleware
 
 SLOW = ('torch', 'transformers', 'rclpy', 'cv2', 'numpy')
 
@@ -149,3 +151,37 @@ sys.exit(main({argv!r}))
     assert 'RMW_IMPLEMENTATION is rmw_none_cpp, which is not installed' in said
     assert 'unset RMW_IMPLEMENTATION' in said
     assert argv != ['doctor'] or 'required, not there: ROS 2' in said  # and it went on
+
+
+@pytest.mark.parametrize('argv', [['doctor'], ['run', 'driving'], ['ask', 'What?'],
+                                  ['node', 'camera']])
+def test_a_full_shared_memory_is_told_before_it_ends_the_process(argv):
+    """The process died of SIGBUS; on a small one that is really full."""
+    fill = 'mount -t tmpfs -o size=100k none /dev/shm && (cat /dev/zero > /dev/shm/fill; "$@")'
+    own = ['unshare', '-m', 'sh', '-c']
+    if subprocess.run([*own, 'mount -t tmpfs none /dev/shm'], capture_output=True).returncode:
+        pytest.skip('may not mount a file system of its own')
+    done = subprocess.run(
+        [*own, fill, 'sh', sys.executable, '-P', '-m', 'spotvlm_ros.cli', *argv],
+        capture_output=True, text=True, timeout=60)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert '/dev/shm is full: 0 kB are free' in said and '--shm-size' in said
+
+
+@pytest.mark.parametrize('free, environment, needed', [
+    (0, {}, '1049'), (10**6, {}, '1049'), (2**20, {}, ''),
+    (10**6, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, ''),
+    (10**6, {'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, '1049'),
+    (10**4, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}, '16')])
+def test_shared_memory_that_will_do(monkeypatch, free, environment, needed):
+    monkeypatch.setattr(middleware.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free))
+    problem = middleware.middleware_problem(environment)
+    assert bool(problem) == bool(needed)
+    assert problem is None or f'of the {needed} kB' in problem[0]
+    assert problem is None or ('UDPv4' in problem[1]) == (free >= 10**6)
+
+
+def test_without_shared_memory_there_is_another_way(monkeypatch, tmp_path):
+    monkeypatch.setattr(middleware, 'SHARED_MEMORY', tmp_path / 'none')
+    assert middleware.middleware_problem({}) is None

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
+from rclpy.node import Node  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
@@ -66,6 +68,33 @@ def test_a_camera_that_falls_silent_is_said_by_all_in_its_process(tmp_path):
                  and edge_node.problem_counts['no_frames'])
         assert '1 publish it' in camera.newest_problem  # the probe could
         assert 'node camera' in edge_node.newest_problem
+
+
+def test_a_second_graph_and_a_second_camera_are_named(tmp_path):
+    """Answers and frames of both were mixed without a word."""
+    edge = FakeEdge()
+    over = overlay(tmp_path, camera={'source': 'topic'})
+    with graph(lambda: [EdgeNode(load=edge.load), EdgeNode(load=edge.load),
+                        EdgeNode(load=edge.load, namespace='/other')],
+               files=('driving', over)) as (probe, running):
+        first, second, other = running.nodes[1:]
+        wait_for(lambda: first.problem_counts['same_name'] and second.problem_counts['same_name'])
+        wait_for(lambda: probe.health['edge'][0] == DiagnosticStatus.WARN
+                 and '2 nodes are /edge' in probe.health['edge'][1])
+        camera = Node('second_camera')
+        camera.create_publisher(Image, '/image', 1)
+        wait_for(lambda: first.problem_counts['several_publishers'])
+        wait_for(lambda: '/probe, /second_camera' in probe.health['edge'][1])
+        camera.destroy_node()
+        assert not {'same_name', 'several_publishers'} & other.problem_counts.keys()
+
+
+def test_a_camera_sees_another_on_its_topic(tmp_path):
+    over = overlay(tmp_path, camera={'source': 'mini', 'wait_for_listener_s': 0.0})
+    with graph(lambda: [CameraNode()], files=('driving', over)) as (probe, running):
+        wait_for(lambda: running.nodes[-1].problem_counts['several_publishers'])
+        wait_for(lambda: '/camera, /probe' in probe.health['camera'][1])
+        assert '2 publish /image' in probe.health['camera'][1]
 
 
 def test_a_recording_without_a_usable_frame_ends_as_a_failure(tmp_path):

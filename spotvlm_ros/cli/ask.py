@@ -21,7 +21,7 @@ import argparse
 import os
 import sys
 
-from ..system.middleware import missing_middleware, REMEDY
+from ..system.middleware import middleware_problem
 
 HELP = 'ask a running graph about what the robot sees now'
 
@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Ask, print the answer as it comes, and return the exit code."""
-    problem = missing_middleware(os.environ)
+    problem = middleware_problem(os.environ)
     if problem:
-        print(f'error: {problem}; {REMEDY}', file=sys.stderr)
+        print(f'error: {"; ".join(problem)}', file=sys.stderr)
         return 1
     from ..nodes.ask import ask
     return ask(arguments.prompt, arguments.query, arguments.namespace, arguments.timeout,

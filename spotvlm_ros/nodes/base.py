@@ -22,7 +22,7 @@ from collections.abc import Callable
 import threading
 import time
 import traceback
-from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
@@ -42,9 +42,11 @@ from ..config.spec import ParameterError, ParameterSpec, read_config, specs, Val
 from ..method.facts import Query
 
 JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted
+DOUBLES_S = 3.0       # other graphs and cameras are looked for this often
 SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
                     durability=qos_profile_sensor_data.durability)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+LINGERING = '(one that was killed is seen for 20 s more)'
 Config = TypeVar('Config', bound=NodeConfig, covariant=True)
 M = TypeVar('M')  # a message
 P = ParamSpec('P')
@@ -95,6 +97,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self.problem_counts: Counter[str] = Counter()   # by kind, for diagnostics
         self.newest_problem = ''                        # with its remedy
         self._problem_at = 0.0                          # steady clock [s]
+        self._standing: dict[tuple[str, str], str] = {}  # problems that go on
         for spec in specs(config):
             self._declare(spec, spec.name)
         self.config = self.read(config)
@@ -103,6 +106,8 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._diagnostics_timer = self.create_timer(1.0 / self.config.diagnostics_hz,
                                                     self._diagnose, clock=self._steady)
+        self.create_timer(DOUBLES_S, self.counting_errors(self._look_for_namesakes),
+                          clock=self._steady)
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=Duration(seconds=JUMP_FORWARD_S),
                           min_backward=Duration(nanoseconds=-1), on_clock_change=True),
@@ -213,6 +218,14 @@ class SpotNode(LifecycleNode, Generic[Config]):
             self.get_logger().warning(text, throttle_duration_sec=1.0)
         self.newest_problem, self._problem_at = text, now
 
+    def look_for_publishers(self, topic: str) -> None:
+        """Say when a topic that one node should publish has more publishers."""
+        nodes = sorted(f'{info.node_namespace.rstrip("/")}/{info.node_name}'
+                       for info in self.get_publishers_info_by_topic(topic))
+        self._hold('several_publishers', len(nodes) > 1 and (
+            f'{len(nodes)} publish {topic}: {", ".join(nodes[:8])}; their images are mixed: stop '
+            f'or remap all but one, or give each a namespace {LINGERING}'), topic)
+
     def now_ns(self) -> int:
         """Return ROS time; 0 until the first /clock where sim time is used."""
         return int(self.get_clock().now().nanoseconds)
@@ -293,6 +306,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     def _end(self) -> None:
         self._active = False
+        self._standing.clear()
         while self._at_stop:
             self.counting_errors(self._at_stop.pop())()
         self.stop()
@@ -350,7 +364,24 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self.config = self.read(type(self.config))
         return SetParametersResult(successful=True)
 
-    # Clock and diagnostics
+    # Other graphs, clock and diagnostics
+
+    def _look_for_namesakes(self) -> None:
+        """Say when another node has this one's name: a second graph in the namespace."""
+        me = (self.get_name(), self.get_namespace())
+        count = self.get_node_names_and_namespaces().count(me)
+        self._hold('same_name', count > 1 and (
+            f'{count} nodes are {self.get_fully_qualified_name()}: a second graph runs in this '
+            f'namespace, and answers of both are mixed; stop one or give it another {LINGERING}'))
+
+    def _hold(self, kind: str, text: str | Literal[False], about: str = '') -> None:
+        """Log a problem once, and keep it in diagnostics until it is found to be over."""
+        before = self._standing.pop((kind, about), '')
+        if text:
+            self._standing[kind, about] = text
+            self.problem_counts[kind] += 1
+            if text != before:
+                self.get_logger().warning(text)
 
     def _on_jump(self, jump: TimeJump) -> None:
         self.count_problem('clock_jumps')
@@ -360,7 +391,8 @@ class SpotNode(LifecycleNode, Generic[Config]):
         values = {'state': self._state_machine.current_state[1], **self.report(),
                   **self.problem_counts}
         fresh = bool(self.newest_problem) and time.monotonic() - self._problem_at < 10.0
-        trouble = self.trouble() or (self.newest_problem if fresh else '')
+        problems = [self.trouble(), *self._standing.values(), self.newest_problem if fresh else '']
+        trouble = '; '.join(dict.fromkeys(filter(None, problems)))
         level = DiagnosticStatus.WARN if trouble else DiagnosticStatus.OK
         if self._param_error:
             level = DiagnosticStatus.ERROR

@@ -26,7 +26,7 @@ from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer
 
-from .base import NodeOptions, RELIABLE, Report, SpotNode
+from .base import DOUBLES_S, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .input import FrameInput, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
@@ -88,6 +88,7 @@ class CameraNode(SpotNode[CameraConfig]):
                                 for name in self.config.cameras or ('',)]
             return
         self._stop.clear()
+        self.call_every(DOUBLES_S, lambda: self.look_for_publishers(self._image.topic_name))
         self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
         self._thread.start()
 

@@ -76,7 +76,12 @@ class FrameInput:
         return {f'{self._camera}.{k}' if self._camera else k: v for k, v in values.items()}
 
     def _look_for_frames(self) -> None:
-        """Say that no usable frame has come for some seconds, and from where one could."""
+        """Say that frames come from several, or none for some seconds, and who could send them."""
+        kind = Image if self._node.config.image_transport == 'raw' else CompressedImage
+        suffix = '' if kind is Image else '/compressed'
+        topic = self._node.resolve_topic_name(image_topic(self._camera) + suffix)
+        if self._hub is None:
+            self._node.look_for_publishers(topic)
         if time.monotonic() - self._newest < SILENCE_S:
             return
         if self._hub is not None:
@@ -84,9 +89,6 @@ class FrameInput:
                 self._node.count_problem('no_frames', 'node camera has had no usable frame for '
                                          f'{SILENCE_S:g} s; see what it says')
             return
-        kind = Image if self._node.config.image_transport == 'raw' else CompressedImage
-        suffix = '' if kind is Image else '/compressed'
-        topic = self._node.resolve_topic_name(image_topic(self._camera) + suffix)
         publishers = self._node.count_publishers(topic)
         if publishers:
             hint = f'{publishers} publish it: are they running, and does their QoS fit?'

@@ -28,7 +28,7 @@ import importlib
 import os
 import sys
 
-from ..system.middleware import missing_middleware, REMEDY
+from ..system.middleware import middleware_problem
 from ..system.signals import StopSignal
 
 NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
@@ -36,9 +36,9 @@ NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
 
 def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool = False) -> int:
     """Run a node until a signal; ``exit_on_failure``: end with 1 when it cannot start."""
-    problem = missing_middleware(os.environ)
+    problem = middleware_problem(os.environ)
     if problem:
-        print(f'error: {problem}; {REMEDY}', file=sys.stderr)
+        print(f'error: {"; ".join(problem)}', file=sys.stderr)
         return 1
     stop = StopSignal()
     module = importlib.import_module(f'spotvlm_ros.nodes.{name}')

@@ -44,7 +44,7 @@ import urllib.request
 import uuid
 import warnings
 
-from .middleware import missing_middleware, REMEDY
+from .middleware import middleware_problem
 from .requirements import LIBRARIES, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -183,9 +183,9 @@ def check_build_tools() -> Iterator[Finding]:
 
 def check_ros() -> Iterator[Finding]:
     """Look for ROS 2, where it comes from, and our messages."""
-    problem = missing_middleware(os.environ)
+    problem = middleware_problem(os.environ)
     if problem:
-        yield Finding('ROS 2', MISSING, problem, REMEDY)
+        yield Finding('ROS 2', MISSING, *problem)
         return
     try:
         import rclpy
@@ -323,7 +323,7 @@ def check_api_key() -> Iterator[Finding]:
 def check_dds() -> Iterator[Finding]:
     """Send one message through ROS 2 and receive it."""
     if not (is_installed('rclpy') and is_installed('std_msgs')) or \
-            missing_middleware(os.environ):
+            middleware_problem(os.environ):
         return
     import rclpy
     from rclpy.context import Context

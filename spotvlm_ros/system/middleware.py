@@ -14,28 +14,47 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether the middleware (RMW) that the environment names is installed.
+Whether the middleware (RMW) that the environment names is installed and has what it needs.
 
-rcl compares the names when it is loaded, and ends the process with code 102 (ros2/ros2#908).
+rcl compares the names when it is loaded, and ends the process with code 102 (ros2/ros2#908). Where
+/dev/shm is full, the first that writes there ends with SIGBUS: LTTng, which ROS brings along, with
+any middleware; Fast DDS does without shared memory at best, and half of it at worst.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+import shutil
 
 VARIABLE = 'RMW_IMPLEMENTATION'
-REMEDY = f'unset {VARIABLE}'
+TRANSPORTS = 'FASTDDS_BUILTIN_TRANSPORTS'
+SHARED_MEMORY = Path('/dev/shm')
+PARTICIPANT = 2**20  # bytes that Fast DDS takes there for a process; 0.7 MB were seen
+PAGES = 2**14        # and LTTng
 
 
-def missing_middleware(environment: Mapping[str, str]) -> str:
-    """Return what is wrong with the middleware that the environment names, '' where nothing is."""
+def middleware_problem(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return what is wrong with the middleware, and its remedy; None where nothing is."""
     name = environment.get(VARIABLE, '')
     folders = [Path(f) for f in environment.get('LD_LIBRARY_PATH', '').split(':') if f]
     folders += [Path(f) / 'lib' for f in environment.get('AMENT_PREFIX_PATH', '').split(':') if f]
-    if not name or any((folder / f'lib{name}.so').exists() for folder in folders):
-        return ''
-    there = sorted({path.stem.removeprefix('lib') for folder in folders
-                    for path in folder.glob('librmw_*_cpp.so')})
-    return (f'{VARIABLE} is {name}, which is not installed'
-            + (f' (there is {", ".join(there)})' if there else ''))
+    if name and not any((folder / f'lib{name}.so').exists() for folder in folders):
+        there = sorted({path.stem.removeprefix('lib') for folder in folders
+                        for path in folder.glob('librmw_*_cpp.so')})
+        return (f'{VARIABLE} is {name}, which is not installed'
+                + (f' (there is {", ".join(there)})' if there else ''), f'unset {VARIABLE}')
+    shared = 'fastrtps' in (name or 'fastrtps') and not environment.get(
+        TRANSPORTS, '').startswith(('UDP', 'TCP'))
+    needed = PARTICIPANT if shared else PAGES
+    with suppress(OSError):  # without it there is another way
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < needed:
+            remedy = (f'remove what nobody uses there (fastdds shm clean), or enlarge it (docker '
+                      f'run --shm-size=64m; mount -o remount,size=64m {SHARED_MEMORY})')
+            if shared and free >= PAGES:
+                remedy += f', or do without it: export {TRANSPORTS}=UDPv4'
+            return (f'{SHARED_MEMORY} is full: {free / 1e3:.0f} kB are free of the '
+                    f'{needed / 1e3:.0f} kB that DDS needs', remedy)
+    return None

@@ -43,7 +43,9 @@ from .wording import FACTS
 from ..config.nodes import BoxScale
 from ..method.facts import Fact, Query, Source, Turn
 from ..method.final_answer import final_answer, without_grounding
-from ..method.prompt import match_choice, match_key, neutralise, one_voice, parse_answer
+from ..method.free_text import free_text
+from ..method.prompt import answer_text, match_choice, match_key, neutralise, one_voice, \
+    parse_answer
 
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
@@ -118,18 +120,21 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
     over it. Never raises.
     """
     answer = final_answer(text[:MAX_REPLY])
-    clean, suspicious = _screened(answer)
+    suspicious, said = _is_suspicious(answer), ''
     facts: tuple[Fact, ...] = ()
     if not answer and text.strip():
         rejected = [REASONING_ONLY]
     elif query.format == 'text':
-        rejected = [CARRIER] if suspicious else parse_answer(query, clean, stamp_ns)[1]
+        said, why = ('', CARRIER) if suspicious else free_text(_INVISIBLE.sub('', answer))
+        said = one_voice(neutralise(said))
+        rejected = [why] if why else parse_answer(query, said, stamp_ns)[1]
     elif _too_deep(answer):
-        clean, rejected = '', ['reply: nested too deeply']
+        rejected = ['reply: nested too deeply']
     else:
         geometry = ImageGeometry(size, sent_scale, box_scale)
         facts, rejected = _facts(query, answer, stamp_ns, geometry)
-    return CloudAnswer(query.id, stamp_ns, facts, clean, rejected[:MAX_REJECTED], suspicious)
+        said = answer_text(query, facts)
+    return CloudAnswer(query.id, stamp_ns, facts, said, rejected[:MAX_REJECTED], suspicious)
 
 
 def _facts(query: Query, answer: str, stamp_ns: int,
@@ -155,13 +160,10 @@ def _facts(query: Query, answer: str, stamp_ns: int,
     return parse_answer(query, answer, stamp_ns)  # no JSON at all: perhaps plain lines
 
 
-def _screened(text: str) -> tuple[str, bool]:
-    """Return text that is harmless in a prompt or a log, and whether it had to be dropped."""
+def _is_suspicious(text: str) -> bool:
+    """Return whether a text has what carries instructions, hidden or not."""
     normal = unicodedata.normalize('NFKC', without_grounding(text))
-    plain = _INVISIBLE.sub('', normal)
-    if _CARRIERS.search(normal) or _CARRIERS.search(plain):
-        return '', True
-    return one_voice(neutralise(plain)), False
+    return bool(_CARRIERS.search(normal) or _CARRIERS.search(_INVISIBLE.sub('', normal)))
 
 
 def _too_deep(text: str) -> bool:

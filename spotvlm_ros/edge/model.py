@@ -46,6 +46,8 @@ from .torch_backend import TorchBackend
 from ..config.nodes import EdgeConfig
 from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query, Region
+from ..method.final_answer import final_answer
+from ..method.free_text import free_text
 from ..method.history import compress
 from ..mini.shipped import checkpoint_path
 
@@ -229,7 +231,7 @@ class EdgeModel:
 
         def on_token(tokens: list[int]) -> None:
             if on_text is not None:
-                on_text(prompt.neutralise(self._decode(tokens)), len(tokens))
+                on_text(prompt.neutralise(free_text(self._decode(tokens))[0]), len(tokens))
         stop = should_stop or (lambda: False)
         if self._engine is not None:
             decoded = self._engine.answer(
@@ -240,12 +242,13 @@ class EdgeModel:
         text = self._decode(decoded.tokens)
         done = time.perf_counter()
 
-        lines = [prompt.neutralise(line) for line in text.strip().splitlines()]
-        facts, rejected = prompt.parse_answer(query, text, stamp_ns)
+        said, why = free_text(text) if query.format == 'text' else (final_answer(text), '')
+        facts, rejected = prompt.parse_answer(query, said, stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
         self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
         return EdgeAnswer(
-            text='\n'.join(lines), facts=facts, rejected=tuple(rejected),
+            text='\n'.join(prompt.neutralise(line) for line in said.splitlines()),
+            facts=facts, rejected=(why,) if why else tuple(rejected),
             used_context=bool(history), used_focus=bool(given.boxes),
             context_tokens=self._count_tokens(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,

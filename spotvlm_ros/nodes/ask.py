@@ -55,7 +55,7 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
     executor.add_node(node)
     client = ActionClient(node, Ask, 'ask')
     until = time.monotonic() + timeout_s
-    printed = 0
+    printed = ''
 
     def wait(condition: Callable[[], bool]) -> bool:
         while not condition() and time.monotonic() < until and not stop():
@@ -65,8 +65,9 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
     def on_feedback(message: Ask.Impl.FeedbackMessage) -> None:
         nonlocal printed
         text = printable(message.feedback.text)
-        print(text[printed:], end='', flush=True)
-        printed = len(text)
+        if text.startswith(printed):  # else it is printed as a whole at the end
+            print(text[len(printed):], end='', flush=True)
+            printed = text
     if not wait(client.server_is_ready):
         return _fail(f'no edge node offers {node.get_namespace().rstrip("/")}/ask; is spotvlm run '
                      'active there, with the same ROS_DOMAIN_ID?')
@@ -81,7 +82,8 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
         wait(canceled.done)
         return _fail('given up')
     result = done.result().result
-    print(printable(result.answer.text)[printed:])
+    text = printable(result.answer.text)
+    print(text[len(printed):] if text.startswith(printed) else f'\n{text}')
     return 0 if result.error_code == Ask.Result.ERROR_NONE else _fail(result.error_msg)
 
 

@@ -31,7 +31,7 @@ from .base import latched
 from .convert import duration_s, stamp_ns
 from .summary import RunStatistics
 from ..method.facts import NS
-from ..method.prompt import printable
+from ..method.prompt import MAX_TEXT, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,4 +169,4 @@ def _text(message: Answer) -> str:
     if message.facts:
         return printable(' '.join(f.value if f.key == message.query_id else f'{f.key}={f.value}'
                                   for f in message.facts))
-    return printable(str(message.text))
+    return printable(' '.join(message.text[:MAX_TEXT].split()))

@@ -31,7 +31,7 @@ setup(
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),
         ('share/' + package_name + '/launch', sorted(glob('launch/*.launch.py'))),
-        ('share/' + package_name + '/config', sorted(glob('config/*.yaml'))),
+        ('share/' + package_name + '/config', sorted(glob('config/*.*'))),
     ],
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},

@@ -27,7 +27,7 @@ down instead.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 import os
 from pathlib import Path
@@ -47,34 +47,56 @@ from ...system.markdown import replace_between
 SOAK_S = 480.0
 
 
+def meet_all(attacked: Attacked, name: str, kinds: Iterator[Kind],
+             meet_one: Callable[[Scene, Kind], None]) -> None:
+    """Meet kinds one after another; a graph that does not come back is started anew."""
+    scene_name = SOAK_SCENE if name == 'soak' else name
+    kind = next(kinds, None)
+    while kind is not None:
+        with Scene(scene_name) as scene:
+            try:
+                while kind is not None:
+                    meet_one(scene, kind)
+                    kind = next(kinds, None)
+            except RuntimeError as error:
+                attacked.broken.append(f'{kind.title}: the graph did not come back: {error}')
+                print(attacked.broken[-1], flush=True)
+                kind = next(kinds, None)
+        attacked.exits[name] = attacked.exits.get(name) or scene.robot.exit_code
+
+
 def each(attacked: Attacked, kinds: Sequence[Kind], seconds: float, clean_s: float,
          times: int) -> None:
     """Meet each kind by itself; one whose rate is too low so often, and the median counts."""
+    def meet_one(scene: Scene, kind: Kind) -> None:
+        for _ in range(times):
+            turn = meet(scene, kind, seconds, clean_s)
+            attacked.turns.append(turn)
+            show(turn)
+            if kind.least is None or turn.ratio >= kind.least:
+                break
     for name in dict.fromkeys(kind.scene for kind in kinds):
-        with Scene(name) as scene:
-            for kind in (k for k in kinds if k.scene == name):
-                for _ in range(times):
-                    turn = meet(scene, kind, seconds, clean_s)
-                    attacked.turns.append(turn)
-                    show(turn)
-                    if kind.least is None or turn.ratio >= kind.least:
-                        break
-        attacked.exits[name] = scene.robot.exit_code
+        meet_all(attacked, name, (k for k in kinds if k.scene == name), meet_one)
 
 
 def soak(attacked: Attacked, kinds: Sequence[Kind], seconds: float, seed: int) -> None:
     """Meet kinds in random turns, all of them before any again."""
-    draw, left = Random(seed), list[Kind]()
+    draw, until = Random(seed), time.monotonic() + seconds
     kinds = [k for k in kinds if k.scene in ('mini', SOAK_SCENE)]
-    with Scene(SOAK_SCENE) as scene:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and kinds:
-            left = left or draw.sample(kinds, len(kinds))
-            turn = meet(scene, left.pop(), draw.uniform(1.0, 4.0), 1.0)
-            attacked.soaked.append(turn)
-            attacked.soak_mb.append(turn.memory_mb[2])
-            show(turn)
-    attacked.exits['soak'] = scene.robot.exit_code
+
+    def turns() -> Iterator[Kind]:
+        while kinds:
+            for kind in draw.sample(kinds, len(kinds)):
+                if time.monotonic() > until:
+                    return
+                yield kind
+
+    def meet_one(scene: Scene, kind: Kind) -> None:
+        turn = meet(scene, kind, draw.uniform(1.0, 4.0), 1.0)
+        attacked.soaked.append(turn)
+        attacked.soak_mb.append(turn.memory_mb[2])
+        show(turn)
+    meet_all(attacked, 'soak', turns(), meet_one)
 
 
 def show(turn: Turn) -> None:

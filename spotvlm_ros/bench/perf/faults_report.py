@@ -48,6 +48,7 @@ class Attacked:
     turns: list[Turn] = field(default_factory=list)      # each kind by itself, repeats too
     soaked: list[Turn] = field(default_factory=list)
     soak_mb: list[float] = field(default_factory=list)   # memory after each turn of the soak
+    broken: list[str] = field(default_factory=list)      # by what graphs were, in words
     exits: dict[str, int | None] = field(default_factory=dict)  # of graphs, by scene
     replies: Parsed | None = None
 
@@ -78,6 +79,7 @@ class Attacked:
                 found.append(f'{turn.kind.title}: {turn.exceptions} exceptions')
             if turn.counted.get('answers_out_of_choices'):
                 found.append(f'{turn.kind.title}: answers that are no choice')
+        found += self.broken
         found += [f'graph {name}: exit status {code}' for name, code in self.exits.items() if code]
         if self.growth_mb > GROWTH_MB:
             found.append(f'soak: memory grew by {self.growth_mb:.1f} MB, not {GROWTH_MB:g}')

@@ -29,6 +29,7 @@ from spotvlm_ros.edge.gpu.graphs import GraphBackend, LENGTHS
 from spotvlm_ros.edge.grammar import DraftTree, FreeText, Logits, Slot, Template
 from spotvlm_ros.edge.grammar import TemplateCompiler
 from spotvlm_ros.edge.model import EdgeModel, expected_values, LastAnswer
+from spotvlm_ros.edge.torch_backend import KVCache
 from spotvlm_ros.method import focus
 from spotvlm_ros.method.facts import Context, Fact, NS, Query
 from spotvlm_ros.method.guard import OFF
@@ -405,3 +406,11 @@ def test_free_text_gives_up_a_draft_that_gains_nothing():
     assert not free.draft().tokens
     free.choose(logits(5))
     assert not free.draft().tokens
+
+
+def test_room_for_a_very_long_answer_is_given_back():
+    """A question of action ask may want 4096 tokens; the next one wants 64."""
+    cache = KVCache()
+    assert not cache.reserve(4300) and cache.reserve(4000), 'kept while it is of use'
+    assert not cache.reserve(300) and cache.capacity < 1024
+    assert cache.reserve(400) and not cache.reserve(600)

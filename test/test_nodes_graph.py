@@ -556,6 +556,34 @@ def test_goals_out_of_bounds_are_clamped_or_refused():
         wait_for(lambda: probe.count('edge', 'asks_refused') == 2)
 
 
+def test_an_ask_without_end_holds_standing_answers_up_for_a_bounded_time():
+    edge = FakeEdge()
+    answer = edge.answer
+
+    def endless(rgb, query, *args, on_text=None, should_stop=None):
+        if query.id == '':
+            wait_for(should_stop)
+        return answer(rgb, query, *args, on_text=on_text, should_stop=should_stop)
+    edge.answer = endless
+    with graph(lambda: [EdgeNode(load=edge.load, parameter_overrides=[
+            Parameter('ask_timeout_s', value=0.5)])]) as (probe, _):
+        wait_for(probe.ask.server_is_ready)
+
+        def send(stamp):
+            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        keep_sending(probe, send, lambda: probe.answers)
+        timeout = Ask.Goal().timeout
+        timeout.sec = 60
+        sent = probe.ask.send_goal_async(Ask.Goal(prompt='All?', timeout=timeout))
+        wait_for(sent.done)
+        done, mark = sent.result().get_result_async(), len(probe.answers)
+        keep_sending(probe, send, lambda: done.done() and len(probe.answers) > mark + 3, 10.0)
+        assert done.result().result.error_code == Ask.Result.ERROR_TIMEOUT
+        assert 'standing answers wait' in done.result().result.error_msg
+        assert done.result().result.answer.text, 'what there is'
+        wait_for(lambda: probe.count('edge', 'asks_cut_short') == 1)
+
+
 def forged_fact(now_ns, **fields):
     """Return a fact of the driving profile with some fields of another."""
     return Fact(**{'key': 'light', 'value': 'red', 'confidence': 0.5,

@@ -46,8 +46,8 @@ class KVCache(Cache):
 
     def reserve(self, tokens: int) -> bool:
         """Make the buffers hold that many tokens; return False if that loses what they held."""
-        if tokens <= self.capacity:
-            return True
+        if tokens <= self.capacity <= 4 * tokens + CAPACITY_STEP:
+            return True  # after an answer that might have been very long it is made anew
         self.capacity = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
         self._buffers = []
         return False
@@ -75,7 +75,8 @@ class KVCache(Cache):
         return self._begin
 
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros((*states.shape[:2], self.capacity, states.shape[-1]))
+        # Not zeros: what no token is written to takes no memory, and is not attended to.
+        return states.new_empty((*states.shape[:2], self.capacity, states.shape[-1]))
 
 
 class TorchBackend:

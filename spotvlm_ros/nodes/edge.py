@@ -202,8 +202,12 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Answer a question of action `ask`; the frame remains for the standing queries."""
         began = time.monotonic()
         goal.finish_with(self._answer(frame, goal.query, goal.until, goal).message)
-        if any(self._schedule.due(f.stamp_ns, f.camera) for f in self._mailbox.waiting()):
+        if self._standing_wait():
             self._ask.pause(time.monotonic() - began)
+
+    def _standing_wait(self) -> bool:
+        """Return whether a standing query is due about a frame that waits."""
+        return any(self._schedule.due(f.stamp_ns, f.camera) for f in self._mailbox.waiting())
 
     def _answer_next_frame(self, timeout_s: float) -> None:
         """
@@ -238,10 +242,12 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Answer until a moment of the steady clock; errors are in the answer, never raised."""
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
         context = self._contexts.get(query, frame.stamp_ns) if self.config.use_context else None
+        held_until = time.monotonic() + self.config.ask_timeout_s
 
         def should_stop() -> bool:
-            return not self._running or time.monotonic() > until or (
-                goal is not None and goal.canceled)
+            now = time.monotonic()
+            return not self._running or now > until or (goal is not None and (
+                goal.canceled or now > held_until and self._standing_wait()))
         try:
             result = self.model.answer(
                 frame.rgb(), query, context, frame.stamp_ns, should_stop=should_stop,
@@ -262,6 +268,10 @@ class EdgeNode(SpotNode[EdgeConfig]):
         if result.partial and goal is not None and goal.canceled:
             answered.fail(Answer.ERROR_CANCELED, 'given up on request')
             self.count_problem('late_answers')
+        elif result.partial and goal is not None and time.monotonic() < until:
+            answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} s: '
+                          'standing answers wait; lower max_tokens, or raise ask_timeout_s')
+            self.count_problem('asks_cut_short')
         elif result.partial:
             answered.fail(Answer.ERROR_TIMEOUT, f'cut short {query.deadline_s:g} s after the '
                           'frame came; raise the deadline or use a faster model')

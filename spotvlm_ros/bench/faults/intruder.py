@@ -56,7 +56,7 @@ from ...nodes.executor import end_process
 M = TypeVar('M', Image, CompressedImage)
 Deeds = Generator[None, None, None]
 NODES = ('camera', 'context', 'cloud', 'edge')
-PATIENCE_S = 60.0   # longest wait for a node to come up again
+PATIENCE_S = 20.0   # longest wait for a node to come up again
 MATCH_S = 5.0       # longest wait for somebody to publish to
 QUEUED = 8          # transitions that may wait
 STEPS = {State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
@@ -74,6 +74,7 @@ class Intruder:
     def __init__(self) -> None:
         """Look around."""
         self.node = rclpy.create_node('intruder')
+        self._asking = ActionClient(self.node, Ask, 'ask')
         self.done: Counter[str] = Counter()
         self.waiting = 0   # calls that have not been answered
         self._bombs = [*bombs().values(), png(3000)]
@@ -164,7 +165,7 @@ class Intruder:
 
     def ask(self, draw: Random) -> Deeds:
         """Ask, and count what becomes of it."""
-        client = ActionClient(self.node, Ask, 'ask')
+        client = self._asking
         client.wait_for_server(MATCH_S)
 
         def answered(future: rclpy.Future) -> None:
@@ -175,17 +176,14 @@ class Intruder:
             self.done['accepted' if goal.accepted else 'refused'] += 1
             if goal.accepted:
                 goal.get_result_async().add_done_callback(answered)
-        try:
-            while True:
-                yield
-                goal = Ask.Goal(query_id=draw.choice(('', '', 'scene', 'nobody', TEXTS[5])),
-                                prompt=draw.choice(('What do you see?', *TEXTS)),
-                                max_tokens=draw.choice((0, 1, 2**32 - 1)))
-                goal.timeout.sec = draw.choice((0, *SECONDS))
-                client.send_goal_async(goal).add_done_callback(taken)
-                self.done['tried'] += 1
-        finally:
-            client.destroy()
+        while True:
+            yield
+            goal = Ask.Goal(query_id=draw.choice(('', '', 'scene', 'nobody', TEXTS[5])),
+                            prompt=draw.choice(('What do you see?', *TEXTS)),
+                            max_tokens=draw.choice((0, 1, 2**32 - 1)))
+            goal.timeout.sec = draw.choice((0, *SECONDS))
+            client.send_goal_async(goal).add_done_callback(taken)
+            self.done['tried'] += 1
 
     def configure(self, draw: Random) -> Deeds:
         """Set parameters to what they cannot be."""

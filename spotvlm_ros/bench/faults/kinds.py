@@ -63,6 +63,7 @@ class Kind:
     least: float | None    # of the undisturbed rate; None: the attack stops the edge itself
     server: str = 'none'   # what the server does meanwhile
     attack: str = ''       # of `intruder.ATTACKS`
+    longer: float = 1.0    # how many times longer than others it takes to tell
 
     @property
     def title(self) -> str:
@@ -77,7 +78,7 @@ KINDS: tuple[Kind, ...] = (
     Kind('forged', 'cloud/answers', 'mini', LEAST_FORGED, attack='cloud answers'),
     Kind('forged', 'answers', 'mini', LEAST_FORGED, attack='answers'),
     Kind('forged', 'parameters', 'mini', LEAST_FORGED, attack='parameters'),
-    Kind('asks', '50 a second', 'mini', LEAST_ASKED, attack='asks'),
+    Kind('asks', '50 a second', 'mini', LEAST_ASKED, attack='asks', longer=5.0),
     Kind('lifecycle', 'any transition', 'mini', None, attack='transitions'),
     Kind('images', 'compressed topic', 'compressed', LEAST_FORGED, attack='compressed images'),
     Kind('images', 'stamps of other times', 'compressed', LEAST_FORGED,

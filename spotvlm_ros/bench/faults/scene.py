@@ -178,7 +178,7 @@ class Scene:
             self._intruder.tell('reconnect')
             self._intruder.tell('')
             now = time.monotonic()
-            self.robot.wait(lambda: self.robot.since('edge', now), 60.0)
+            self.robot.wait(lambda: self.robot.since('edge', now), 20.0)
             return float('inf')
 
     def clean_hz(self, seconds: float) -> float:
@@ -225,7 +225,7 @@ class LinkScene(Scene):
 
 def meet(scene: Scene, kind: Kind, seconds: float, clean_s: float) -> Turn:
     """Bring an attack about and end it; return what came of it."""
-    robot, others = scene.robot, OtherLoad()
+    robot, others, seconds = scene.robot, OtherLoad(), seconds * kind.longer
     before_hz = scene.clean_hz(clean_s)
     before, counts, raised = robot.use(), robot.listener.counts.copy(), robot.exceptions
     robot.peak_rss()

@@ -54,14 +54,15 @@ def meet_all(attacked: Attacked, name: str, kinds: Iterator[Kind],
     kind = next(kinds, None)
     while kind is not None:
         with Scene(scene_name) as scene:
-            try:
-                while kind is not None:
+            while kind is not None:
+                try:
                     meet_one(scene, kind)
-                    kind = next(kinds, None)
-            except RuntimeError as error:
-                attacked.broken.append(f'{kind.title}: the graph did not come back: {error}')
-                print(attacked.broken[-1], flush=True)
+                except RuntimeError as error:
+                    attacked.broken.append(f'{kind.title}: the graph did not come back: {error}')
+                    print(attacked.broken[-1], flush=True)
+                    break
                 kind = next(kinds, None)
+        kind = next(kinds, None)
         attacked.exits[name] = attacked.exits.get(name) or scene.robot.exit_code
 
 

@@ -161,6 +161,42 @@ def test_a_chat_template_for_no_images(folder, template, said):
     assert said in refusal(folder)
 
 
+LONG = '{% for i in range(99999) %}' * 3 + '{% endfor %}' * 3
+
+
+@pytest.mark.parametrize('template, said', [
+    ('{% for i in range(10 ** 9) %}x{% endfor %}', 'takes more than'),
+    (LONG, 'does not end'), ('{{ 10 ** (10 ** 10) }}', 'does not end'),
+    ("{% for m in messages %}{% if m['role'] == 'assistant' %}" + LONG + '{% endif %}{% endfor %}',
+     'does not end'), ('{% generation %}' + LONG + '{% endgeneration %}', 'does not end'),
+    ("{{ 'x' * 10 ** 10 }}", 'takes more than'), ("{{ 'x' | center(10 ** 7) }}", 'takes more'),
+    ("{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}"
+     '{% endfor %}', 'takes more than'),
+    ('{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}', 'compare its chat template')])
+@pytest.mark.parametrize('file', ['chat_template.jinja', 'chat_template.json'])
+def test_a_chat_template_without_end(folder, template, said, file):
+    (folder / 'chat_template.jinja').unlink()
+    (folder / file).write_text(template if file.endswith('jinja') else json.dumps(
+        {'chat_template': template}))
+    text = refusal(folder)
+    assert said in text and (file in text or said.startswith('compare'))
+
+
+@pytest.mark.parametrize('where', ['tokenizer_config.json', 'chat_template.json', 'templates'])
+def test_where_a_chat_template_may_be(folder, where):
+    file = folder / 'chat_template.jinja'
+    template = file.read_text()
+    if where == 'templates':
+        (folder / 'additional_chat_templates').mkdir()
+        (folder / 'additional_chat_templates' / 'tool_use.jinja').write_text('tools')
+    else:
+        file.unlink()
+        path = folder / where
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {})
+                                   | {'chat_template': template}))
+    EdgeModel.load(EdgeConfig(model=str(folder)))
+
+
 def test_no_weights(folder):
     (folder / WEIGHTS).unlink()
     assert f'download {WEIGHTS} too' in refusal(folder)

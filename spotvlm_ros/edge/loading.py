@@ -38,13 +38,16 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
+from .chat_template import template_fault
 from .families import ModelFamily
 from .inputs import InputProcessor
-from ..method.prompt import Message
+from ..method.facts import Context, Query
+from ..method.prompt import Message, messages
 
 LFS_POINTER = b'version https://git-lfs'
 NAMED_KEYS = 3  # weights that an error names
 LAYER = re.compile(r'(.+?)\.(\d+)\.')
+TEMPLATES = ('chat_template.jinja', 'chat_template.json', 'tokenizer_config.json')
 WEIGHTS = ('model*.safetensors', 'pytorch_model*.bin')  # as transformers looks for them
 
 
@@ -85,7 +88,9 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     except Exception as error:  # of any type: safetensors, tokenizers and pickle have their own
         raise ValueError(f'{path} cannot be loaded: {_fault(path, config, error)}') from error
     _check_weights(path, model, report)
+    _settle_chat_template(processor)
     _check_processor(path, processor)
+    _check_chat_template(path, processor)
     return model, processor
 
 
@@ -166,6 +171,28 @@ def _check_processor(path: Path, processor: object) -> None:
             raise ValueError(
                 f'{path} has no {part.replace("_", " ")}; copy {file} into it from the checkpoint '
                 'that it was made of (of an instruct model: base models have no chat template)')
+
+
+def _settle_chat_template(processor: ProcessorMixin) -> None:
+    """Have one chat template: the processor's, of several the default, or else the tokenizer's."""
+    tokenizer = getattr(processor, 'tokenizer', None)
+    template = processor.chat_template or getattr(tokenizer, 'chat_template', None)
+    processor.chat_template = template.get('default') if isinstance(template, dict) else template
+
+
+def _check_chat_template(path: Path, processor: ProcessorMixin) -> None:
+    """Raise ValueError where the template would hold up a node, or need all of its memory."""
+    query, text = Query('', 'What is there?', 'text'), 'A car at a light. ' * 20
+    contexts = (None, Context('', 0, text=text))
+    chats = [messages(query, context, 0, views) for context in contexts for views in (0, 1, 2)]
+    chats += [[*chat, {'role': 'assistant', 'content': [{'type': 'text', 'text': text}]}]
+              for chat in chats]
+    tokens = {k: str(v) for k, v in processor.tokenizer.special_tokens_map.items()}
+    fault = template_fault(processor.chat_template, json.dumps(chats), json.dumps(tokens))
+    if fault:
+        file = next((name for name in TEMPLATES if (path / name).is_file()), 'chat template')
+        raise ValueError(f'{path} cannot be used: its chat template, of {file}, {fault}; copy '
+                         f'{file} from the checkpoint that it was made of')
 
 
 def _fault(path: Path, config: dict[str, object], error: Exception) -> str:

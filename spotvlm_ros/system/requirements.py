@@ -81,8 +81,8 @@ LIBRARIES = (
     Library('yaml', 'PyYAML', 'python3-yaml', True),
 )
 # Parts of libraries above, never installed without them.
-BROUGHT_BY = {'starlette': 'transformers', 'tokenizers': 'transformers', 'triton': 'torch',
-              'uvicorn': 'transformers'}
+BROUGHT_BY = {'jinja2': 'torch', 'starlette': 'transformers', 'tokenizers': 'transformers',
+              'triton': 'torch', 'uvicorn': 'transformers'}
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'lifecycle_msgs',

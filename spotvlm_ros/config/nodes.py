@@ -138,8 +138,8 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
         0.1, 'take an older frame when no newer one came for this long [s]', 0.0, 10.0,
         changeable='while_running')
     ask_timeout_s: float = parameter(
-        5.0, 'time limit of action ask when the goal names none, and how long one answer to it may '
-        'hold standing answers up [s]', 0.1, MAX_ASK_S,
+        5.0, 'time limit of action ask when the goal names none, and how long one answer to it '
+        'may hold standing answers up [s]', 0.1, MAX_ASK_S,
         changeable='while_running')
     ask_max_tokens: int = parameter(
         64, 'longest answer of action ask when the goal names no length [tokens]', 1,

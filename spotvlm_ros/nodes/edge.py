@@ -269,8 +269,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_CANCELED, 'given up on request')
             self.count_problem('late_answers')
         elif result.partial and goal is not None and time.monotonic() < until:
-            answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} s: '
-                          'standing answers wait; lower max_tokens, or raise ask_timeout_s')
+            answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} '
+                          's: standing answers wait; lower max_tokens, or raise ask_timeout_s')
             self.count_problem('asks_cut_short')
         elif result.partial:
             answered.fail(Answer.ERROR_TIMEOUT, f'cut short {query.deadline_s:g} s after the '

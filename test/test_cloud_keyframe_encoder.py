@@ -22,8 +22,10 @@ import numpy as np
 from PIL import Image as PilImage
 import pytest
 
+from spotvlm_ros.bench.faults.pictures import bombs
 from spotvlm_ros.cloud.keyframe_encoder import KeyframeEncoder, read_masks, shrink
 from spotvlm_ros.config.nodes import KeyframeConfig
+from spotvlm_ros.frames.frame import Frame
 
 
 def scene(noise=40, size=(480, 640), seed=0):
@@ -143,3 +145,16 @@ def test_polygon_is_blurred_inside_only():
 def test_bad_masks_are_told(text):
     with pytest.raises(ValueError, match='privacy mask'):
         read_masks([text])
+
+
+def test_what_is_no_picture_is_told_and_not_sent():
+    """A header of 65,500 x 65,500 pixels was a bug of ours in the counts."""
+    sent = set()
+    for name, data in bombs().items():
+        frame = Frame(1, 'camera', jpeg=data)
+        try:
+            KeyframeEncoder().encode(frame.jpeg, frame.rgb)
+            sent.add(name)
+        except ValueError as error:
+            assert 'pixels' in str(error) or 'publish' in str(error) or 'check' in str(error)
+    assert sent == {'follows.jpg', 'other.jpg'}

@@ -28,7 +28,7 @@ from PIL import Image as PilImage
 
 from ..config.nodes import KeyframeConfig
 from ..frames.jpeg import complete_jpeg, is_jpeg, without_metadata
-from ..frames.pixels import check_jpeg, decode_image, encode_jpeg, Image
+from ..frames.pixels import check_jpeg, decode_image, encode_jpeg, Image, NOT_READ
 
 Polygon = tuple[tuple[float, float], ...]  # corners, 0..1 of width and height
 LEAST_QUALITY = 40
@@ -160,5 +160,5 @@ def _upright_size(jpeg: bytes) -> tuple[int, int] | None:
     try:
         with PilImage.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
             return image.size if image.getexif().get(ORIENTATION, 1) == 1 else None
-    except (OSError, ValueError, SyntaxError):
+    except NOT_READ:
         return None

@@ -39,6 +39,9 @@ from .jpeg import complete_jpeg, EOI, is_jpeg, jpeg_size
 Image = npt.NDArray[np.uint8]  # height x width x 3, RGB
 
 warnings.filterwarnings('ignore', category=PilImage.DecompressionBombWarning)  # ours is lower
+# What Pillow raises for what it cannot read.
+NOT_READ = (OSError, ValueError, SyntaxError, struct.error, OverflowError,
+            PilImage.DecompressionBombError)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a PNG of 389 kB can claim more and take 4.6 GB
 
 # encoding -> (bytes per channel, channels, OpenCV conversion to RGB or None)
@@ -177,7 +180,7 @@ def _claimed_size(data: bytes) -> tuple[int, int] | None:
     except PilImage.DecompressionBombError as error:
         raise FrameError(f'an image is not decoded: {error}; publish at most {MAX_PIXELS >> 20} '
                          'megapixels') from error
-    except (OSError, ValueError, SyntaxError, struct.error, OverflowError):
+    except NOT_READ:
         return None
 
 

@@ -69,8 +69,9 @@ class Turn:
 
     @property
     def lost(self) -> int:
-        """Return how many answers of the edge did not come."""
-        return max(0, round((self.clean_hz - self.hz) * self.seconds))
+        """Return how many answers of the edge did not come, or came as an error."""
+        missing = max(0, round((self.clean_hz - self.hz) * self.seconds))
+        return missing + self.counted.get('answers_with_error', 0)
 
 
 class OtherLoad:

@@ -103,7 +103,7 @@ def test_a_pause_that_the_server_asks_for_is_told_with_its_end(
             keep_sending(probe, sender(probe), lambda: probe.count('cloud', 'skipped.breaker'))
     finally:
         server.stop()
-    assert 290 < left_s < 331 and server.count == 1
+    assert 290 < left_s < 331 and server.count <= 2  # as many may have been under way
     end = values['primary.paused_until']
     assert datetime.strptime(end, '%Y-%m-%d %H:%M:%S UTC') and values['primary.breaker'] == 'open'
     assert server.url in told and end[:-7] in told and end[:-7] in status.last_error

@@ -23,6 +23,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge import families
 from spotvlm_ros.edge.inputs import InputProcessor
 from spotvlm_ros.edge.model import _view_size, EdgeModel
 import tiny
@@ -292,6 +293,31 @@ def test_image_tokens_are_those_of_the_features(saved, tmp_path, engine, family,
     EdgeModel.load(EdgeConfig(model=str(folder), engine=engine))
     edit(folder / file, **changes)
     assert said in refusal(folder, engine=engine)
+
+
+def test_an_architecture_without_an_engine_is_checked_by_transformers(saved, tmp_path,
+                                                                      monkeypatch):
+    monkeypatch.delitem(families.FAMILIES, 'llava')
+    folder = shutil.copytree(saved['llava'], tmp_path / 'other')
+    EdgeModel.load(EdgeConfig(model=str(folder)))
+    edit(folder / 'processor_config.json', num_additional_image_tokens=None)
+    assert 'do not match' in refusal(folder)
+
+
+@pytest.mark.parametrize('images', [
+    {'size': {'shortest_edge': 64}, 'crop_size': {'height': 64, 'width': 64}},
+    {'image_mean': None}, {'rescale_factor': 'a'}])
+def test_an_image_processor_of_another_model(saved, tmp_path, images):
+    folder = shutil.copytree(saved['llava'], tmp_path / 'other')
+    content = json.loads((folder / 'processor_config.json').read_text())
+    edit(folder / 'processor_config.json', image_processor=content['image_processor'] | images)
+    assert 'processor_config.json' in refusal(folder)
+
+
+def test_the_name_of_a_hub_is_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match='hf download'):
+        EdgeModel.load(EdgeConfig(model='somebody/some-model'))
 
 
 def test_the_published_sizes_of_smolvlm_need_no_scaling():

@@ -45,10 +45,15 @@ from ..method.facts import Context, Query
 from ..method.prompt import Message, messages
 
 LFS_POINTER = b'version https://git-lfs'
+MAX_ERROR = 400  # longest text of a library's error [characters]
 NAMED_KEYS = 3  # weights that an error names
 LAYER = re.compile(r'(.+?)\.(\d+)\.')
 TEMPLATES = ('chat_template.jinja', 'chat_template.json', 'tokenizer_config.json')
 WEIGHTS = ('model*.safetensors', 'pytorch_model*.bin')  # as transformers looks for them
+
+
+class UnusableError(ValueError):
+    """What is wrong with a checkpoint that was read, and the remedy."""
 
 
 def check_folder(path: Path) -> None:
@@ -60,6 +65,9 @@ def check_folder(path: Path) -> None:
         fault = ('it has an adapter (adapter_config.json), which is not applied; merge it into '
                  "its model with peft's merge_and_unload and name the folder that save_pretrained "
                  'writes then')
+    elif not path.exists():
+        fault = ('there is no such folder; name one written by save_pretrained or `hf download '
+                 'NAME --local-dir FOLDER`, or a model that ships with spotvlm (spot-mini-edge)')
     elif not (path / 'config.json').is_file():
         fault = ('it has no config.json; name a folder written by save_pretrained, or a model '
                  'that ships with spotvlm (spot-mini-edge)')
@@ -97,20 +105,20 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
 def check_image_tokens(family: ModelFamily, inputs: InputProcessor, chat: list[Message],
                        view_size: tuple[int, int]) -> None:
     """
-    Raise ValueError where a prompt has not one image token for each row of image features.
+    Raise UnusableError where a prompt has not one image token for each row of image features.
 
     ``chat`` has one image, ``view_size`` (width, height) is that of the views.
     """
     tokenizer, weight = inputs.processor.tokenizer, family.embed_tokens.weight
     if len(tokenizer) > len(weight):
-        raise ValueError(f'the tokenizer has {len(tokenizer)} tokens, the model {len(weight)}; '
-                         'copy tokenizer.json from the checkpoint that the weights are of')
+        raise UnusableError(f'the tokenizer has {len(tokenizer)} tokens, the model {len(weight)}; '
+                            'copy tokenizer.json from the checkpoint that the weights are of')
     view = torch.full((view_size[1], view_size[0], 3), 127, dtype=torch.uint8).numpy()
     try:
         given = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None)
                  for k, v in inputs(chat, [view]).items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UnusableError(
             f'the processor cannot prepare an image: {error}; set patch_size and '
             'vision_feature_select_strategy in processor_config.json as the authors of the '
             'checkpoint have them') from error
@@ -123,12 +131,12 @@ def check_image_tokens(family: ModelFamily, inputs: InputProcessor, chat: list[M
     values, counts = ids.unique(return_counts=True)
     others = values[counts == features].tolist()
     if others:
-        raise ValueError(
+        raise UnusableError(
             f'image_token_id of config.json is {family.image_token_id}, but the processor writes '
             f'{tokenizer.convert_ids_to_tokens(others[0])!r} ({others[0]}); set image_token_id '
             f'(in some families image_token_index) in config.json to {others[0]}, or download '
             'config.json and tokenizer.json again')
-    raise ValueError(
+    raise UnusableError(
         f'Image features and image tokens do not match, tokens: {tokens}, features: {features}; ' +
         ('set num_additional_image_tokens, vision_feature_select_strategy, patch_size or '
          'image_seq_len in processor_config.json to what suits config.json' if tokens else
@@ -197,10 +205,10 @@ def _check_chat_template(path: Path, processor: ProcessorMixin) -> None:
 
 def _fault(path: Path, config: dict[str, object], error: Exception) -> str:
     """Return what is wrong with a checkpoint that raised an error, and the remedy."""
-    text = ' '.join(str(error).split())
+    text = ' '.join(str(error).split())[:MAX_ERROR]
     return (_pointer(sorted(path.iterdir())) or _damaged_file(path)
             or _own_code(path) or _architecture(config.get('model_type')) or _no_weights(path)
-            or _no_tokenizer(path, text) or _quantisation(config, text) or _torchvision(text)
+            or _no_processor(path, text) or _quantisation(config, text) or _torchvision(text)
             or _shapes(text) or _pickled(error)
             or f'{type(error).__name__}: {text}; ' + (
                 'see `spotvlm doctor` for what this installation lacks'
@@ -238,8 +246,12 @@ def _no_weights(path: Path) -> str:
     return 'it has no weights; download model.safetensors too'
 
 
-def _no_tokenizer(path: Path, text: str) -> str:
-    """Return what to do where there is no tokenizer that needs no other library."""
+def _no_processor(path: Path, text: str) -> str:
+    """Return what to do where there is no processor, or no tokenizer without other libraries."""
+    names = 'processor_config.json', 'preprocessor_config.json'
+    if not any((path / name).is_file() for name in names):
+        return (f'it has neither {" nor ".join(names)}; copy what there is of them from '
+                'the checkpoint that it was made of')
     if 'tokenizer' not in text or (path / 'tokenizer.json').is_file():
         return ''
     return (f'it has no tokenizer.json ({text}); copy tokenizer.json and tokenizer_config.json '

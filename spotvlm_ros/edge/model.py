@@ -41,7 +41,7 @@ from .families import check_focus, model_family, Tensors, use_maskable_attention
 from .generate import generate
 from .grammar import FreeText, Grammar, TemplateCompiler
 from .inputs import InputProcessor
-from .loading import check_folder, check_image_tokens, load_checkpoint
+from .loading import check_folder, check_image_tokens, load_checkpoint, MAX_ERROR, UnusableError
 from .torch_backend import TorchBackend
 from ..config.nodes import EdgeConfig
 from ..method import focus, guard, prompt
@@ -128,28 +128,39 @@ class EdgeModel:
         if device == 'cpu' and config.engine == 'fast':
             replace_gelu_tanh(model)
         model = model.to(device)
+        check_focus(focus_config.backend if focus_config else config.focus_backend,
+                    model.config.model_type, config.engine)
         try:
             edge = cls(model, processor, config, focus_config)
-            edge._check_image_tokens()
-        except ValueError as error:
+            edge._check_image()
+        except UnusableError as error:
             raise ValueError(f'{path} cannot be used: {error}') from error
         except torch.OutOfMemoryError:
             raise  # is no fault of the checkpoint's
         except Exception as error:  # of any type: files hold anything, and templates run
             raise ValueError(
-                f'{path} cannot be used: {type(error).__name__}: {error}; compare its chat '
-                'template, processor_config.json, preprocessor_config.json and '
-                'tokenizer_config.json with those of the checkpoint that it was made of'
-            ) from error
+                f'{path} cannot be used: {type(error).__name__}: {str(error)[:MAX_ERROR]}; '
+                'compare its chat template, config.json, processor_config.json, '
+                'preprocessor_config.json and tokenizer_config.json with those of the '
+                'checkpoint that it was made of') from error
         return edge
 
-    def _check_image_tokens(self) -> None:
-        """Raise ValueError where prompts of a family have no place for each image feature."""
+    def _check_image(self) -> None:
+        """Raise an error where prompts have no place for each image feature."""
         family = model_family(self._model) if self._engine is None else self._engine.family
+        content: list[prompt.MessagePart] = [{'type': 'image'}, {'type': 'text', 'text': 'a'}]
+        chat: list[prompt.Message] = [{'role': 'user', 'content': content}]
         if family is not None:
-            content: list[prompt.MessagePart] = [{'type': 'image'}, {'type': 'text', 'text': 'a'}]
-            check_image_tokens(family, self._input_processor,
-                               [{'role': 'user', 'content': content}], self._view_size)
+            check_image_tokens(family, self._input_processor, chat, self._view_size)
+        else:  # transformers checks it
+            width, height = self._view_size
+            inputs = self._to_model(chat, [np.full((height, width, 3), 127, np.uint8)])
+            generate(self._model, inputs, 1, lambda: False, lambda tokens: None)
+
+    def _to_model(self, chat: list[prompt.Message], images: list[focus.Image]) -> Tensors:
+        """Return the model's inputs, where and as it takes them."""
+        return {k: v.to(self._model.device, self._model.dtype if v.is_floating_point() else None)
+                for k, v in self._input_processor(chat, images).items()}
 
     def use_processor(self) -> None:
         """Have the processor prepare all inputs from now on, to compare with."""
@@ -223,8 +234,7 @@ class EdgeModel:
         begin = time.perf_counter()
         query, stamp_ns = request.query, request.stamp_ns
         given = self.model_inputs(request.frame, query, request.context, stamp_ns)
-        inputs = {k: v.to(self._model.device, self._model.dtype if v.is_floating_point() else None)
-                  for k, v in self._input_processor(given.chat, given.images).items()}
+        inputs = self._to_model(given.chat, given.images)
         history = (prompt.history_text(query, given.context, stamp_ns)
                    if given.context is not None else '')
         ready = time.perf_counter()
@@ -242,13 +252,14 @@ class EdgeModel:
         text = self._decode(decoded.tokens)
         done = time.perf_counter()
 
-        said, why = free_text(text) if query.format == 'text' else (final_answer(text), '')
-        facts, rejected = prompt.parse_answer(query, said, stamp_ns)
+        said, why = free_text(text)
+        facts, rejected = prompt.parse_answer(query, final_answer(text), stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
         self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
         return EdgeAnswer(
             text='\n'.join(prompt.neutralise(line) for line in said.splitlines()),
-            facts=facts, rejected=(why,) if why else tuple(rejected),
+            facts=facts,
+            rejected=(why,) if why and query.format == 'text' else tuple(rejected),
             used_context=bool(history), used_focus=bool(given.boxes),
             context_tokens=self._count_tokens(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,

@@ -89,7 +89,8 @@ def test_yuv(encoding, order):
 
 
 @pytest.mark.parametrize('change,word', [
-    ({'encoding': 'jpeg2000'}, 'not supported'), ({'step': 3}, 'step is 3'),
+    ({'encoding': 'jpeg2000'}, 'not supported'), ({'encoding': '16UC1'}, 'depth'),
+    ({'encoding': '32FC1'}, 'colour image'), ({'step': 3}, 'step is 3'),
     ({'height': 99}, 'cut off'), ({'width': 0}, 'pixels'), ({'data': b''}, 'cut off')])
 def test_wrong_images_say_what(change, word):
     broken = message('rgb8', RGB)

@@ -199,9 +199,11 @@ class EdgeModel:
         too long for the engine.
         """
         guarded = guard.is_guarded(query, self._odds)
+        told = context is not None and not (context.empty and not context.focus)
 
         def answer_once(given: Context | None) -> EdgeAnswer:
-            streamed = on_text if given is None or not guarded else None
+            # What is streamed must stand: of a guarded answer no pass alone does.
+            streamed = None if guarded and told else on_text
             return self._answer_once(self._request(frame, query, given, stamp_ns), streamed,
                                      should_stop)
         errors: list[Exception] = []
@@ -241,7 +243,7 @@ class EdgeModel:
 
         def on_token(tokens: list[int]) -> None:
             if on_text is not None:
-                on_text(prompt.neutralise(free_text(self._decode(tokens))[0]), len(tokens))
+                on_text(_readable(query, self._decode(tokens))[0], len(tokens))
         stop = should_stop or (lambda: False)
         if self._engine is not None:
             decoded = self._engine.answer(
@@ -252,14 +254,12 @@ class EdgeModel:
         text = self._decode(decoded.tokens)
         done = time.perf_counter()
 
-        said, why = free_text(text)
+        shown, why = _readable(query, text)
         facts, rejected = prompt.parse_answer(query, final_answer(text), stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
         self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
         return EdgeAnswer(
-            text='\n'.join(prompt.neutralise(line) for line in said.splitlines()),
-            facts=facts,
-            rejected=(why,) if why and query.format == 'text' else tuple(rejected),
+            text=shown, facts=facts, rejected=(why,) if why else tuple(rejected),
             used_context=bool(history), used_focus=bool(given.boxes),
             context_tokens=self._count_tokens(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,
@@ -305,6 +305,13 @@ class EdgeModel:
                 lines.append(1.0)
             lines[-1] *= probability
         return lines
+
+
+def _readable(query: Query, text: str) -> tuple[str, str]:
+    """Return what was said for people to read, and '' or why a text cannot be read."""
+    said, why = free_text(text)
+    shown = '\n'.join(prompt.neutralise(line) for line in said.splitlines())
+    return shown, why if query.format == 'text' else ''
 
 
 def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,

@@ -52,7 +52,7 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     'mono8': (1, 1, cv2.COLOR_GRAY2RGB), '8UC1': (1, 1, cv2.COLOR_GRAY2RGB),
     'rgb16': (2, 3, None), 'bgr16': (2, 3, cv2.COLOR_BGR2RGB),
     'rgba16': (2, 4, cv2.COLOR_RGBA2RGB), 'bgra16': (2, 4, cv2.COLOR_BGRA2RGB),
-    'mono16': (2, 1, cv2.COLOR_GRAY2RGB), '16UC1': (2, 1, cv2.COLOR_GRAY2RGB),
+    'mono16': (2, 1, cv2.COLOR_GRAY2RGB),
     'yuv422': (1, 2, cv2.COLOR_YUV2RGB_UYVY), 'uyvy': (1, 2, cv2.COLOR_YUV2RGB_UYVY),
     'yuv422_yuy2': (1, 2, cv2.COLOR_YUV2RGB_YUY2), 'yuyv': (1, 2, cv2.COLOR_YUV2RGB_YUY2),
     # OpenCV names a Bayer pattern by its second row and column, ROS by the first.
@@ -67,6 +67,9 @@ _HOLES = re.compile(
     'remature end of|bad Huffman code|bad arithmetic code|instead of RST|before marker 0xd[0-7]'
     r'|(?:[1-9]\d{2,}|6[5-9]|[7-9]\d) extraneous bytes')
 _EXIF, _EXIF_WITHIN = b'Exif\0', 1 << 16  # where an orientation may stand
+
+
+DEPTH = ('16UC1', '32FC1')
 
 
 class FrameError(ValueError):
@@ -87,6 +90,9 @@ class ImageMessage(Protocol):
 def check_image(message: ImageMessage) -> None:
     """Raise FrameError unless encoding, step and size of an image agree; costs nothing."""
     encoding = ENCODINGS.get(message.encoding)
+    if message.encoding in DEPTH:
+        raise FrameError(f'encoding {message.encoding} is depth (REP-118), not a picture; give '
+                         'the topic of the colour image')
     if encoding is None:
         raise FrameError(f'encoding {message.encoding!r} is not supported; publish one of '
                          f'{", ".join(ENCODINGS)}')

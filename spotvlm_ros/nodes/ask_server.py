@@ -55,6 +55,8 @@ class AskGoal:
     query: Query
     until: float    # when to give up, steady clock [s]
     done: Future[Ask.Result]
+    text: str = ''   # last feedback
+    tokens: int = 0
 
     @property
     def canceled(self) -> bool:
@@ -63,7 +65,8 @@ class AskGoal:
 
     def publish_text(self, text: str, tokens: int) -> None:
         """Send the answer so far to the client."""
-        self.handle.publish_feedback(Ask.Feedback(text=neutralise(text), tokens=tokens))
+        self.text, self.tokens = text, tokens
+        self.handle.publish_feedback(Ask.Feedback(text=text, tokens=tokens))
 
     def finish(self, code: int, text: str, answer: Answer | None = None) -> None:
         """Send the result to the client."""
@@ -71,7 +74,9 @@ class AskGoal:
                                         error_msg=text))
 
     def finish_with(self, answer: Answer) -> None:
-        """Send an answer, which may be an error, to the client."""
+        """Send an answer, which may be an error, to the client; the last feedback equals it."""
+        if answer.text != self.text:
+            self.publish_text(answer.text, self.tokens)
         self.finish(RESULT_CODES.get(answer.error_code, Ask.Result.ERROR_MODEL),
                     answer.error_msg, answer)
 

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 import json
@@ -37,6 +38,7 @@ from ...system.machine import cpu_time
 
 BACK_S = 12.0     # longest wait for context to be back; then node cloud is restarted
 SETTLE_S = 0.5
+CLEAN = 4         # undisturbed rates that are taken together
 CLOUD = {'deadline_s': 2.0, 'max_in_flight': 4, 'scene.cloud_period_s': 0.5,
          'action.cloud_period_s': 0.5}  # often: faults are met by keyframes, not by the clock
 COUNTED = re.compile(
@@ -51,7 +53,7 @@ class Turn:
     kind: Kind
     seconds: float
     tried: int             # requests, messages, images, goals or calls that met it
-    clean_hz: float        # of the edge, before and after
+    clean_hz: float        # of the edge, before and after, see `Scene.clean_hz`
     hz: float              # of the edge, meanwhile
     gap_s: float           # longest time without an answer of the edge
     back_s: float          # end of the attack to an answer with context; inf: after a restart
@@ -107,7 +109,7 @@ class Scene:
         self._stack = ExitStack()
         self._recorded: Folder | Bag | None = None
         self._served = 0
-        self._clean: tuple[float, float] | None = None  # newest undisturbed rate, and when
+        self.clean: deque[float] = deque(maxlen=CLEAN)  # undisturbed rates
         self.robot: RobotProcess
 
     def __enter__(self) -> Scene:
@@ -183,17 +185,9 @@ class Scene:
             return float('inf')
 
     def clean_hz(self, seconds: float) -> float:
-        """Return the undisturbed rate: that after the last attack, or measured now."""
-        if self._clean is None or time.monotonic() - self._clean[1] > 1.0:
-            self.measure_clean(seconds)
-        assert self._clean is not None
-        return self._clean[0]
-
-    def measure_clean(self, seconds: float) -> float:
-        """Measure the undisturbed rate."""
-        rate = self.robot.watch(seconds)
-        self._clean = rate, time.monotonic()
-        return rate
+        """Measure the undisturbed rate; return the mean of that and the last times before."""
+        self.clean.append(self.robot.watch(seconds))
+        return statistics.mean(self.clean)
 
 
 class LinkScene(Scene):
@@ -227,7 +221,8 @@ class LinkScene(Scene):
 def meet(scene: Scene, kind: Kind, seconds: float, clean_s: float) -> Turn:
     """Bring an attack about and end it; return what came of it."""
     robot, others, seconds = scene.robot, OtherLoad(), seconds * kind.longer
-    before_hz = scene.clean_hz(clean_s)
+    if not scene.clean:
+        scene.clean_hz(clean_s)
     before, counts, raised = robot.use(), robot.listener.counts.copy(), robot.exceptions
     robot.peak_rss()
     scene.begin(kind)
@@ -239,13 +234,13 @@ def meet(scene: Scene, kind: Kind, seconds: float, clean_s: float) -> Turn:
     tried, counted = scene.end(kind)
     back_s = scene.recover(time.monotonic())
     time.sleep(SETTLE_S)
-    after_hz = scene.measure_clean(clean_s)
+    clean_hz = scene.clean_hz(clean_s)
     others.look()
     after, peak = robot.use(), robot.peak_rss()
     grown = robot.listener.counts - counts
     counted |= {key: n for key, n in sorted(grown.items()) if COUNTED.match(key)}
     return Turn(
-        kind, seconds, tried, statistics.mean((before_hz, after_hz)), hz, gap_s, back_s,
+        kind, seconds, tried, clean_hz, hz, gap_s, back_s,
         (before.rss / 1e6, peak / 1e6, after.rss / 1e6), (before.threads, after.threads),
         (before.sockets, after.sockets), robot.exceptions - raised, counted,
         round(others.most, 2))

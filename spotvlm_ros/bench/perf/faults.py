@@ -156,7 +156,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--faults', nargs='*', default=[], metavar='TEXT',
                         help='only kinds with one of these in their names, as: whole asks bag')
-    parser.add_argument('--seconds', type=float, default=6.0,
+    parser.add_argument('--seconds', type=float, default=9.0,
                         help='length of an attack; 0: only the soak')
     parser.add_argument('--clean', type=float, default=3.0, help='time without, after each [s]')
     parser.add_argument('--tolerance', type=float, default=0.0, help='of the edge rate, for all '

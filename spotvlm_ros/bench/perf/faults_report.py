@@ -192,7 +192,9 @@ def _rows(turn: Turn) -> Iterator[PerfResult]:
 def markdown(attacked: Attacked, stolen: float) -> str:
     """Return what stands in docs/reliability.md."""
     today = datetime.date.today().isoformat()
-    parts = [f'{today}, {machine()}; the host took {stolen:.0%} of the CPU time.',
+    others = max((t.others for t in attacked.turns + attacked.soaked), default=0.0)
+    parts = [f'{today}, {machine()}; the host took {stolen:.0%} of the CPU time, other processes '
+             f'and the host together at most {others:.1f} cores within one attack.',
              table(HEAD, [cells(turn) for turn in attacked.of_kind()])]
     if attacked.soaked:
         parts += [f'All kinds in random turns, {sum(t.seconds for t in attacked.soaked):.0f} s '

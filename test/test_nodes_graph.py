@@ -558,6 +558,9 @@ def test_goals_out_of_bounds_are_clamped_or_refused():
             assert refused.error_code == Ask.Result.ERROR_UNKNOWN_QUERY
             assert 'nothing is asked' in refused.error_msg
         wait_for(lambda: probe.count('edge', 'asks_refused') == 2)
+        sent = probe.ask.send_goal_async(Ask.Goal(prompt='why' * 70_000))
+        assert wait_for(sent.done) and not sent.result().accepted, 'rclpy would keep it for 10 s'
+        wait_for(lambda: probe.count('edge', 'asks_refused') == 3)
 
 
 def test_an_ask_without_end_holds_standing_answers_up_for_a_bounded_time():

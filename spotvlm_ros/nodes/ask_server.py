@@ -39,6 +39,7 @@ from ..frames.frame import Frame
 from ..method.facts import cameras, Query
 from ..method.prompt import neutralise, one_voice
 
+MAX_PROMPT = 16_384  # characters of a question; a longer one is refused
 MAX_WAITING = 8   # goals that may wait; further ones are refused
 SHARE = 0.08      # of the model's time, at most, while standing answers wait for it
 Newest = Callable[[str], Frame | None]   # newest frame of a camera, None before the first
@@ -136,6 +137,10 @@ class AskServer:
         goal.finish(code, text)
 
     def _on_request(self, request: Ask.Goal) -> GoalResponse:
+        if len(request.prompt) + len(request.query_id) > MAX_PROMPT:  # rclpy would keep it
+            self._node.count_problem('asks_refused', f'a question of {len(request.prompt)} '
+                                     f'characters was refused; ask in at most {MAX_PROMPT}')
+            return GoalResponse.REJECT
         return GoalResponse.ACCEPT if self._node.active else GoalResponse.REJECT
 
     async def _execute(self, handle: ServerGoalHandle) -> Ask.Result:

@@ -41,13 +41,13 @@ def test_a_few_kinds_on_the_running_graph(tmp_path):
     page, out = tmp_path / 'page.md', tmp_path / 'results.json'
     page.write_text('\n'.join(MARKS))
     code = faults.main([
-        '--faults', 'whole reply: endless 1xx', 'forged: answers', 'asks', 'images: compressed',
-        '--seconds', '0', '--soak', '9', '--replies', '0', '--tolerance', '0.7', '--out', str(out),
-        '--update', str(page)])
+        '--faults', 'whole reply: endless 1xx', 'forged: answers', 'images: compressed',
+        '--seconds', '0', '--soak', '11', '--replies', '0', '--tolerance', '0.7',
+        '--out', str(out), '--update', str(page)])
     rows = {row['name']: row for row in json.loads(out.read_text())}
     tried = [n['value'] for name, n in rows.items() if name.endswith('_tried')]
     assert code == 0, page.read_text()
-    assert len(tried) >= 2 and min(tried) > 0
+    assert tried and min(tried) > 0
     assert rows['faults_exit_status_soak']['value'] == 0
     assert all(row['value'] == 0 for name, row in rows.items() if name.endswith('_exceptions'))
     assert '| soak: ' in page.read_text()

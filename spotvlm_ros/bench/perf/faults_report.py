@@ -194,8 +194,9 @@ def markdown(attacked: Attacked, stolen: float) -> str:
     today = datetime.date.today().isoformat()
     others = max((t.others for t in attacked.turns + attacked.soaked), default=0.0)
     parts = [f'{today}, {machine()}; the host took {stolen:.0%} of the CPU time, other processes '
-             f'and the host together at most {others:.1f} cores within one attack.',
-             table(HEAD, [cells(turn) for turn in attacked.of_kind()])]
+             f'and the host together at most {others:.1f} cores within one attack.']
+    if attacked.turns:
+        parts.append(table(HEAD, [cells(turn) for turn in attacked.of_kind()]))
     if attacked.soaked:
         parts += [f'All kinds in random turns, {sum(t.seconds for t in attacked.soaked):.0f} s '
                   'under attack and about as long between:',

@@ -32,6 +32,8 @@ from spotvlm_ros.method.final_answer import final_answer
 
 SCENE = Query('scene', 'What is on the road?', 'facts', {
     'light': ('none', 'red', 'yellow', 'green'), 'limit': ('none', '30', '50')})
+LIMIT = Query('scene', 'What is on the road?', 'facts', {
+    'light': ('none', 'red', 'green'), 'limit': ('none', '30', '50')})
 ACTION = Query('action', 'What should the car do?', 'choice', {'action': ('stop', 'slow', 'go')})
 TEXT = Query('describe', 'Describe the road.', 'text')
 SIZE = (640, 480)
@@ -162,6 +164,31 @@ def test_final_answer_keeps_what_only_looks_like_reasoning():
     for text in ('Thinking about it, the road is wet.', 'I think <b>so</b>.', 'a < b and b > c',
                  'The reason: rain.'):
         assert final_answer(text) == text
+
+
+@pytest.mark.parametrize('text', [
+    '| key | value |\n|---|---|\n| light | red |\n| limit | 30 |', 'light: red, limit: 30',
+    '<light>red</light>\n<limit>30</limit>', 'light: red; limit: 30', 'Light -> red\nLimit -> 30',
+    '- **Light**: Red (ahead)\n- **Limit**: 30 km/h', 'light\uff1ared\nlimit\uff1a30',
+    '[["light", "red"], ["limit", "30"]]', '{"facts": {"light": ["red"], "limit": [30]}}',
+    '{"objects": [{"name": "light", "attributes": {"value": "red"}}, {"limit": "30 mph"}]}',
+    '{"answer": "{\\"light\\": \\"red\\", \\"limit\\": 30}"}', '{"light": "red", "limit": "30"',
+    'light: red - it has just changed\nlimit: 30, by the sign'])
+def test_more_forms_of_a_clear_answer(text):
+    assert values(text, LIMIT) == {'light': 'red', 'limit': '30'}
+
+
+@pytest.mark.parametrize('text', [
+    'light: red or green', 'light: red (or green)', 'light: not red', 'The light: red lamps',
+    'light: red, green', '["light", "limit"]', '{"light": ["red", "green"]}', 'light: 30 km/h'])
+def test_what_names_two_choices_or_speaks_of_one_is_none(text):
+    assert 'light' not in values(text, LIMIT)
+
+
+@pytest.mark.parametrize('text', ['{"answer": "stop"}', '{"decision": "STOP!"}', '["stop"]',
+                                  '(stop)', '{"action": ["stop"]}', 'stop (red light)'])
+def test_more_forms_of_a_clear_choice(text):
+    assert values(text, ACTION) == {'action': 'stop'}
 
 
 @pytest.mark.parametrize('token', ['<|im_end|>', '<|eot_id|>', '<end_of_turn>', '</s>',

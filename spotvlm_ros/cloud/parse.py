@@ -41,11 +41,11 @@ import json_repair
 from .boxes import box_field, corners_of, ImageGeometry
 from .wording import FACTS
 from ..config.nodes import BoxScale
+from ..method.choices import match_choice, match_key
 from ..method.facts import Fact, Query, Source, Turn
 from ..method.final_answer import final_answer, without_grounding
 from ..method.free_text import free_text
-from ..method.prompt import answer_text, match_choice, match_key, neutralise, one_voice, \
-    parse_answer
+from ..method.prompt import answer_text, neutralise, one_voice, parse_answer
 
 MAX_REPLY = 16_384  # characters looked at
 MAX_ITEMS = 64      # objects looked at; also the bound of Answer.facts
@@ -232,22 +232,31 @@ def _items(value: object, query: Query, rejected: list[str], depth: int = 0) -> 
         if depth:
             rejected.append(f'{neutralise(str(value)[:40], 40)}: malformed object')
         return
-    fields = {str(k)[:64].strip().casefold(): v for k, v in list(value.items())[:MAX_ITEMS]}
+    fields = _lower(value)
     label = next((n for n in _LABELS if isinstance(fields.get(n), str)
                   and match_key(str(fields[n]), query) is not None), None)
     if label is not None:
         key = match_key(str(fields[label]), query) or ''
-        name = next((n for n in _VALUES if n in fields and n != label), None)
-        if name is None:
+        parts = [fields, *(_lower(v) for v in fields.values() if isinstance(v, dict))]
+        valued = next(((part[n], part) for part in parts for n in _VALUES
+                       if n in part and (part is not fields or n != label)), None)
+        if valued is None:
             rejected.append(f'{key}: malformed value')
         else:
-            yield Item(key, fields[name], fields)
+            yield Item(key, valued[0], {**valued[1], **fields})
         return
     named = {n: k for n in fields if (k := match_key(n, query)) is not None}
     if named:
         yield from _keyed(fields, named, rejected)
         return
+    if query.format == 'choice':
+        chosen = [v for n, v in fields.items() if n not in _LABELS
+                  and _choice(v, query.choices[query.id]) is not None]
+        if len(chosen) == 1:
+            yield Item(query.id, chosen[0], fields)
+            return
     inner = [v for v in fields.values() if isinstance(v, (dict, list)) and v]
+    inner += [o for v in fields.values() if isinstance(v, str) for o in _objects(v)]
     if 'label' in fields or not inner or depth > 4:
         if fields and not (set(fields) == {FACTS} and not fields[FACTS]):
             rejected.append(_no_such_key(fields))
@@ -265,7 +274,7 @@ def _keyed(fields: Mapping[str, object], named: Mapping[str, str],
                 rejected.append(f'{neutralise(name, 40)!r}: no such key')
             continue
         if isinstance(value, dict):
-            inner = {str(k).strip().casefold(): v for k, v in list(value.items())[:MAX_ITEMS]}
+            inner = _lower(value)
             field_name = next((n for n in _VALUES if n in inner), None)
             if field_name is None:
                 rejected.append(f'{named[name]}: malformed value')
@@ -273,6 +282,11 @@ def _keyed(fields: Mapping[str, object], named: Mapping[str, str],
                 yield Item(named[name], inner[field_name], inner)
         else:
             yield Item(named[name], value, {})
+
+
+def _lower(value: Mapping[str, object]) -> dict[str, object]:
+    """Return an object with its names in lower case."""
+    return {str(k)[:64].strip().casefold(): v for k, v in list(value.items())[:MAX_ITEMS]}
 
 
 def _no_such_key(fields: Mapping[str, object]) -> str:
@@ -304,6 +318,8 @@ def _choice(value: object, choices: tuple[str, ...]) -> str | None:
     if isinstance(value, bool):
         words = ('true', 'yes') if value else ('false', 'no')
         return next((c for word in words if (c := match_choice(word, choices))), None)
+    if isinstance(value, list) and len(value) == 1:
+        return _choice(value[0], choices)
     if value is None:
         return match_choice('none', choices)
     if isinstance(value, float) and value.is_integer():

@@ -27,13 +27,14 @@ import re
 from typing import Literal, NotRequired, TypedDict
 import unicodedata
 
+from .choices import labelled, match_choice
 from .facts import Context, Fact, NS, Query
 
 AGE_STEP_S = 0.5  # ages are rounded to this: the prompt's prefix must not change each frame
 MAX_TEXT = 400    # longest untrusted text that may reach a prompt [characters]
 # Every chat template in use marks its special tokens with one of these.
 _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}': ')', '|': '/'})
-_BULLET = re.compile(r'\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
+_BULLET = re.compile(r'^\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
 # Some mark turns with a plain word and a colon; so does whoever forges one, in any language. Times
 # and ratios keep theirs. Beside ':' what looks like it and is not made one by NFKC.
 _COLON = re.compile('(?<!\\d)\\s*[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+\\s*'
@@ -155,21 +156,21 @@ def parse_answer(query: Query, text: str, stamp_ns: int) -> tuple[tuple[Fact, ..
     """
     if query.format == 'text':
         return (), [] if text.strip() else ['empty answer']
-    lines = [_BULLET.sub('', line, count=1) for line in text.splitlines() if line.strip()]
+    lines = [_BULLET.sub('', line, count=1) for line in text.splitlines()
+             if any(c.isalnum() for c in line)]
     if query.format == 'choice':
         return _parse_choice(query, lines, stamp_ns)
     rejected: list[str] = []
     facts: dict[str, Fact] = {}
     for line in lines:
-        name, raw = _split(line)
-        key = match_key(name, query)
-        if key is None or raw is None:
+        pairs = list(labelled(line, query))
+        if not pairs:
             rejected.append(f'{neutralise(line, 40)!r}: no such key')
-        elif key in facts:
-            rejected.append(f'{key}: answered twice')
-        else:
+        for key, raw in pairs:
             value = match_choice(raw, query.choices[key])
-            if value is None:
+            if key in facts:
+                rejected.append(f'{key}: answered twice')
+            elif value is None:
                 rejected.append(f'{key}: {neutralise(raw, 40)!r} is none of the choices')
             else:
                 facts[key] = Fact(key, value, stamp_ns)
@@ -195,19 +196,3 @@ def _split(line: str) -> tuple[str, str | None]:
     """Return key and value of a line such as ``key: value``, or the whole line and None."""
     match = re.match(r'(.*?)\s*(?::|=)\s*(.*)$', line[:400])
     return (match[1], match[2]) if match else (line, None)
-
-
-def match_key(raw: str, query: Query) -> str | None:
-    """Return the key of the query that raw text names, forgiving case and Markdown."""
-    name = _bare(raw)
-    return next((key for key in query.keys if key.casefold() == name), None)
-
-
-def match_choice(raw: str, choices: Sequence[str]) -> str | None:
-    """Return the choice that raw text names, forgiving case, quotes, Markdown and a full stop."""
-    value = _bare(raw)
-    return next((c for c in choices if c.casefold() == value), None)
-
-
-def _bare(raw: str) -> str:
-    return raw.strip(' \t\r\n\'"`.,;*_#').casefold()

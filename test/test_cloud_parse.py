@@ -67,7 +67,8 @@ def test_malformed_box_keeps_the_value(box):
 
 @pytest.mark.parametrize('text', [
     '{"label": "weather", "value": "sunny"}', '{"label": "light", "value": "purple"}',
-    '{"label": "light"}', '{"label": 3, "value": "red"}', '{"label": "light", "value": ["red", "green"]}'])
+    '{"label": "light"}', '{"label": 3, "value": "red"}',
+    '{"label": "light", "value": ["red", "green"]}'])
 def test_unknown_is_dropped_and_counted(text):
     reply = parse_reply(SCENE, text, 7, SIZE)
     assert not reply.facts and len(reply.rejected) == 1

@@ -16,8 +16,8 @@
 """
 Which key and which choice a model means, where that is clear and only the form is its own.
 
-A choice may be followed by what explains it, as in ``red (100 m ahead)`` or ``30 km/h``. What names
-two choices names none, and what speaks of one in a sentence is not read: "not red" would be.
+A choice may be followed by what explains it, as in ``red (100 m ahead)`` or ``30 km/h``. What
+names two choices names none, and what speaks of one in a sentence is not read: "not red" would be.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def labelled(line: str, query: Query) -> Iterator[tuple[str, str]]:
     Nothing where the line begins with anything else but signs and numbers: a sentence.
     """
     line = unicodedata.normalize('NFKC', line[:MAX_LINE])
-    labels = [m for m in _label_pattern(query.keys).finditer(line)]
+    labels = list(_label_pattern(query.keys).finditer(line))
     if not labels or any(c.isalpha() for c in line[:labels[0].start()]):
         return
     for label, after in zip(labels, [*labels[1:], None]):

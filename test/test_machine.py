@@ -19,7 +19,7 @@ from collections import namedtuple
 
 import psutil
 import pytest
-from spotvlm_ros.system.machine import machine, StealTime
+from spotvlm_ros.system.machine import give_back_memory, machine, StealTime
 
 LINUX = namedtuple('LINUX', 'user system idle steal guest')
 ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
@@ -40,3 +40,12 @@ def test_the_share_that_the_host_took(monkeypatch, then, now, share, warns):
 
 def test_a_machine_in_words():
     assert 'CPU cores, 3 used, ' in machine(3) and 'used' not in machine()
+
+
+def test_memory_between_blocks_in_use_is_given_back():
+    blocks = [bytearray(1000) for _ in range(200_000)]
+    kept = blocks[::500]
+    del blocks
+    held = psutil.Process().memory_info().rss
+    give_back_memory()
+    assert held - psutil.Process().memory_info().rss > 100e6 and len(kept) == 400

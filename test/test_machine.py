@@ -19,7 +19,8 @@ from collections import namedtuple
 
 import psutil
 import pytest
-from spotvlm_ros.system.machine import give_back_memory, machine, StealTime
+from spotvlm_ros.system.machine import machine, StealTime
+from spotvlm_ros.system.memory import trim
 
 LINUX = namedtuple('LINUX', 'user system idle steal guest')
 ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
@@ -47,5 +48,5 @@ def test_memory_between_blocks_in_use_is_given_back():
     kept = blocks[::500]
     del blocks
     held = psutil.Process().memory_info().rss
-    give_back_memory()
+    trim()
     assert held - psutil.Process().memory_info().rss > 100e6 and len(kept) == 400

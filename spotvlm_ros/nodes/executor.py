@@ -32,11 +32,10 @@ from rclpy.signals import SignalHandlerOptions
 
 from .base import SpotNode
 from ..config.nodes import NodeConfig
-from ..system.memory import share_arenas
-from ..system.machine import give_back_memory
+from ..system.memory import share_arenas, trim
 from ..system.signals import StopSignal
 
-GIVE_BACK_S = 2.0  # how often freed memory is given back: large messages leave holes
+TRIM_S = 2.0  # how often freed memory is given back: large messages leave holes
 DRAIN_S = 5.0  # longest wait for the last answer after the last frame
 JOIN_S = 5.0  # longest wait for a callback, such as a model that loads, at the end
 
@@ -145,11 +144,11 @@ def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]],
     except Exception as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    code, given_back = 0, time.monotonic()
+    code, trimmed = 0, time.monotonic()
     while not stop.wait(0.1):  # a signal during the imports ends this at once
-        if time.monotonic() - given_back > GIVE_BACK_S:
-            give_back_memory()
-            given_back = time.monotonic()
+        if time.monotonic() - trimmed > TRIM_S:
+            trim()
+            trimmed = time.monotonic()
         if exit_on_failure and graph.failed:
             code = 1
         if code or any(node.ended for node in graph.nodes):

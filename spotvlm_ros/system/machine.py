@@ -17,8 +17,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-import ctypes
 import os
 import platform
 
@@ -30,12 +28,6 @@ def machine(threads: int = 0) -> str:
     used = f', {threads} used' if threads else ''
     return (f'{os.cpu_count()} CPU cores{used}, {platform.machine()}, '
             f'Python {platform.python_version()}')
-
-
-def give_back_memory() -> None:
-    """Return to the system what glibc keeps for later, between blocks in use too; about 1 ms."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_time() -> tuple[float, float, float]:

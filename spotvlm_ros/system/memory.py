@@ -40,6 +40,11 @@ def share_arenas() -> None:
 def give_back() -> None:
     """Free what nobody can reach and return free memory to the system, in a fifth of a second."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc only
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Return free memory to the system, that between blocks in use too, in about 1 ms."""
+    malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc only
+    if malloc_trim is not None:
+        malloc_trim(0)

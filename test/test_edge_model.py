@@ -85,6 +85,23 @@ def test_what_is_streamed_stands(name, request):
     assert (False, name == 'guarded') in passes
 
 
+def test_a_text_that_is_cut_short_goes_on_where_it_was(model, sample):
+    """So a question can take turns with standing queries: its words so far are drafted."""
+    whole = model.answer(sample.frame, DESCRIBE, None, 5)
+    model.answer(sample.frame, SCENE, None, 5)
+    turns, half = [], itertools.count()
+    model.answer(dataset.sample(make_world('driving', TUNE_SEEDS[8]), 900, np.random.default_rng(1),
+                                DESCRIBE).frame, DESCRIBE, None, 6)
+    while not turns or turns[-1].partial:
+        half = itertools.count()
+        turns.append(model.answer(sample.frame, DESCRIBE, None, 5,
+                                  should_stop=lambda: next(half) > whole.passes // 2))
+        model.answer(sample.frame, SCENE, None, 5)
+        assert len(turns) < 6
+    assert len(turns) > 1 and turns[-1].text == whole.text
+    assert sum(turn.passes for turn in turns) < 2 * whole.passes
+
+
 def test_context_and_focus_are_used_and_told(model, sample):
     answer = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
     assert answer.used_context and answer.used_focus and answer.context_tokens > 0

@@ -581,10 +581,14 @@ def test_an_ask_without_end_holds_standing_answers_up_for_a_bounded_time():
         keep_sending(probe, send, lambda: probe.answers)
         timeout = Ask.Goal().timeout
         timeout.sec = 60
-        sent = probe.ask.send_goal_async(Ask.Goal(prompt='All?', timeout=timeout))
+        words = []
+        sent = probe.ask.send_goal_async(Ask.Goal(prompt='All?', timeout=timeout),
+                                         feedback_callback=lambda m: words.append(m.feedback))
         wait_for(sent.done)
         done, mark = sent.result().get_result_async(), len(probe.answers)
-        keep_sending(probe, send, lambda: done.done() and len(probe.answers) > mark + 3, 10.0)
+        keep_sending(probe, send, lambda: done.done() and len(probe.answers) > mark + 30, 20.0)
+        tokens = [w.tokens for w in words]
+        assert tokens == sorted(tokens) and len(tokens) <= len(set(tokens)) + 1, 'none twice'
         assert done.result().result.error_code == Ask.Result.ERROR_TIMEOUT
         assert 'standing answers wait' in done.result().result.error_msg
         assert done.result().result.answer.text, 'what there is'

@@ -32,7 +32,8 @@ class AnsweredFrame:
     """
     A query answered about a frame: the message, what the model was given, and what it said.
 
-    ``result`` and ``context`` are None where the model did not come to an answer.
+    ``result`` and ``context`` are None where the model did not come to an answer; it is
+    ``interrupted`` where it shall go on after others.
     """
 
     frame: Frame
@@ -40,6 +41,7 @@ class AnsweredFrame:
     message: Answer
     context: Context | None = None
     result: EdgeAnswer | None = None
+    interrupted: bool = False
 
     @classmethod
     def unanswered(cls, frame: Frame, query: Query, model: str, now_ns: int) -> AnsweredFrame:

@@ -41,6 +41,7 @@ from ..method.prompt import neutralise, one_voice
 
 MAX_PROMPT = 16_384  # characters of a question; a longer one is refused
 MAX_WAITING = 8   # goals that may wait; further ones are refused
+SLICE_S = 0.15    # first turn of a goal while standing answers wait, at least [s]
 SHARE = 0.08      # of the model's time, at most, while standing answers wait for it
 Newest = Callable[[str], Frame | None]   # newest frame of a camera, None before the first
 RESULT_CODES = {Answer.ERROR_NONE: Ask.Result.ERROR_NONE,  # all else is ERROR_MODEL
@@ -56,8 +57,12 @@ class AskGoal:
     query: Query
     until: float    # when to give up, steady clock [s]
     done: Future[Ask.Result]
+    slice_s: float  # for how long it may hold up standing answers at a time, at present
     text: str = ''   # last feedback
     tokens: int = 0
+    interrupted: bool = False        # standing answers come first; it goes on after them
+    frame: Frame | None = None       # what it is about, from its first turn on
+    answer: Answer | None = None     # as far as it has come
 
     @property
     def canceled(self) -> bool:
@@ -65,21 +70,24 @@ class AskGoal:
         return bool(self.handle.is_cancel_requested)
 
     def publish_text(self, text: str, tokens: int) -> None:
-        """Send the answer so far to the client."""
+        """Send the answer so far to the client; one that goes on begins from the start again."""
+        if self.interrupted and tokens <= self.tokens:
+            return
         self.text, self.tokens = text, tokens
         self.handle.publish_feedback(Ask.Feedback(text=text, tokens=tokens))
 
-    def finish(self, code: int, text: str, answer: Answer | None = None) -> None:
-        """Send the result to the client."""
-        self.done.set_result(Ask.Result(answer=answer or Answer(), error_code=code,
+    def finish(self, code: int, text: str) -> None:
+        """Send the result to the client, with the answer as far as it has come."""
+        self.done.set_result(Ask.Result(answer=self.answer or Answer(), error_code=code,
                                         error_msg=text))
 
     def finish_with(self, answer: Answer) -> None:
         """Send an answer, which may be an error, to the client; the last feedback equals it."""
+        self.answer, self.interrupted = answer, False
         if answer.text != self.text:
             self.publish_text(answer.text, self.tokens)
         self.finish(RESULT_CODES.get(answer.error_code, Ask.Result.ERROR_MODEL),
-                    answer.error_msg, answer)
+                    answer.error_msg)
 
 
 class AskServer:
@@ -114,7 +122,7 @@ class AskServer:
         """
         now = time.monotonic()
         for goal in self._goals.copy():
-            frame = newest(goal.query.camera)
+            frame = goal.frame or newest(goal.query.camera)
             if goal.canceled:
                 self._finish(goal, Ask.Result.ERROR_CANCELED, 'given up on request')
             elif now > goal.until and frame is None:
@@ -127,6 +135,12 @@ class AskServer:
                 self._goals.remove(goal)
                 return goal, frame
         return None
+
+    def put_back(self, goal: AskGoal, frame: Frame, answer: Answer) -> None:
+        """Let other goals and standing answers go first; the next turn is twice as long."""
+        goal.frame, goal.answer, goal.interrupted = frame, answer, True
+        goal.slice_s *= 2.0
+        self._goals.append(goal)
 
     def pause(self, seconds: float) -> None:
         """Let standing answers, held up for this long by an answer to a goal, come first."""
@@ -152,7 +166,7 @@ class AskServer:
             return refused
         timeout_s = min(duration_s(request.timeout) or self._node.config.ask_timeout_s, MAX_ASK_S)
         goal = AskGoal(handle, self._query(request, timeout_s), time.monotonic() + timeout_s,
-                       Future(executor=self._node.executor))
+                       Future(executor=self._node.executor), SLICE_S)
         self._goals.append(goal)
         self._on_goal()
         result = await goal.done

@@ -201,7 +201,12 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def _answer_goal(self, goal: AskGoal, frame: Frame) -> None:
         """Answer a question of action `ask`; the frame remains for the standing queries."""
         began = time.monotonic()
-        goal.finish_with(self._answer(frame, goal.query, goal.until, goal).message)
+        goal.slice_s = max(goal.slice_s, 2.0 * _median(self._inference_s))
+        answered = self._answer(frame, goal.query, goal.until, goal)
+        if answered.interrupted:
+            self._ask.put_back(goal, frame, answered.message)
+        else:
+            goal.finish_with(answered.message)
         if self._standing_wait():
             self._ask.pause(time.monotonic() - began)
 
@@ -242,7 +247,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Answer until a moment of the steady clock; errors are in the answer, never raised."""
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
         context = self._contexts.get(query, frame.stamp_ns) if self.config.use_context else None
-        held_until = time.monotonic() + self.config.ask_timeout_s
+        longest_s = self.config.ask_timeout_s
+        held_until = time.monotonic() + min(goal.slice_s if goal is not None else 0.0, longest_s)
 
         def should_stop() -> bool:
             now = time.monotonic()
@@ -260,6 +266,10 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_MODEL, self.count_error('model_errors', error))
             return answered
         answered.complete(context, result)
+        if result.partial and goal is not None and goal.slice_s < longest_s and \
+                self._running and not goal.canceled and time.monotonic() < until:
+            answered.interrupted = True
+            return answered
         if result.context_error:
             self.count_problem('context_errors', f'with context: {result.context_error}')
         self._inference_s.append(result.inference_s)

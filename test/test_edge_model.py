@@ -16,6 +16,7 @@
 """The edge model on the shipped checkpoint."""
 
 from dataclasses import replace
+from functools import partial
 import itertools
 import subprocess
 import sys
@@ -89,13 +90,13 @@ def test_a_text_that_is_cut_short_goes_on_where_it_was(model, sample):
     """So a question can take turns with standing queries: its words so far are drafted."""
     whole = model.answer(sample.frame, DESCRIBE, None, 5)
     model.answer(sample.frame, SCENE, None, 5)
-    turns, half = [], itertools.count()
-    model.answer(dataset.sample(make_world('driving', TUNE_SEEDS[8]), 900, np.random.default_rng(1),
-                                DESCRIBE).frame, DESCRIBE, None, 6)
+    other = make_world('driving', TUNE_SEEDS[8]).frame(900)
+    model.answer(other, DESCRIBE, None, 6)  # so that nothing of the whole is drafted
+    turns = []
     while not turns or turns[-1].partial:
-        half = itertools.count()
-        turns.append(model.answer(sample.frame, DESCRIBE, None, 5,
-                                  should_stop=lambda: next(half) > whole.passes // 2))
+        steps = itertools.count()
+        turns.append(model.answer(sample.frame, DESCRIBE, None, 5, should_stop=partial(
+            lambda steps: next(steps) > whole.passes // 2, steps)))
         model.answer(sample.frame, SCENE, None, 5)
         assert len(turns) < 6
     assert len(turns) > 1 and turns[-1].text == whole.text

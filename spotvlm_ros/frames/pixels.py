@@ -42,7 +42,8 @@ warnings.filterwarnings('ignore', category=PilImage.DecompressionBombWarning)  #
 # What Pillow raises for what it cannot read.
 NOT_READ = (OSError, ValueError, SyntaxError, struct.error, OverflowError,
             PilImage.DecompressionBombError)
-MAX_PIXELS = 1 << 26  # 8192 x 8192; a PNG of 389 kB can claim more and take 4.6 GB
+MAX_PIXELS = 1 << 25  # 8K and no more: a PNG of 389 kB can claim 20,000 x 20,000 and take 4.6 GB
+_READ_RGB = getattr(cv2, 'IMREAD_COLOR_RGB', None)  # since OpenCV 4.11; Ubuntu 24.04 has 4.6
 
 # encoding -> (bytes per channel, channels, OpenCV conversion to RGB or None)
 ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -169,11 +170,12 @@ def decode_image(data: bytes) -> Image | None:
         raise FrameError(f'an image of {size[0]}x{size[1]} pixels is not decoded; publish at most '
                          f'{MAX_PIXELS >> 20} megapixels')
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_RGB or cv2.IMREAD_COLOR)
     except cv2.error:
         return None
-    # Not IMREAD_COLOR_RGB, which OpenCV has since 4.11 only: Ubuntu 24.04 has 4.6.
-    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    if pixels is not None and _READ_RGB is None:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
 def _claimed_size(data: bytes) -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ from spotvlm_ros.config.nodes import ServerConfig
 from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.method.facts import Query
 from spotvlm_ros.method.prompt import question
-from spotvlm_ros.mini.shipped import checkpoint_path, REPLY_FORM
+from spotvlm_ros.mini.shipped import checkpoint_path, REPLY_FORM, trained_reply_form
 from spotvlm_ros.mini.training.dataset import CLOUD_REPLY_FORM
 
 SCENE = Query('scene', 'What is on the road?', 'facts', {
@@ -158,6 +158,12 @@ def test_the_shipped_cloud_model_is_asked_as_it_was_trained():
         assert server.config.reply_form == form
     own = ServerConfig(base_url=url, model='spot-mini-cloud', reply_form='As YAML.')
     assert configured(own).config.reply_form == 'As YAML.'
+
+
+def test_a_form_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / REPLY_FORM).write_bytes('caf\xe9'.encode('latin-1'))
+    with pytest.raises(ValueError, match=f'{REPLY_FORM} byte 3 is not UTF-8'):
+        trained_reply_form(str(tmp_path))
 
 
 def test_the_words_for_the_cloud_are_parameters(tmp_path: Path):

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from ..system.middleware import middleware_problem
+from ..system.middleware import report_middleware_problem
 
 HELP = 'ask a running graph about what the robot sees now'
 
@@ -39,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Ask, print the answer as it comes, and return the exit code."""
-    problem = middleware_problem(os.environ)
-    if problem:
-        print(f'error: {"; ".join(problem)}', file=sys.stderr)
+    if report_middleware_problem(os.environ):
         return 1
     from ..nodes.ask import ask
     return ask(arguments.prompt, arguments.query, arguments.namespace, arguments.timeout,

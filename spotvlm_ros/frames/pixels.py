@@ -60,7 +60,7 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     'bayer_rggb8': (1, 1, cv2.COLOR_BayerBG2RGB), 'bayer_bggr8': (1, 1, cv2.COLOR_BayerRG2RGB),
     'bayer_gbrg8': (1, 1, cv2.COLOR_BayerGR2RGB), 'bayer_grbg8': (1, 1, cv2.COLOR_BayerGB2RGB),
 }
-
+DEPTH = ('16UC1', '32FC1')  # encodings of depth images (REP-118)
 
 # What libjpeg warns of (jerror.h), to fill up with grey or go on elsewhere in the picture.
 # Many webcams leave some bytes before the end mark; a hole leaves many, or some before others.
@@ -68,9 +68,6 @@ _HOLES = re.compile(
     'remature end of|bad Huffman code|bad arithmetic code|instead of RST|before marker 0xd[0-7]'
     r'|(?:[1-9]\d{2,}|6[5-9]|[7-9]\d) extraneous bytes')
 _EXIF, _EXIF_WITHIN = b'Exif\0', 1 << 16  # where an orientation may stand
-
-
-DEPTH = ('16UC1', '32FC1')
 
 
 class FrameError(ValueError):

@@ -37,8 +37,8 @@ _BRACKETS = str.maketrans({'<': '(', '>': ')', '[': '(', ']': ')', '{': '(', '}'
 _BULLET = re.compile(r'^\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+')
 # Some mark turns with a plain word and a colon; so does whoever forges one, in any language. Times
 # and ratios keep theirs. Beside ':' what looks like it and is not made one by NFKC.
-_COLON = re.compile('(?<!\\d)\\s*[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+\\s*'
-                    '|[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+(?!\\d)\\s*')
+_COLONS = '[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+'
+_COLON = re.compile(rf'(?<!\d)\s*{_COLONS}\s*|{_COLONS}(?!\d)\s*')
 
 
 class MessagePart(TypedDict):

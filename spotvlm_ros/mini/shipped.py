@@ -17,8 +17,11 @@
 
 from pathlib import Path
 
+from ..system.text_file import read_text_file
+
 CHECKPOINTS = Path(__file__).parent / 'checkpoints'
 REPLY_FORM = 'reply_form.txt'  # beside the weights of a checkpoint
+MAX_FORM = 1 << 14             # bytes of it
 MINIATURE_WARNING = ('the miniature models were trained on rendered worlds; what they say about '
                      'real camera frames is not meaningful')
 
@@ -36,9 +39,16 @@ def model_name_or_path(name: str) -> str:
 
 
 def trained_reply_form(name: str) -> str:
-    """Return how a checkpoint says it was trained to be asked for facts, '' without a word."""
+    """
+    Return how a checkpoint says it was trained to be asked for facts, '' without a word.
+
+    Raise ValueError where that file cannot be used.
+    """
     path = checkpoint_path(name) / REPLY_FORM
-    return path.read_text(encoding='utf-8').strip() if path.is_file() else ''
+    try:
+        return read_text_file(path, MAX_FORM).strip() if path.exists() else ''
+    except ValueError as error:
+        raise ValueError(f'{path} {error}; write it anew, or remove it') from error
 
 
 def is_miniature(name: str) -> bool:

@@ -60,7 +60,6 @@ class AskGoal:
     slice_s: float  # for how long it may hold up standing answers at a time, at present
     text: str = ''   # last feedback
     tokens: int = 0
-    interrupted: bool = False        # standing answers come first; it goes on after them
     frame: Frame | None = None       # what it is about, from its first turn on
     answer: Answer | None = None     # as far as it has come
 
@@ -70,11 +69,10 @@ class AskGoal:
         return bool(self.handle.is_cancel_requested)
 
     def publish_text(self, text: str, tokens: int) -> None:
-        """Send the answer so far to the client; one that goes on begins from the start again."""
-        if self.interrupted and tokens <= self.tokens:
-            return
-        self.text, self.tokens = text, tokens
-        self.handle.publish_feedback(Ask.Feedback(text=text, tokens=tokens))
+        """Send the answer so far to the client; a later turn begins from the start again."""
+        if tokens > self.tokens:
+            self.text, self.tokens = text, tokens
+            self.handle.publish_feedback(Ask.Feedback(text=text, tokens=tokens))
 
     def finish(self, code: int, text: str) -> None:
         """Send the result to the client, with the answer as far as it has come."""
@@ -83,9 +81,9 @@ class AskGoal:
 
     def finish_with(self, answer: Answer) -> None:
         """Send an answer, which may be an error, to the client; the last feedback equals it."""
-        self.answer, self.interrupted = answer, False
+        self.answer = answer
         if answer.text != self.text:
-            self.publish_text(answer.text, self.tokens)
+            self.handle.publish_feedback(Ask.Feedback(text=answer.text, tokens=self.tokens))
         self.finish(RESULT_CODES.get(answer.error_code, Ask.Result.ERROR_MODEL),
                     answer.error_msg)
 
@@ -138,7 +136,7 @@ class AskServer:
 
     def put_back(self, goal: AskGoal, frame: Frame, answer: Answer) -> None:
         """Let other goals and standing answers go first; the next turn is twice as long."""
-        goal.frame, goal.answer, goal.interrupted = frame, answer, True
+        goal.frame, goal.answer = frame, answer
         goal.slice_s *= 2.0
         self._goals.append(goal)
 

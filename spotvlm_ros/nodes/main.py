@@ -26,9 +26,8 @@ from collections.abc import Sequence
 from functools import partial
 import importlib
 import os
-import sys
 
-from ..system.middleware import middleware_problem
+from ..system.middleware import report_middleware_problem
 from ..system.signals import StopSignal
 
 NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
@@ -36,9 +35,7 @@ NODES = ('camera', 'edge', 'cloud', 'context', 'composed')
 
 def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool = False) -> int:
     """Run a node until a signal; ``exit_on_failure``: end with 1 when it cannot start."""
-    problem = middleware_problem(os.environ)
-    if problem:
-        print(f'error: {"; ".join(problem)}', file=sys.stderr)
+    if report_middleware_problem(os.environ):
         return 1
     stop = StopSignal()
     module = importlib.import_module(f'spotvlm_ros.nodes.{name}')

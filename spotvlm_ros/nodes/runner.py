@@ -34,7 +34,7 @@ from ..config.spec import ParameterError
 from ..method.prompt import printable
 from ..mini.shipped import is_miniature, MINIATURE_WARNING
 from ..system.machine import StealTime
-from ..system.middleware import middleware_problem
+from ..system.middleware import report_middleware_problem
 from ..system.processes import Child
 from ..system.signals import StopSignal
 
@@ -70,9 +70,7 @@ def run(config: RunConfig, stop: StopSignal,
     Return the exit code and the summary, empty where the graph did not come up. ``watch`` is
     given the monitor when it does. Errors are printed, not raised.
     """
-    problem = middleware_problem(os.environ)
-    if problem:
-        print(f'error: {"; ".join(problem)}', file=sys.stderr)
+    if report_middleware_problem(os.environ):
         return 1, {}
     with ExitStack() as stack:
         try:

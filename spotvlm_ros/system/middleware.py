@@ -27,12 +27,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 import shutil
+import sys
 
 VARIABLE = 'RMW_IMPLEMENTATION'
 TRANSPORTS = 'FASTDDS_BUILTIN_TRANSPORTS'
 SHARED_MEMORY = Path('/dev/shm')
 PARTICIPANT = 2**20  # bytes that Fast DDS takes there for a process; 0.7 MB were seen
 PAGES = 2**14        # and LTTng
+
+
+def report_middleware_problem(environment: Mapping[str, str]) -> bool:
+    """Print what is wrong with the middleware as an error; return whether something is."""
+    problem = middleware_problem(environment)
+    if problem:
+        print(f'error: {"; ".join(problem)}', file=sys.stderr)
+    return problem is not None
 
 
 def middleware_problem(environment: Mapping[str, str]) -> tuple[str, str] | None:

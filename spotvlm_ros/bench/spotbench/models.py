@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 import hashlib
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -173,7 +172,7 @@ class RemoteCloud:
             found: list[Reply | None] = []
             try:
                 for image in images:
-                    keyframe = self._encoder.encode(None, partial(_same, image))
+                    keyframe = self._encoder.encode(None, image.view)
                     try:
                         reply = await client.ask(keyframe.jpeg, query)
                         self.round_trips_s.append(reply.round_trip_s)
@@ -185,10 +184,6 @@ class RemoteCloud:
                 await client.close()
             return found
         return asyncio.run(ask())
-
-
-def _same(image: Image) -> Image:
-    return image
 
 
 class CachedCloud:

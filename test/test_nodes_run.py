@@ -82,7 +82,7 @@ def test_to_the_end_of_the_clip(clip, server, mode, tmp_path):
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['answers'] >= 4 and summary['cloud_answers'] >= 1
     # On a busy machine an answer may miss its deadline; nothing else may go wrong.
-    assert all('cut short' in text for text in summary['errors_by_message'])
+    assert all('deadline' in text for text in summary['errors_by_message'])
 
 
 @pytest.mark.parametrize('moment', [0.2, 0.5, 1.0, 2.0, 4.0, 'server', 'answer'])

@@ -288,7 +288,8 @@ class QueryConfig:
     choices: tuple[str, ...] = parameter((), 'choice only: the allowed answers')
     rate_hz: float = parameter(5.0, 'wanted answers per second', 0.01, 100.0)
     deadline_s: float = parameter(
-        0.5, 'an answer is cut short this long after its frame [s]', 0.01, 600.0)
+        0.5, 'an answer is cut short this long after its frame came, and one that is complete only '
+        'later carries ERROR_TIMEOUT [s]', 0.01, 600.0)
     cloud_period_s: float = parameter(
         1.0, 'least time between keyframes for this query [s]; 0: never ask the cloud', 0.0,
         3600.0)

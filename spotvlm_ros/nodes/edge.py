@@ -275,21 +275,33 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._inference_s.append(result.inference_s)
         if self._recorder is not None:
             self._record(self._recorder, answered)
+        self._note_errors(answered, until, goal)
+        return answered
+
+    def _note_errors(self, answered: AnsweredFrame, until: float, goal: AskGoal | None) -> None:
+        """Say in an answer that it is late, cut short or unreadable; its facts stay in it."""
+        query, result = answered.query, answered.result
+        assert result is not None
         if result.partial and goal is not None and goal.canceled:
             answered.fail(Answer.ERROR_CANCELED, 'given up on request')
             self.count_problem('late_answers')
-        elif result.partial and goal is not None and time.monotonic() < until:
+        elif time.monotonic() > until:  # a pass of the model under way is not interrupted
+            how = 'cut short' if result.partial else 'complete only later than'
+            if goal is not None:
+                answered.fail(Answer.ERROR_TIMEOUT, f"{how} the goal's timeout; raise it")
+                self.count_problem('late_answers')
+                return
+            answered.fail(Answer.ERROR_TIMEOUT, f'{how} {query.deadline_s:g} s after the frame '
+                          'came; raise the deadline or use a faster model')
+            self.count_problem('late_answers', f'{query.id}: {answered.message.error_msg} '
+                               f'({query.id}.deadline_s, device, threads)')
+        elif result.partial:
             answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} '
                           's: standing answers wait; lower max_tokens, or raise ask_timeout_s')
             self.count_problem('asks_cut_short')
-        elif result.partial:
-            answered.fail(Answer.ERROR_TIMEOUT, f'cut short {query.deadline_s:g} s after the '
-                          'frame came; raise the deadline or use a faster model')
-            self.count_problem('late_answers')
         elif result.rejected and not result.facts:
             answered.fail(Answer.ERROR_PARSE, '; '.join(result.rejected[:4]))
             self.count_problem('parse_errors', answered.message.error_msg)
-        return answered
 
     def _publish(self, answered: AnsweredFrame) -> None:
         self._answers.publish(answered.message)

@@ -186,8 +186,11 @@ def test_the_guard_takes_from_context_only_what_is_surer(model, guarded, sample)
         assert both.used_context == (not is_confident(SCENE, own.facts))
         assert [(f.key, f.value) for f in both.facts] == [(f.key, f.value) for f in wanted]
         assert both.text == answer_text(SCENE, both.facts)
+        mine = {(f.key, f.value) for f in own.facts}
+        assert both.told_keys == {f.key for f in both.facts if (f.key, f.value) not in mine}
         alone = guarded.answer(frame, SCENE, None, stamp)
-        assert (alone.text, alone.used_context) == (own.text, False)
+        assert (alone.text, alone.used_context) == (own.text, False) and not alone.told_keys
+        assert other.told_keys == set(SCENE.keys), 'one pass, told the context'
 
 
 def test_without_time_for_a_second_pass_the_first_stands(model, guarded, sample):

@@ -49,7 +49,8 @@ from spotvlm_ros.nodes.base import latched, RELIABLE, SENSOR  # noqa: E402
 from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
 from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
-from spotvlm_ros.nodes.convert import header_msg, image_msg, stamp_ns, time_msg  # noqa: E402
+from spotvlm_ros.nodes.convert import duration_msg, header_msg, image_msg, stamp_ns, \
+    time_msg  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.executor import Graph  # noqa: E402
 
@@ -368,7 +369,8 @@ def test_each_question_is_about_its_own_camera(server, tmp_path):
         since = len(asked)
         keep_sending(probe, send, lambda: both_told(since))
         wait_for(probe.ask.server_is_ready)
-        goal = probe.ask.send_goal_async(Ask.Goal(query_id='behind'))
+        goal = probe.ask.send_goal_async(Ask.Goal(
+            query_id='behind', max_frame_age=duration_msg(1000.0)))  # its stamps are not of now
         keep_sending(probe, send, goal.done)
         result = goal.result().get_result_async()
         keep_sending(probe, send, result.done)

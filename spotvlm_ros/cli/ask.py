@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--namespace', default='', metavar='NS', help='robot to ask')
     parser.add_argument('--timeout', type=float, default=5.0, metavar='S',
                         help='give up after [s]')
+    parser.add_argument('--camera', default='', metavar='NAME',
+                        help='ask about frames of this camera')
+    parser.add_argument('--max-age', type=float, default=0.0, metavar='S',
+                        help="about no frame older than this [s]; 0 = the node's default")
     parser.add_argument('--max-tokens', type=int, default=0, metavar='N',
                         help="longest answer; 0 = the node's default")
 
@@ -40,6 +44,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Ask, print the answer as it comes, and return the exit code."""
     if report_middleware_problem(os.environ):
         return 1
-    from ..nodes.ask import ask
-    return ask(arguments.prompt, arguments.query, arguments.namespace, arguments.timeout,
-               arguments.max_tokens)
+    from ..nodes.ask import ask, Question
+    question = Question(arguments.prompt, arguments.query, arguments.camera,
+                        arguments.max_tokens, arguments.max_age)
+    return ask(question, arguments.namespace, arguments.timeout)

@@ -144,6 +144,12 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
     ask_max_tokens: int = parameter(
         64, 'longest answer of action ask when the goal names no length [tokens]', 1,
         MAX_ASK_TOKENS, changeable='while_running')
+    ask_max_frame_age_s: float = parameter(
+        2.0, 'action ask answers about no older frame where the goal names no limit, but waits '
+        'for a newer one; by stamp and ROS time [s]', 0.01, 1e9, changeable='while_running')
+    cameras: tuple[str, ...] = parameter(
+        (), 'further cameras that action ask may be about, beside those of the queries; their '
+        'frames come on <name>/image')
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class EdgeAnswer:
     partial: bool                # stopped before the model was done
     passes: int = 0              # forward passes of the decoder
     computed_tokens: int = 0     # that went through it; the others were cached
+    told_keys: frozenset[str] = frozenset()  # of facts said when the context was told
     context_error: str = ''      # why a pass with context failed; the answer is the one without
 
 

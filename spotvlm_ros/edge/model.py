@@ -258,8 +258,10 @@ class EdgeModel:
         facts, rejected = prompt.parse_answer(query, final_answer(text), stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
         self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
+        told = bool(history) or bool(given.boxes)
         return EdgeAnswer(
             text=shown, facts=facts, rejected=(why,) if why else tuple(rejected),
+            told_keys=frozenset(f.key for f in facts if told),
             used_context=bool(history), used_focus=bool(given.boxes),
             context_tokens=self._count_tokens(history),
             preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,
@@ -318,7 +320,8 @@ def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,
               facts: tuple[Fact, ...]) -> EdgeAnswer:
     """Return the answer of the guard's two passes."""
     return replace(
-        second, facts=facts, text=prompt.answer_text(query, facts) if facts else second.text,
+        second, facts=facts, told_keys=frozenset(f.key for f in facts if f not in first.facts),
+        text=prompt.answer_text(query, facts) if facts else second.text,
         preprocess_s=first.preprocess_s + second.preprocess_s,
         inference_s=first.inference_s + second.inference_s, passes=first.passes + second.passes,
         computed_tokens=first.computed_tokens + second.computed_tokens)

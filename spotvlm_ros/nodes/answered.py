@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spotvlm_msgs.msg import Answer
+from spotvlm_msgs.msg import Answer, Fact as FactMsg
 
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from ..edge.answer import EdgeAnswer
 from ..frames.frame import Frame
 from ..method.facts import Context, NS, Query
+
+ORIGINS = (FactMsg.ORIGIN_OWN, FactMsg.ORIGIN_CONTEXT)  # of a value: by whether context was told
 
 
 @dataclass
@@ -51,14 +53,16 @@ class AnsweredFrame:
             source=Answer.SOURCE_EDGE, model=model,
             wait=duration_msg(max(0, now_ns - frame.stamp_ns) / NS)))
 
-    def complete(self, context: Context | None, result: EdgeAnswer) -> None:
-        """Take what the model said when it was given ``context``."""
+    def complete(self, context: Context | None, result: EdgeAnswer, sequence: int = 0) -> None:
+        """Take what the model said when it was given ``context``, the ``sequence``-th."""
         self.context, self.result = context, result
         stamp_ns, message = self.frame.stamp_ns, self.message
         message.text = result.text
-        message.facts = [fact_msg(f, stamp_ns) for f in result.facts[:MAX_FACTS]]
+        message.facts = [fact_msg(f, stamp_ns, ORIGINS[f.key in result.told_keys])
+                         for f in result.facts[:MAX_FACTS]]
         message.used_context, message.used_focus = result.used_context, result.used_focus
         message.context_tokens = result.context_tokens
+        message.context_sequence = sequence * (result.used_context or result.used_focus)
         if result.used_context and context is not None:
             message.context_age = duration_msg((stamp_ns - context.newest_ns) / NS)
         message.preprocess = duration_msg(result.preprocess_s)

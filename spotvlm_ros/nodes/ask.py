@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 import sys
 import time
 
@@ -35,13 +36,25 @@ from ..system.signals import StopSignal
 EXTRA_S = 2.0  # transport and the end of a model step, on top of the goal's own time limit
 
 
-def ask(prompt: str, query_id: str, namespace: str, timeout_s: float, max_tokens: int) -> int:
+@dataclass(frozen=True)
+class Question:
+    """What is asked; empty and 0 are the node's defaults."""
+
+    prompt: str = ''
+    query_id: str = ''
+    camera: str = ''
+    max_tokens: int = 0
+    max_age_s: float = 0.0  # of the frame
+
+
+def ask(question: Question, namespace: str, timeout_s: float) -> int:
     """Ask, print the answer as it comes, return the exit code; Ctrl-C cancels the goal."""
     stop = StopSignal()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('spotvlm_ask', namespace=namespace)
-    goal = Ask.Goal(prompt=prompt, query_id=query_id, max_tokens=max_tokens,
-                    timeout=duration_msg(timeout_s))
+    goal = Ask.Goal(prompt=question.prompt, query_id=question.query_id, camera=question.camera,
+                    max_tokens=question.max_tokens, timeout=duration_msg(timeout_s),
+                    max_frame_age=duration_msg(question.max_age_s))
     try:
         return _ask(node, goal, timeout_s + EXTRA_S, stop)
     finally:

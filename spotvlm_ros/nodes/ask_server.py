@@ -22,8 +22,8 @@ Standing answers come first: all goals together get a share of the model's time 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 import time
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -36,7 +36,7 @@ from .base import SpotNode
 from .convert import duration_s
 from ..config.nodes import EdgeConfig, MAX_ASK_S, MAX_ASK_TOKENS
 from ..frames.frame import Frame
-from ..method.facts import cameras, Query
+from ..method.facts import NS, Query
 from ..method.prompt import neutralise, one_voice
 
 MAX_PROMPT = 16_384  # characters of a question; a longer one is refused
@@ -57,7 +57,8 @@ class AskGoal:
     query: Query
     until: float    # when to give up, steady clock [s]
     done: Future[Ask.Result]
-    slice_s: float  # for how long it may hold up standing answers at a time, at present
+    max_age_s: float  # of the frame, by stamp and ROS time, when it is taken up
+    slice_s: float = SLICE_S  # for how long it may hold up standing answers at a time, at present
     text: str = ''   # last feedback
     tokens: int = 0
     frame: Frame | None = None       # what it is about, from its first turn on
@@ -95,12 +96,13 @@ class AskServer:
         """Call ``on_goal`` when a goal has come."""
         self._node, self._on_goal = node, on_goal
         self._queries: Mapping[str, Query] = {}
+        self._cameras: Sequence[str] = ()
         self._goals: deque[AskGoal] = deque()
         self._paused_until = 0.0   # steady clock [s]
 
-    def start(self, queries: Mapping[str, Query]) -> None:
-        """Offer the action until the node is deactivated; goals may name one of ``queries``."""
-        self._queries = queries
+    def start(self, queries: Mapping[str, Query], cameras: Sequence[str]) -> None:
+        """Offer the action until the node is deactivated; goals may name what is given here."""
+        self._queries, self._cameras = queries, cameras
         server = ActionServer(self._node, Ask, 'ask', self._execute,
                               goal_callback=self._on_request,
                               cancel_callback=lambda goal: CancelResponse.ACCEPT)
@@ -113,7 +115,7 @@ class AskServer:
 
     def take(self, newest: Newest) -> tuple[AskGoal, Frame] | None:
         """
-        Take the goal that has waited longest of those about a camera with a frame.
+        Take the goal that has waited longest of those about a camera with a frame of now.
 
         None where there is none, or standing answers come first. Goals that were given up or ran
         out of time are finished.
@@ -121,15 +123,16 @@ class AskServer:
         now = time.monotonic()
         for goal in self._goals.copy():
             frame = goal.frame or newest(goal.query.camera)
+            lacking = '' if goal.frame is not None else self._why_no_frame(goal, frame)
             if goal.canceled:
                 self._finish(goal, Ask.Result.ERROR_CANCELED, 'given up on request')
-            elif now > goal.until and frame is None:
-                self._finish(goal, Ask.Result.ERROR_NO_FRAME, 'no camera frame arrived in time; '
-                             'is the camera running, and does its QoS fit?')
+            elif now > goal.until and lacking:
+                self._node.count_problem('asks_without_frame', lacking)
+                self._finish(goal, Ask.Result.ERROR_NO_FRAME, lacking)
             elif now > goal.until:
                 self._finish(goal, Ask.Result.ERROR_TIMEOUT, 'its turn did not come in time: '
                              'standing answers come first; ask less often or with more time')
-            elif frame is not None and now >= self._paused_until:
+            elif frame is not None and not lacking and now >= self._paused_until:
                 self._goals.remove(goal)
                 return goal, frame
         return None
@@ -143,6 +146,17 @@ class AskServer:
     def pause(self, seconds: float) -> None:
         """Let standing answers, held up for this long by an answer to a goal, come first."""
         self._paused_until = time.monotonic() + seconds * (1.0 - SHARE) / SHARE
+
+    def _why_no_frame(self, goal: AskGoal, frame: Frame | None) -> str:
+        """Return '' for a frame that a goal may be answered about, else what is wrong."""
+        camera = f'camera {goal.query.camera!r}' if goal.query.camera else 'the camera'
+        if frame is None:
+            return f'no frame of {camera} arrived in time; is it running, and does its QoS fit?'
+        age_s = (self._node.now_ns() - frame.stamp_ns) / NS
+        return '' if age_s <= goal.max_age_s else (
+            f'the newest frame of {camera} is {age_s:.1f} s old, and max_frame_age is '
+            f'{goal.max_age_s:g} s; is it running, and is its clock that of the robot (a bag: '
+            'use_sim_time with --clock)? else allow an older one')
 
     def _finish(self, goal: AskGoal, code: int, text: str) -> None:
         self._goals.remove(goal)
@@ -162,9 +176,11 @@ class AskServer:
             self._node.count_problem('asks_refused', refused.error_msg)
             handle.abort()
             return refused
-        timeout_s = min(duration_s(request.timeout) or self._node.config.ask_timeout_s, MAX_ASK_S)
+        config = self._node.config
+        timeout_s = min(duration_s(request.timeout) or config.ask_timeout_s, MAX_ASK_S)
         goal = AskGoal(handle, self._query(request, timeout_s), time.monotonic() + timeout_s,
-                       Future(executor=self._node.executor), SLICE_S)
+                       Future(executor=self._node.executor),
+                       duration_s(request.max_frame_age) or config.ask_max_frame_age_s)
         self._goals.append(goal)
         self._on_goal()
         result = await goal.done
@@ -185,16 +201,22 @@ class AskServer:
             return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
                               error_msg='nothing is asked; give a prompt, or the query_id of '
                               f'one of {", ".join(self._queries)}')
+        if request.camera and request.camera not in self._cameras:
+            known = ', '.join(filter(None, self._cameras)) or 'one without a name: name none'
+            return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
+                              error_msg=f'no camera {neutralise(request.camera, 40)!r} is known; '
+                              f'there is {known} (queries and parameter cameras of node edge)')
         if len(self._goals) >= MAX_WAITING:
             return Ask.Result(error_code=Ask.Result.ERROR_TIMEOUT,
                               error_msg=f'{MAX_WAITING} questions wait already; ask again later')
         return None
 
     def _query(self, request: Ask.Goal, timeout_s: float) -> Query:
-        """Return the configured query, or one for this goal only about the first camera."""
+        """Return the configured query, or one for this goal only; of the camera that it names."""
         if request.query_id:
-            return self._queries[request.query_id]
+            query = self._queries[request.query_id]
+            return replace(query, camera=request.camera or query.camera)
         tokens = request.max_tokens or self._node.config.ask_max_tokens
         return Query(id='', prompt=one_voice(neutralise(request.prompt)), format='text',
-                     deadline_s=timeout_s, camera=cameras(self._queries.values())[0],
+                     deadline_s=timeout_s, camera=request.camera or self._cameras[0],
                      max_new_tokens=min(tokens, MAX_ASK_TOKENS))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spotvlm_msgs.msg import Answer
+from spotvlm_msgs.msg import Answer, Fact as FactMsg
 
 from .answered import AnsweredFrame
 from .base import RELIABLE, SpotNode
@@ -70,8 +70,8 @@ class ContextAudit:
         if not should_stop():
             self._publisher.publish(Answer(
                 header=given.header, query_id=query.id, source=Answer.SOURCE_EDGE,
-                text=alone.text, facts=[fact_msg(f, frame.stamp_ns) for f in alone.facts],
-                inference=duration_msg(alone.inference_s), model=model.name))
+                text=alone.text, inference=duration_msg(alone.inference_s), model=model.name,
+                facts=[fact_msg(f, frame.stamp_ns, FactMsg.ORIGIN_OWN) for f in alone.facts]))
 
     def _on_truth(self, message: Answer) -> None:
         self._truth[stamp_ns(message.header.stamp)] = {f.key: f.value for f in message.facts}

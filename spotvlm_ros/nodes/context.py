@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 import threading
@@ -63,6 +64,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._empty_gate: dict[str, int] = {}  # why a history is empty, until it fills again
         self._frame_ids: dict[str, str] = {}   # by camera
         self._replaced = 0
+        self._published: Counter[str] = Counter()  # contexts, by query
         self._lock = threading.RLock()
         self._flow_lock = threading.Lock()     # held while regions are carried
         self._tracked_ns: dict[str, int] = {}     # by camera: newest frame regions were carried to
@@ -200,9 +202,11 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         context = transfer.context(query.id)
         if self._recorder is not None:
             self._recorder.write('context', query_id=query.id, context=plain(context))
-        self._contexts.publish(context_msg(
-            context, query, self._frame_ids.get(query.camera, ''), self._gate(context, gate),
-            self._transfers.dropped))
+        message = context_msg(context, query, self._frame_ids.get(query.camera, ''),
+                              self._gate(context, gate), self._transfers.dropped)
+        self._published[query.id] += 1
+        message.sequence = self._published[query.id]
+        self._contexts.publish(message)
 
     @staticmethod
     def _gate(context: Context, reset: int) -> int:

@@ -49,17 +49,22 @@ class ContextInbox:
         """Forget the context of a query."""
         self._messages.pop(query_id, None)
 
-    def get(self, query: Query, stamp_ns: int) -> Context | None:
-        """Return what may be used for a frame of this stamp; None where no context came."""
+    def get(self, query: Query, stamp_ns: int) -> tuple[Context | None, int]:
+        """
+        Return what may be used for a frame of this stamp, and its number.
+
+        None where no context came, or one that is not to be believed.
+        """
         message = self._messages.get(query.id)
         if message is None:
-            return None
+            return None, 0
         last = self._checked.get(query.id)
         if last is None or last[0] is not message:
             last = message, self._check(message, query, max(stamp_ns, self._node.now_ns()))
             self._checked[query.id] = last
         context = last[1]
-        return None if context is None else unexpired(context, query, stamp_ns)
+        return (None if context is None else unexpired(context, query, stamp_ns),
+                int(message.sequence))
 
     def _check(self, message: ContextMsg, query: Query, now_ns: int) -> Context | None:
         try:

@@ -92,11 +92,11 @@ def region_from_msg(message: RegionOfInterest) -> Region:
     return Region(message.x_offset, message.y_offset, message.width, message.height)
 
 
-def fact_msg(fact: Fact, now_ns: int) -> FactMsg:
+def fact_msg(fact: Fact, now_ns: int, origin: int = FactMsg.ORIGIN_UNKNOWN) -> FactMsg:
     """Return a fact with its age relative to the frame acquired at ``now_ns``."""
     message = FactMsg(key=fact.key, value=fact.value, confidence=float(fact.confidence),
                       stamp=time_msg(fact.stamp_ns), has_region=fact.region is not None,
-                      age=duration_msg(max(0, now_ns - fact.stamp_ns) / NS))
+                      age=duration_msg(max(0, now_ns - fact.stamp_ns) / NS), origin=origin)
     if fact.region is not None:
         message.region = region_msg(fact.region)
     return message

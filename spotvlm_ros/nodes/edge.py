@@ -117,10 +117,10 @@ class EdgeNode(SpotNode[EdgeConfig]):
             pass  # frames are of no use before
         self._inputs = [
             FrameInput(self, self._hub, self._mailbox.put, partial(self._forget, camera), camera)
-            for camera in cameras(self._queries.values())]
+            for camera in self._cameras()]
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit.start()
-        self._ask.start(self._queries)
+        self._ask.start(self._queries, self._cameras())
 
     def stop(self) -> None:
         """End the inference thread; a model call under way is asked to stop early."""
@@ -172,10 +172,14 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Forget what is of another time: of a camera whose stream starts over, or all."""
         self._mailbox.clear(camera)
         self._schedule.clear(camera)
+        for name in tuple(self._last) if camera is None else (camera,):
+            self._last.pop(name, None)
         for query in self._queries.values():
             if camera is None or query.camera == camera:
-                self._last.pop(query.camera, None)
                 self._contexts.forget(query.id)
+
+    def _cameras(self) -> list[str]:
+        return list(dict.fromkeys([*cameras(self._queries.values()), *self.config.cameras]))
 
     # The inference thread
 
@@ -246,7 +250,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 goal: AskGoal | None = None) -> AnsweredFrame:
         """Answer until a moment of the steady clock; errors are in the answer, never raised."""
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
-        context = self._contexts.get(query, frame.stamp_ns) if self.config.use_context else None
+        context, sequence = None, 0
+        if self.config.use_context and query.camera == self._queries.get(query.id, query).camera:
+            context, sequence = self._contexts.get(query, frame.stamp_ns)
         longest_s = self.config.ask_timeout_s
         held_until = time.monotonic() + min(goal.slice_s if goal is not None else 0.0, longest_s)
 
@@ -265,7 +271,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         except Exception as error:
             answered.fail(Answer.ERROR_MODEL, self.count_error('model_errors', error))
             return answered
-        answered.complete(context, result)
+        answered.complete(context, result, sequence)
         if result.partial and goal is not None and goal.slice_s < longest_s and \
                 self._running and not goal.canceled and time.monotonic() < until:
             answered.interrupted = True

@@ -25,7 +25,6 @@ import pytest
 from spotvlm_ros.bench.perf.main import MEASURES, PROGRAMS
 from spotvlm_ros.cli import params, run
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE, main
-from spotvlm_ros.config.spec import ParameterError
 from spotvlm_ros.system import middleware
 
 SLOW = ('torch', 'transformers', 'rclpy', 'cv2', 'numpy')
@@ -104,25 +103,9 @@ main({argv!r})
     (['--mini'], 'camera', {'source': 'mini'}),
     (['--topic'], 'camera', {'source': 'topic'}),
     (['--emulate-delay', '0'], 'cloud', {'emulated_delay_median_s': 0.0}),
-    (['-p', 'edge.threads:=2'], 'edge', {'threads': 2}),
-    (['-p', 'queries.scene.rate_hz:=2.0'], 'cloud', {'queries.scene.rate_hz': 2.0}),
     (['--record', '/r'], 'context', {'record_dir': '/r'})])
 def test_arguments_of_run_become_parameters(argv, node, values):
     assert run._overrides(parsed(*argv))[node] == values
-
-
-def test_a_parameter_without_a_node_is_of_every_node_that_has_it():
-    overrides = run._overrides(parsed('-p', 'record_dir:=/r'))
-    assert {node for node, values in overrides.items() if values} == {'edge', 'context'}
-
-
-@pytest.mark.parametrize('text, message', [
-    ('edge.threads', 'NODE.NAME:=VALUE'), ('nonsense:=1', 'no node has that parameter'),
-    ('threads:=[', 'threads:=')])
-def test_a_parameter_that_cannot_be_is_refused(text, message):
-    """A name that no node has was dropped in silence where anything else was given."""
-    with pytest.raises(ParameterError, match=message):
-        run._overrides(parsed('--mini', '-p', text))
 
 
 def test_params_checks_files_up_to_the_first_that_is_wrong(tmp_path, capsys):
@@ -134,6 +117,10 @@ def test_params_checks_files_up_to_the_first_that_is_wrong(tmp_path, capsys):
     assert params.execute(parser.parse_args([str(good), str(bad), str(good)])) == 1
     out, err = capsys.readouterr()
     assert out.count('fine') == 2 and 'treads' in err
+    bad.write_text('/**/edge:\n  ros__parameters:\n    scene: {rate_hz: 2}\n')
+    assert params.execute(parser.parse_args([str(bad), '--profile', 'driving'])) == 0
+    assert params.execute(parser.parse_args([str(bad)])) == 1
+    assert '--profile driving' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('argv', [['doctor'], ['run', 'driving'], ['ask', 'What?'],

@@ -27,13 +27,15 @@ HELP = 'list all parameters, or check params files'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument('files', nargs='*', type=Path, help='params files to check')
+    parser.add_argument('--profile', default='', metavar='NAME',
+                        help='check each file as it is laid over this profile, as driving')
     parser.add_argument('--update', metavar='FILE', type=Path,
                         help='renew the tables in this Markdown file')
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """List, check or renew; return 1 at the first file that is wrong."""
-    from ..config.profiles import check_file
+    from ..config.profiles import load_profile
     from ..config.tables import markdown, MARKS
     from ..method.prompt import printable
     from ..system.markdown import replace_between
@@ -43,9 +45,11 @@ def execute(arguments: argparse.Namespace) -> int:
         elif not arguments.files:
             print(markdown())
         for path in arguments.files:
-            check_file(path)
+            load_profile(arguments.profile or str(path), [path] if arguments.profile else [])
             print(f'{path}: fine')
     except (OSError, ValueError) as error:
         print(printable(f'error: {error}'), file=sys.stderr)
+        if arguments.files and not arguments.profile:
+            print('(a file that is laid over a profile: add --profile driving)', file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 HELP = 'run a profile: camera, edge, cloud and context'
 Overrides = dict[str, dict[str, object]]  # values of parameters by node and name
@@ -42,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help='laid over the profile; may be repeated')
     graph.add_argument('-p', '--param', action='append', default=[], metavar='NODE.NAME:=VALUE',
                        help='one parameter, as edge.threads:=2 (without a node: every node)')
+    graph.add_argument('-r', '--remap', action='append', default=[], metavar='FROM:=TO',
+                       help='another name of a topic, as image:=/camera/image_raw')
+    graph.add_argument('--ros-args', action='store_true',
+                       help='may stand before -p, -r, --params-file and --log-level, as for ros2 '
+                       'run')
     graph.add_argument('--namespace', default='', metavar='NS', help='robot to run as')
     graph.add_argument('--multi-process', action='store_true', help='one process per node')
     graph.add_argument('--emulate-delay', type=float, metavar='MEDIAN',
@@ -64,32 +68,26 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the graph and return its exit code."""
     from ..system.signals import StopSignal
     stop = StopSignal()  # before the slow imports
-    from ..config.spec import ParameterError
     from ..nodes.runner import run, RunConfig
-    try:
-        overrides = _overrides(arguments)
-    except ParameterError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
     config = RunConfig(
         profile=arguments.profile, params_files=tuple(arguments.params_file),
-        overrides=overrides, namespace=arguments.namespace, duration_s=arguments.duration,
-        multi_process=arguments.multi_process, log_level=arguments.log_level,
-        quiet=arguments.quiet, server_threads=arguments.server_threads, output=arguments.out)
+        overrides=_overrides(arguments), parameters=tuple(arguments.param),
+        remaps=tuple(arguments.remap), namespace=arguments.namespace,
+        duration_s=arguments.duration, multi_process=arguments.multi_process,
+        log_level=arguments.log_level, quiet=arguments.quiet,
+        server_threads=arguments.server_threads, output=arguments.out)
     code = run(config, stop)[0]
     stop.ignore()
     return code
 
 
 def _overrides(arguments: argparse.Namespace) -> Overrides:
-    """Return the parameters that the command line sets; raise ParameterError where it cannot."""
+    """Return the parameters that options other than -p set."""
     from ..config.nodes import NODE_CONFIGS
     overrides: Overrides = {node: {} for node in NODE_CONFIGS}
     overrides['camera'] |= _camera(arguments)
     if arguments.emulate_delay is not None:
         overrides['cloud']['emulated_delay_median_s'] = arguments.emulate_delay
-    for text in arguments.param:
-        _set(overrides, text)
     if arguments.record:
         for node in ('edge', 'context'):
             overrides[node]['record_dir'] = os.path.abspath(arguments.record)
@@ -111,28 +109,3 @@ def _camera(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.loop:
         camera['loop'] = True
     return camera
-
-
-def _set(overrides: Overrides, text: str) -> None:
-    """Set one parameter, ``NODE.NAME:=VALUE``, or ``NAME:=VALUE`` at every node that has it."""
-    import yaml
-
-    from ..config.nodes import NODE_CONFIGS
-    from ..config.spec import ParameterError, specs
-    name, assigned, value_text = text.partition(':=')
-    if not assigned:
-        raise ParameterError(f'-p {text}: write NODE.NAME:=VALUE')
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError as error:
-        raise ParameterError(f'-p {text}: {error}') from error
-    node, dot, rest = name.partition('.')
-    if dot and node in NODE_CONFIGS:
-        overrides[node][rest] = value
-        return
-    nodes = [node for node, config in NODE_CONFIGS.items()
-             if '.' in name or name in {spec.name for spec in specs(config)}]
-    if not nodes:
-        raise ParameterError(f'-p {text}: no node has that parameter')
-    for node in nodes:
-        overrides[node][name] = value

@@ -34,6 +34,8 @@ Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
+RECORDED = ('video', 'images', 'bag')  # sources of node camera that are files
+MADE = ('mini', 'usb', *RECORDED)      # and those whose frames it publishes
 MAX_ASK_S = 600.0      # time limits of action ask, also where the goal names them [s]
 MAX_ASK_TOKENS = 4096  # and its longest answers [tokens]
 
@@ -79,26 +81,32 @@ class CameraConfig(ImageInputConfig):
 
     source: Literal['mini', 'video', 'images', 'usb', 'bag', 'topic'] = parameter(
         'mini', 'where frames come from; topic: subscribe to image')
-    path: str = parameter('', 'video file, folder of images or of a bag')
-    device: int = parameter(0, 'number of the USB camera', 0, 63)
-    topic: str = parameter('', 'image topic in the bag; empty: the only one there is')
+    path: str = parameter('', 'video file, folder of images or of a bag', sources=RECORDED)
+    device: int = parameter(0, 'number of the USB camera', 0, 63, sources=('usb',))
+    topic: str = parameter('', 'image topic in the bag; empty: the only one there is',
+                           sources=('bag',))
     rate_hz: float = parameter(0.0, 'frames per second; 0: as recorded (20 in the miniature, 10 '
-                               'for images)', 0.0, 240.0)
-    loop: bool = parameter(False, 'start over at the end')
+                               'for images)', 0.0, 240.0, sources=MADE)
+    loop: bool = parameter(False, 'start over at the end', sources=RECORDED)
     keep_stamps: bool = parameter(
         False, 'bag only: keep the stamps in the bag instead of restamping to now; needs '
-        'use_sim_time with a /clock of the same bag to have meaningful ages')
+        'use_sim_time with a /clock of the same bag to have meaningful ages', sources=('bag',))
     cameras: tuple[str, ...] = parameter(
         (), 'names of the cameras: frames are on <name>/image; empty: one camera, on image; '
         'several only where source is topic')
-    frame_id: str = parameter('camera_optical_frame', 'optical frame of the images (REP-105)')
+    frame_id: str = parameter('camera_optical_frame', 'optical frame of the images (REP-105)',
+                              sources=MADE)
     publish_image: Literal['auto', 'always', 'never'] = parameter(
-        'auto', 'publish image: auto does while somebody subscribes', changeable='while_running')
-    world: Literal['driving', 'hri'] = parameter('driving', 'miniature world to render')
-    seed: int = parameter(1, 'episode of the miniature world', 0, MAX_INT32)
-    condition: str = parameter('', 'weather and light of the miniature world; empty: by seed')
+        'auto', 'publish image: auto does while somebody subscribes', changeable='while_running',
+        sources=MADE)
+    world: Literal['driving', 'hri'] = parameter('driving', 'miniature world to render',
+                                                 sources=('mini',))
+    seed: int = parameter(1, 'episode of the miniature world', 0, MAX_INT32, sources=('mini',))
+    condition: str = parameter('', 'weather and light of the miniature world; empty: by seed',
+                               sources=('mini',))
     wait_for_listener_s: float = parameter(
-        30.0, 'hold the first frame until node edge listens, at most [s]', 0.0, 600.0)
+        30.0, 'hold the first frame until node edge listens, at most [s]', 0.0, 600.0,
+        sources=MADE)
     exit_when_finished: bool = parameter(
         False, 'end the process when the source has no more frames', changeable='at_start')
 

@@ -17,20 +17,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 import difflib
 import json
 from pathlib import Path
 
+import yaml
+
 from .nodes import (CameraConfig, CloudNodeConfig, ContextNodeConfig, EdgeConfig, NODE_CONFIGS,
                     QueryConfig, ServerConfig)
 from .queries import CHOICES, MEANINGS, read_queries, TTL
+from .sections import ANYWHERE, Names, titled
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, T, Value
 from .strict_yaml import read_yaml
 from ..method.facts import Query
 
 Section = Mapping[str, object]  # parameters of a node by full name; what it leaves out is default
+
+REMAP = '; another image topic is said by -r image:=/camera/image_raw'
+COMMON = ('use_sim_time', 'start_type_description_service')  # of every node of ROS
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,39 @@ class Profile:
         """Return a copy with other values, which are not checked, for some of a node."""
         return Profile({**self.sections, node: {**self.sections[node], **values}})
 
-    def params_file(self) -> str:
-        """Return all parameters, defaults included, as a ROS params file for any namespace."""
+    def with_values(self, rules: Sequence[str], names: Names = ANYWHERE,
+                    values: bool = True) -> Profile:
+        """Return a copy with values of a command line, as `read_rule` reads them."""
+        sections = self.sections
+        for rule in rules:
+            try:
+                sections = lay(sections, *read_rule(rule, names), values)
+            except ParameterError as error:
+                raise ParameterError(f'-p {rule}: {error}') from error
+        for rule in rules:
+            _check_effect(rule, *read_rule(rule, names), sections)
+        return Profile(sections)
+
+    def params_file(self, names: Names = ANYWHERE) -> str:
+        """Return all parameters, defaults included, as a ROS params file."""
         return params_file({
             node: {s.name: s.default for s in specs(NODE_CONFIGS[node])} | dict(section)
-            for node, section in self.sections.items()})
+            for node, section in self.sections.items()}, names)
 
     def _read(self, node: str, config: type[T]) -> T:
         return read_config(config, lookup_in(self.sections[node]))
 
 
-def load_profile(name: str, overlays: Sequence[Path] = ()) -> Profile:
+def load_profile(name: str, overlays: Sequence[Path] = (), names: Names = ANYWHERE) -> Profile:
     """
     Read a profile, by its name or path, and lay params files over it.
 
-    Raise ParameterError with the file, the parameter and the remedy.
+    ``names`` are those of the nodes that it is for. Raise ParameterError with the file, the
+    parameter and the remedy.
     """
     sections = NOTHING
     for path in (find_profile(name), *overlays):
-        sections = check_file(path, sections)
+        sections = check_file(path, sections, names)
     return Profile(sections)
 
 
@@ -112,10 +132,10 @@ def find_profile(name: str) -> Path:
     return path
 
 
-def params_file(sections: Mapping[str, Section]) -> str:
-    """Return parameters of nodes as a ROS params file that holds in any namespace."""
+def params_file(sections: Mapping[str, Section], names: Names = ANYWHERE) -> str:
+    """Return parameters of nodes as a ROS params file, in any namespace if names has none."""
     # ROS cannot tell the type of an empty list, and refuses the aliases of YAML: JSON has none.
-    return json.dumps({f'/**/{node}': {'ros__parameters': {
+    return json.dumps({names.title(node): {'ros__parameters': {
         name: value for name, value in section.items() if value != []}}
         for node, section in sections.items()})
 
@@ -128,45 +148,73 @@ def fallback_prefix(server: str) -> str:
 NOTHING: Mapping[str, Section] = {node: {} for node in NODE_CONFIGS}
 
 
-def check_file(path: Path, earlier: Mapping[str, Section] = NOTHING) -> dict[str, Section]:
+def check_file(path: Path, earlier: Mapping[str, Section] = NOTHING, names: Names = ANYWHERE,
+               values: bool = True) -> dict[str, Section]:
     """
     Read a ROS params file and check it against the parameters there are.
 
-    ``earlier`` are the parameters of files that this one is laid over. Return the flat parameters
-    per node, theirs included; raise ParameterError with the file, the name and the remedy.
+    ``earlier`` are the parameters of files that this one is laid over; without ``values`` only
+    names are checked. Sections for nodes of others are left alone. Return the flat parameters
+    per node, earlier ones included; raise ParameterError with the file, the name and the remedy.
     """
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise ParameterError(f'{path}: no sections; start with /**/edge: and ros__parameters: '
                              'below it')
-    sections = dict(earlier)
-    for title, body in document.items():
-        tree = body.get('ros__parameters') if isinstance(body, dict) else None
-        if not isinstance(tree, dict):
-            raise ParameterError(f'{path}: section {title} has no ros__parameters')
-        node = str(title).rsplit('/', 1)[-1]
-        if node not in sections and node != '**':
-            raise ParameterError(f'{path}: section {title} is for no node of ours; '
-                                 f'use /**/ and one of {", ".join(sections)}')
-        nodes = tuple(sections) if node == '**' else (node,)
-        try:
-            base = {name: value for part in nodes for name, value in sections[part].items()}
-            flat = _check_section(_flatten(tree), nodes, base)
-        except ParameterError as error:
-            raise ParameterError(f'{path}: {title}: {error}') from error
-        for name in nodes:
-            sections[name] = {**sections[name], **flat}
-    for node, config in NODE_CONFIGS.items():
-        try:
-            if 'queries' in {s.name for s in specs(config)}:
-                Profile(sections).queries(node)
-        except ParameterError as error:
-            raise ParameterError(f'{path}: {node}: {error}') from error
+    sections, addressed, others = dict(earlier), set(), {}
+    try:
+        for title, tree in titled(document):
+            flat, nodes = _flatten(tree), names.find(title)
+            if not nodes:
+                others[title] = flat
+                continue
+            addressed |= set() if title.strip('/') == '**' else set(nodes)
+            try:
+                sections = lay(sections, nodes, flat, values)
+            except ParameterError as error:
+                raise ParameterError(f'{title}: {error}') from error
+        for title, flat in others.items():
+            _check_others(title, flat, sections, names, addressed)
+        for node, config in NODE_CONFIGS.items() if values else ():
+            try:
+                if 'queries' in {s.name for s in specs(config)}:
+                    Profile(sections).queries(node)
+            except ParameterError as error:
+                raise ParameterError(f'{node}: {error}') from error
+    except ParameterError as error:
+        raise ParameterError(f'{path}: {error}') from error
     return sections
 
 
+def _check_others(title: str, flat: Section, sections: Mapping[str, Section], names: Names,
+                  addressed: Collection[str]) -> None:
+    """Raise ParameterError where a section for no node of ours was meant for one."""
+    node = names.meant(title, addressed)
+    allowed = {name for n in names.here for name in _allowed({**sections[n], **flat}, n)}
+    ours = sum(bool(difflib.get_close_matches(name, allowed, 1, 0.8)) for name in flat)
+    if node and 2 * ours > len(flat):
+        is_here = f': {node} is {names.title(node)} here' if names.full else ''
+        raise ParameterError(f'section {title} is for no node of ours{is_here}; did you mean '
+                             f'/**/{names.title(node).rpartition("/")[2]}?')
+
+
+def _check_effect(rule: str, nodes: Sequence[str], flat: Section,
+                  sections: Mapping[str, Section]) -> None:
+    """Raise ParameterError for what node camera, with its source, does not read."""
+    source = sections['camera'].get('source', CameraConfig.source)
+    for spec in specs(CameraConfig):
+        others = [n for n in nodes if n != 'camera' and spec.name in _allowed(sections[n], n)]
+        if spec.name in flat and 'camera' in nodes and not others and \
+                source not in (spec.sources or (source,)):
+            raise ParameterError(
+                f'-p {rule} has no effect with source {source}, only with '
+                f'{", ".join(spec.sources)}{REMAP if source == "topic" else ""}')
+
+
 def check_cameras(profile: Profile) -> None:
-    """Raise ParameterError where a question is about a camera that there is not."""
+    """Raise ParameterError for a question about a camera there is not, and for unread topic."""
+    if profile.camera.source == 'topic' and profile.camera.topic:
+        raise ParameterError(f'camera.topic has no effect with source topic, only bag{REMAP}')
     cameras = list(profile.camera.cameras) or ['']
     for query in profile.queries():
         if query.camera not in cameras:
@@ -185,35 +233,91 @@ def lookup_in(section: Section) -> Lookup:
     return lookup
 
 
-def _check_section(flat: Section, nodes: Sequence[str], base: Section) -> dict[str, object]:
-    """Return the section with its values checked; ``base`` is what it is laid over."""
-    merged, checked = {**base, **flat}, dict(flat)
-    allowed = _allowed(merged, nodes)
+def read_rule(rule: str, names: Names = ANYWHERE) -> tuple[tuple[str, ...], Section]:
+    """
+    Return the nodes and the parameters that ``NODE.NAME:=VALUE`` sets, VALUE being YAML.
+
+    ``NODE:NAME`` is the same, and without NODE it is for every node that has the parameter.
+    """
+    name, assigned, text = rule.partition(':=')
+    if not assigned or not name:
+        raise ParameterError('write NODE.NAME:=VALUE')
+    try:
+        value = yaml.safe_load(text) if text else ''
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(str(error)) from error
+    called = {names.title(node).rpartition('/')[2]: node for node in names.here}
+    node, mark, rest = (name.partition(':') if ':' in name else name.partition('.'))
+    if mark and (node in called or node in NODE_CONFIGS or mark == ':'):
+        if called.get(node, node) not in names.here:
+            raise ParameterError(f'node {node} is not here; use one of {", ".join(called)}')
+        return (called.get(node, node),), _flatten({rest: value})
+    return names.here, _flatten({name: value})
+
+
+def lay(sections: Mapping[str, Section], nodes: Sequence[str], flat: Section,
+        values: bool = True) -> dict[str, Section]:
+    """
+    Return the sections with parameters laid over those of some nodes, each what it takes.
+
+    Raise ParameterError for a parameter that none of them takes and, with ``values``, for a value
+    that will not do; without, a value is left as it is where ROS can carry it.
+    """
+    merged = {node: {**section, **flat} for node, section in sections.items()}
+    allowed = {node: _allowed(merged[node], node) for node in nodes}
+    over: dict[str, dict[str, object]] = {node: {} for node in nodes}
     for name, value in flat.items():
-        if name in allowed:
-            checked[name] = allowed[name].check(value, name)
-        elif name != 'use_sim_time' and not name.startswith('qos_overrides.'):
-            near = difflib.get_close_matches(
-                name, [a for a in allowed if ('.' in a) == ('.' in name)], 1)
-            hint = f'; did you mean {near[0]}?' if near else (
-                f'; queries is {merged.get("queries", [])} and does not name '
-                f'{name.partition(".")[0]!r}' if '.' in name else '')
-            raise ParameterError(f'unknown parameter {name}{hint}')
-    return checked
+        takers = [node for node in nodes if name in allowed[node]]
+        if name in COMMON or name.startswith('qos_overrides.'):
+            over = {node: {**over[node], name: value} for node in nodes}
+        elif not takers:
+            raise ParameterError(_unknown(name, merged, allowed))
+        # device is a number to node camera and a name to node edge.
+        one_kind = len({type(allowed[node][name].default) for node in takers}) == 1
+        problem: ParameterError | None = None
+        for node in takers:
+            try:
+                over[node][name] = allowed[node][name].check(value, name)
+            except ParameterError as error:
+                if values or not one_kind or not isinstance(value, (bool, int, float, str)):
+                    problem = error
+                else:
+                    over[node][name] = value
+        if problem and (one_kind or not any(name in over[node] for node in takers)):
+            raise problem
+    return {**sections, **{node: {**sections[node], **over[node]} for node in nodes}}
 
 
-def _allowed(merged: Section, nodes: Sequence[str]) -> dict[str, ParameterSpec]:
-    """Return the parameters that nodes take, those of their queries and servers included."""
-    allowed = {s.name: s for node in nodes for s in specs(NODE_CONFIGS[node])}
-    for query_id in _names(merged, 'queries'):
+def _unknown(name: str, merged: Mapping[str, Section],
+             allowed: Mapping[str, Mapping[str, ParameterSpec]]) -> str:
+    """Return what is wrong with a parameter that no node takes of those that it is given to."""
+    known = {n for names in allowed.values() for n in names if ('.' in n) == ('.' in name)}
+    near = difflib.get_close_matches(name, known, 1)
+    owners = [n for n in merged if n not in allowed and name in _allowed(merged[n], n)]
+    if owners:
+        hint = f'; it is one of node {" and ".join(owners)}'
+    elif near:
+        hint = f'; did you mean {near[0]}?'
+    elif '.' in name:
+        queries = dict.fromkeys(q for n in allowed for q in _names(merged[n], 'queries'))
+        hint = f'; queries is {list(queries)} and does not name {name.partition(".")[0]!r}'
+    else:
+        hint = f'; node {" and ".join(allowed)} has no such one, see spotvlm params'
+    return f'unknown parameter {name}{hint}'
+
+
+def _allowed(section: Section, node: str) -> dict[str, ParameterSpec]:
+    """Return the parameters that a node takes, those of its queries and servers included."""
+    allowed = {s.name: s for s in specs(NODE_CONFIGS[node])}
+    for query_id in _names(section, 'queries') if 'queries' in allowed else ():
         allowed |= {f'{query_id}.{s.name}': s for s in specs(QueryConfig)}
-        for key in _names(merged, f'{query_id}.keys'):
+        for key in _names(section, f'{query_id}.keys'):
             allowed[f'{query_id}.choices.{key}'] = CHOICES
             allowed[f'{query_id}.ttl_s.{key}'] = TTL
             allowed[f'{query_id}.meanings.{key}'] = MEANINGS
         allowed[f'{query_id}.meanings.{query_id}'] = MEANINGS
         allowed[f'{query_id}.ttl_s.{query_id}'] = allowed[f'{query_id}.ttl_s.default'] = TTL
-    for server in _names(merged, 'fallbacks') if 'cloud' in nodes else ():
+    for server in _names(section, 'fallbacks') if 'fallbacks' in allowed else ():
         allowed |= {fallback_prefix(server) + s.name: s for s in specs(ServerConfig)}
     return allowed
 

@@ -49,6 +49,7 @@ class ParameterSpec:
     high: float | None = None
     choices: tuple[str, ...] = ()
     changeable: Changeable = 'before_configure'
+    sources: tuple[str, ...] = ()  # of node camera, which alone read it; empty: all do
     optional: bool = False  # absent means absent, not the default
 
     def check(self, value: object, name: str = '') -> Value:
@@ -100,10 +101,11 @@ def _strings(value: object, name: str) -> list[str]:
 
 
 def parameter(default: T, description: str, low: float | None = None, high: float | None = None,
-              changeable: Changeable = 'before_configure') -> T:
+              changeable: Changeable = 'before_configure', sources: tuple[str, ...] = ()) -> T:
     """Return a dataclass field that `specs` reads back as a ParameterSpec."""
     return field(default=default, metadata={
-        'description': description, 'low': low, 'high': high, 'changeable': changeable})
+        'description': description, 'low': low, 'high': high, 'changeable': changeable,
+        'sources': sources})
 
 
 def specs(config: type) -> tuple[ParameterSpec, ...]:

@@ -134,13 +134,12 @@ def end_process(code: int) -> None:
     os._exit(code)
 
 
-def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]],
-              argv: Sequence[str] | None = None, stop: StopSignal | None = None,
-              exit_on_failure: bool = False) -> int:
+def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]], argv: Sequence[str],
+              stop: StopSignal | None = None, exit_on_failure: bool = False) -> int:
     """Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0."""
     stop = stop or StopSignal()
     try:
-        graph = Graph(make, sys.argv[1:] if argv is None else argv)
+        graph = Graph(make, argv)
     except Exception as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from functools import partial
 import importlib
 import os
+import sys
 
 from ..system.middleware import report_middleware_problem
 from ..system.signals import StopSignal
@@ -38,6 +39,15 @@ def run_node(name: str, argv: Sequence[str] | None = None, exit_on_failure: bool
     if report_middleware_problem(os.environ):
         return 1
     stop = StopSignal()
+    from ..config.arguments import check_ros_arguments
+    from ..config.spec import ParameterError
+    from ..method.prompt import printable
+    try:
+        argv = check_ros_arguments(sys.argv[1:] if argv is None else argv,
+                                   NODES[:-1] if name == 'composed' else (name,))
+    except ParameterError as error:
+        print(printable(f'error: {error}'), file=sys.stderr)
+        return 1
     module = importlib.import_module(f'spotvlm_ros.nodes.{name}')
     run = importlib.import_module('spotvlm_ros.nodes.executor')
     if stop():

@@ -29,7 +29,10 @@ import time
 from typing import TYPE_CHECKING
 
 from .summary import print_summary, RunSummary
-from ..config.profiles import check_cameras, load_profile, params_file, Profile
+from ..config.arguments import RosArguments
+from ..config.nodes import NODE_CONFIGS
+from ..config.profiles import check_cameras, lay, load_profile, Profile
+from ..config.sections import Names
 from ..config.spec import ParameterError
 from ..method.prompt import printable
 from ..mini.shipped import is_miniature, MINIATURE_WARNING
@@ -52,6 +55,8 @@ class RunConfig:
     profile: str
     params_files: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()  # NODE.NAME:=VALUE, laid over all others
+    remaps: tuple[str, ...] = ()      # FROM:=TO
     namespace: str = ''
     duration_s: float = 0.0  # 0 = to the end of the source
     multi_process: bool = False
@@ -74,12 +79,15 @@ def run(config: RunConfig, stop: StopSignal,
         return 1, {}
     with ExitStack() as stack:
         try:
-            profile = _profile(config, stack)
+            names = RosArguments(remaps=_remaps(config)).names(tuple(NODE_CONFIGS))
+            profile = _profile(config, names)
             if not profile.cloud.base_url:
-                profile = profile.overlaid('cloud', {'embedded_threads': config.server_threads})
+                threads = profile.cloud.embedded_threads or config.server_threads
+                profile = profile.overlaid('cloud', {'embedded_threads': threads})
                 print(f'starting the embedded cloud server ({profile.cloud.model}) ...',
                       flush=True)
-            return _run_graph(config, profile, stop, watch, stack)
+            argv = _argv(config, profile.params_file(names), stack)
+            return _run_graph(config, profile, argv, stop, watch, stack)
         except (ParameterError, RuntimeError) as error:
             print(printable(f'error: {error}'), file=sys.stderr)
             return 1, {}
@@ -88,36 +96,32 @@ def run(config: RunConfig, stop: StopSignal,
             return 1, {}
 
 
-def _profile(config: RunConfig, stack: ExitStack) -> Profile:
-    """
-    Check all files and lay them over one another.
-
-    The nodes get one file, not several: where a later file gives a parameter another type, as 2
-    for 0.5, rcl keeps both values and hands out the earlier.
-    """
-    overlays = [Path(f) for f in config.params_files]
-    overrides = {node: values for node, values in config.overrides.items() if values}
-    if overrides:
-        overlays.append(_write(stack, params_file(overrides)))
-    profile = load_profile(config.profile, overlays)
+def _profile(config: RunConfig, names: Names) -> Profile:
+    """Check all files and lay them, and then what the command line sets, over one another."""
+    sections = load_profile(config.profile, [Path(f) for f in config.params_files], names).sections
+    for node, values in config.overrides.items():
+        sections = lay(sections, (node,), values)
+    profile = Profile(sections).with_values(config.parameters, names)
     check_cameras(profile)
     return profile
 
 
-def _write(stack: ExitStack, text: str) -> Path:
-    """Write a params file: the only form of parameters that reaches nodes of any namespace."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='spotvlm-')))
-    path = folder / 'overrides.yaml'
-    path.write_text(text, encoding='utf-8')
-    return path
+def _remaps(config: RunConfig) -> tuple[str, ...]:
+    namespace = config.namespace.strip('/')
+    return (*config.remaps, *([f'__ns:=/{namespace}'] if namespace else []))
 
 
-def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
+def _argv(config: RunConfig, params: str, stack: ExitStack) -> list[str]:
+    """Return the ROS arguments of all processes; ``params`` go into a file until the end."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='spotvlm-'))
+    path = Path(folder) / 'params.yaml'
+    path.write_text(params, encoding='utf-8')
+    return ['--ros-args', '--log-level', config.log_level, '--params-file', str(path),
+            *(word for rule in _remaps(config) for word in ('-r', rule))]
+
+
+def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopSignal,
                watch: Callable[[Monitor], None], stack: ExitStack) -> tuple[int, RunSummary]:
-    argv = ['--ros-args', '--log-level', config.log_level, '--params-file',
-            str(_write(stack, profile.params_file()))]
-    if config.namespace:
-        argv += ['-r', f'__ns:=/{config.namespace.strip("/")}']
     if profile.camera.source != 'mini' and is_miniature(profile.edge.model):
         print(f'note: {MINIATURE_WARNING}', flush=True)
     if stop():
@@ -125,7 +129,9 @@ def _run_graph(config: RunConfig, profile: Profile, stop: StopSignal,
 
     from .executor import end_process, Graph  # imports ROS
     from .monitor import Monitor
-    graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)], argv)
+    sim_time = profile.sections['edge'].get('use_sim_time', False)
+    graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)],
+                  [*argv, '-p', f'use_sim_time:={json.dumps(sim_time)}'])
     monitor: Monitor = graph.nodes[0]
     children: dict[str, Child] = {}
     # The camera last. Processes of their own also where it is only one: the monitor must not take

@@ -23,7 +23,7 @@ import importlib
 import sys
 from typing import Protocol
 
-from . import ask, params, run, serve
+from . import ask, params, process, run, serve
 
 
 class Command(Protocol):
@@ -38,7 +38,8 @@ class Command(Protocol):
         """Run the command and return its exit code."""
 
 
-COMMANDS: dict[str, Command] = {'run': run, 'serve': serve, 'ask': ask, 'params': params}
+COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'serve': serve, 'ask': ask,
+                                'params': params}
 
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {

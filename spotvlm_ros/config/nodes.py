@@ -24,11 +24,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 from .spec import parameter
 from ..method.focus import FocusBackend
+from ..method.gate import GateConfig
 from ..method.guard import ODDS
+
+if TYPE_CHECKING:
+    from ..method.transfer import TransferConfig
 
 Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
@@ -290,6 +294,15 @@ class ContextNodeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
         0.4, 'all facts are dropped when a frame correlates less than this with the last one '
         '(scene cut); -1: never', -1.0, 1.0)
 
+    @property
+    def transfer(self) -> TransferConfig:
+        """Return these as the rules of the method."""
+        from ..method.transfer import TransferConfig  # slow to import
+        return TransferConfig(
+            carry=self.flow_hz > 0,
+            gate=GateConfig(age_limit_s=self.age_limit_s, changed_below=self.changed_below,
+                            cut_below=self.cut_below))
+
 
 @dataclass(frozen=True)
 class QueryConfig:
@@ -302,8 +315,8 @@ class QueryConfig:
     choices: tuple[str, ...] = parameter((), 'choice only: the allowed answers')
     rate_hz: float = parameter(5.0, 'wanted answers per second', 0.01, 100.0)
     deadline_s: float = parameter(
-        0.5, 'an answer is cut short this long after its frame came, and one that is complete only '
-        'later carries ERROR_TIMEOUT [s]', 0.01, 600.0)
+        0.5, 'an answer is cut short this long after its frame came, and one that is complete '
+        'only later carries ERROR_TIMEOUT [s]', 0.01, 600.0)
     cloud_period_s: float = parameter(
         1.0, 'least time between keyframes for this query [s]; 0: never ask the cloud', 0.0,
         3600.0)

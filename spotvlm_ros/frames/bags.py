@@ -18,7 +18,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager, ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from pathlib import Path
@@ -55,7 +56,7 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[SourceFram
                 at_s, warning = clock.at(received_ns / NS)
                 if rate_hz:
                     at_s, warning = index / rate_hz, ''
-                yield _bag_frame(message, at_s, warning)
+                yield _bag_frame(message, received_ns, at_s, warning)
                 index += 1
         except (Ros1Error, Ros2Error, SerdeError, OSError) as error:
             if index:
@@ -67,6 +68,62 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[SourceFram
     if why is not None:
         raise SourceError(f'bag {path}: {why}; give the folder that holds metadata.yaml') from why
     raise SourceError(f'bag {path}: topic {topic or "of the images"} is empty')
+
+
+@dataclass(frozen=True)
+class BagExtent:
+    """How much a bag holds of its image topic, as its index says."""
+
+    topic: str
+    images: int
+    duration_s: float
+
+
+def bag_extent(path: str, topic: str = '') -> BagExtent:
+    """Return what is known of a bag before it is read; raise SourceError."""
+    with _whole_bag(path) as readers:
+        chosen = _image_connections([c for r in readers for c in r.connections], topic,
+                                    Path(path))
+        span_ns = max(r.end_time for r in readers) - min(r.start_time for r in readers)
+        return BagExtent(chosen[0].topic, sum(c.msgcount for c in chosen), max(0, span_ns) / NS)
+
+
+def bag_messages(path: str, msgtype: str, name: str) -> Iterator[tuple[Any, int]]:
+    """
+    Yield the messages of a type on topics that end with a name, each with its log time [ns].
+
+    They are read as the bag itself defines them; a bag without definitions has none.
+    """
+    from rosbags.typesys import get_types_from_msg, get_typestore, Stores
+    with _whole_bag(path) as readers:
+        for reader in readers:
+            for found in reader.connections:
+                if found.msgtype != msgtype or found.topic.rsplit('/', 1)[-1] != name or \
+                        not found.msgdef.data:
+                    continue
+                types = get_typestore(Stores.ROS2_KILTED)
+                types.register({k: v for k, v in get_types_from_msg(
+                    found.msgdef.data, msgtype).items() if k not in types.types})
+                for _, log_ns, raw in reader.messages(connections=[found]):
+                    yield types.deserialize_cdr(raw, msgtype), log_ns
+
+
+@contextmanager
+def _whole_bag(path: str) -> Iterator[list[Reader]]:
+    """Open all files of a bag, without their metadata where that does not fit."""
+    from rosbags.rosbag1 import ReaderError as Ros1Error
+    from rosbags.rosbag2 import ReaderError as Ros2Error
+    why: Exception | None = None
+    for files in _bag_files(Path(path)):
+        with ExitStack() as stack:
+            try:
+                readers = [_opened(f, stack) for f in files]
+            except (Ros1Error, Ros2Error, OSError) as error:
+                why = why or error
+                continue
+            yield readers
+            return
+    raise SourceError(f'bag {path}: {why}; give the folder that holds metadata.yaml') from why
 
 
 def _bag_files(path: Path) -> Iterator[list[Path]]:
@@ -108,12 +165,13 @@ def _opened(file: Path, stack: ExitStack) -> Reader:
     return stack.enter_context(rosbag2.Reader(file))
 
 
-def _bag_frame(message: Any, at_s: float, warning: str) -> SourceFrame:
+def _bag_frame(message: Any, received_ns: int, at_s: float, warning: str) -> SourceFrame:
     stamp = message.header.stamp
-    stamp_ns = stamp.sec * NS + stamp.nanosec
+    frame = SourceFrame(at_s, stamp_ns=stamp.sec * NS + stamp.nanosec, log_ns=received_ns,
+                        frame_id=message.header.frame_id, warning=warning)
     if message.__msgtype__ == BAG_TYPES[1]:
-        return SourceFrame(at_s, jpeg=message.data.tobytes(), stamp_ns=stamp_ns, warning=warning)
-    return SourceFrame(at_s, partial(image_to_rgb, message), stamp_ns=stamp_ns, warning=warning)
+        return replace(frame, jpeg=message.data.tobytes())
+    return replace(frame, load=partial(image_to_rgb, message))
 
 
 def _image_connections(connections: Sequence[Connection], topic: str,

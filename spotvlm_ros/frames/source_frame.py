@@ -45,6 +45,8 @@ class SourceFrame:
     load: Callable[[], Image] | None = None
     jpeg: bytes | None = None
     stamp_ns: int = 0                        # in the recording; 0: it has none
+    log_ns: int = 0                          # when a bag's recorder got it
+    frame_id: str = ''                       # in a bag: its optical frame
     truth: Callable[[int], tuple[Fact, ...]] | None = None  # frame stamp -> exact facts
     reference: str = ''                      # what renders this frame again, as JSON
     warning: str = ''                        # what was odd about the recording here

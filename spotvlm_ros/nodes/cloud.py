@@ -25,7 +25,7 @@ from typing import Unpack
 from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
-from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
+from .convert import cloud_answer_msg, duration_msg
 from .input import FrameInput
 from ..cloud.bridge import CloudBridge
 from ..cloud.budget import Budget, Cost
@@ -189,18 +189,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
 
     def _on_answer(self, answer: CloudAnswer) -> None:
         """Publish a reply; called by the bridge's thread."""
-        error = Answer.ERROR_NONE
-        if answer.rejected and not answer.facts:
-            error = Answer.ERROR_PARSE
         frame_id = self._frame_ids.get(self._cameras.get(answer.query_id, ''), '')
-        message = Answer(
-            header=header_msg(answer.stamp_ns, frame_id), query_id=answer.query_id,
-            source=Answer.SOURCE_CLOUD, text=answer.text,
-            facts=[fact_msg(f, answer.stamp_ns) for f in answer.facts[:MAX_FACTS]],
-            wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),
-            emulated_delay=duration_msg(answer.emulated_s), model=answer.model,
-            error_code=error, error_msg='; '.join(answer.rejected[:4]) if error else '')
-        self._answers.publish(message)
+        self._answers.publish(cloud_answer_msg(answer, frame_id))
 
     def _publish_status(self) -> None:
         bridge = self._bridge

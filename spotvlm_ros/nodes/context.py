@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 import threading
 import time
@@ -27,22 +26,19 @@ from typing import Unpack
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
-from .convert import context_msg, turn_from_msg
+from .convert import context_msg, gate_of, turn_from_msg
 from .input import FrameInput
 from ..config.nodes import ContextNodeConfig, NodeConfig
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub, HEAD_START_S, Mailbox
 from ..frames.pixels import FrameError
 from ..frames.stamps import RESTART_S
-from ..method.facts import Context, NS, Query, Source
-from ..method.gate import Drop, GateConfig
+from ..method.facts import NS, Query, Source
 from ..method.transfer import TransferConfig, Transfers
 from ..method.trust import trusted_turn
 from ..recording.recorder import plain, Recorder
 
 IDLE_S = 0.1  # the flow thread looks up at least this often
-GATE_OF_DROP: Mapping[int, int] = {  # why all facts were dropped -> gate state
-    Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 
 
 class ContextNode(SpotNode[ContextNodeConfig]):
@@ -79,11 +75,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         """Read the queries."""
         queries = self.queries(self.config)
         self._queries = {q.id: q for q in queries}
-        config = TransferConfig(
-            carry=self.config.flow_hz > 0,
-            gate=GateConfig(age_limit_s=self.config.age_limit_s,
-                            changed_below=self.config.changed_below,
-                            cut_below=self.config.cut_below))
+        config = self.config.transfer
         self._transfers = Transfers(queries, config)
         if self.config.record_dir:
             self._recorder = Recorder(
@@ -203,17 +195,10 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         if self._recorder is not None:
             self._recorder.write('context', query_id=query.id, context=plain(context))
         message = context_msg(context, query, self._frame_ids.get(query.camera, ''),
-                              self._gate(context, gate), self._transfers.dropped)
+                              gate_of(context, gate), self._transfers.dropped)
         self._published[query.id] += 1
         message.sequence = self._published[query.id]
         self._contexts.publish(message)
-
-    @staticmethod
-    def _gate(context: Context, reset: int) -> int:
-        if not context.empty:
-            return ContextMsg.GATE_OPEN
-        reasons = set(context.dropped.values())
-        return GATE_OF_DROP.get(reasons.pop(), reset) if len(reasons) == 1 else reset
 
     def _forget(self, gate: int, camera: str | None = None) -> None:
         """Forget the answers about a camera's frames, or about all."""

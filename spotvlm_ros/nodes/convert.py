@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from builtin_interfaces.msg import Duration as DurationMsg, Time as TimeMsg
@@ -24,9 +25,11 @@ from sensor_msgs.msg import CompressedImage, Image as ImageMsg, RegionOfInterest
 from spotvlm_msgs.msg import Answer, Context as ContextMsg, Fact as FactMsg
 from std_msgs.msg import Header
 
+from ..cloud.parse import CloudAnswer
 from ..frames.frame import Frame
 from ..frames.pixels import fast_bytes
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
+from ..method.gate import Drop
 from ..method.prompt import history_text
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_FACTS = 64    # bound of Answer.facts and Context.facts
 MAX_FOCUS = 16    # bound of Context.focus
+GATE_OF_DROP: Mapping[int, int] = {  # why all facts were dropped -> gate state
+    Drop.AGE: ContextMsg.GATE_AGE, Drop.SCENE_CUT: ContextMsg.GATE_SCENE_CUT}
 WORD_TOKENS = 1.4  # tokens per word of rendered history, without asking a tokenizer
 
 
@@ -112,6 +117,26 @@ def turn_from_msg(message: Answer) -> Turn:
     """Return the turn that an answer is."""
     return Turn(message.query_id, stamp_ns(message.header.stamp), Source(message.source),
                 tuple(fact_from_msg(f) for f in message.facts), message.text)
+
+
+def cloud_answer_msg(answer: CloudAnswer, frame_id: str) -> Answer:
+    """Return an answer of the cloud."""
+    error = Answer.ERROR_PARSE if answer.rejected and not answer.facts else Answer.ERROR_NONE
+    return Answer(
+        header=header_msg(answer.stamp_ns, frame_id), query_id=answer.query_id,
+        source=Answer.SOURCE_CLOUD, text=answer.text,
+        facts=[fact_msg(f, answer.stamp_ns) for f in answer.facts[:MAX_FACTS]],
+        wait=duration_msg(answer.wait_s), inference=duration_msg(answer.round_trip_s),
+        emulated_delay=duration_msg(answer.emulated_s), model=answer.model,
+        error_code=error, error_msg='; '.join(answer.rejected[:4]) if error else '')
+
+
+def gate_of(context: Context, reset: int) -> int:
+    """Return the state of the gate; ``reset`` tells why a history is empty."""
+    if not context.empty:
+        return ContextMsg.GATE_OPEN
+    reasons = set(context.dropped.values())
+    return GATE_OF_DROP.get(reasons.pop(), reset) if len(reasons) == 1 else reset
 
 
 def context_msg(context: Context, query: Query, frame_id: str, gate: int,

@@ -31,9 +31,9 @@ import math
 import numpy as np
 
 from ...cloud.parse import CloudAnswer
+from ...cloud.timeline import CloudTimeline, TimedRequest
 from ...config.nodes import RequestConfig
 from ...method.facts import NS, Query, Turn
-from ...method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
 
 MAX_IN_FLIGHT = RequestConfig().max_in_flight
 NEVER_S = 1e9
@@ -99,10 +99,9 @@ class DeliveredReply:
 
 
 @dataclass(eq=False)
-class _Request(KeyframeRequest):
+class _Request(TimedRequest):
     """A request that is answered, or fails, at ``until_ns``."""
 
-    until_ns: int
     fails: bool
 
 
@@ -119,16 +118,17 @@ class SimulatedCloud:
 
     def replies(self, trace: Trace, max_in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
         """Return the replies that arrive within the stream, by arrival."""
-        policy: KeyframePolicy[_Request] = KeyframePolicy([self.query], max_in_flight)
-        urgent, delivered = deque(self.urgent_ns), []
+        timeline: CloudTimeline[_Request] = CloudTimeline(
+            [self.query], max_in_flight, lambda r: None if r.fails else self.answer(r.stamp_ns))
+        policy, urgent, delivered = timeline.policy, deque(self.urgent_ns), []
         for number, stamp in enumerate(self.frames):
-            delivered += self._arrived(policy, stamp)
+            delivered += _delivered(timeline, stamp)
             while urgent and urgent[0] <= stamp:
                 urgent.popleft()
                 policy.urge(self.query.id)
             if policy.due(stamp) is not None and policy.has_room:
                 policy.begin(self._request(trace, number, stamp))
-        return delivered + self._arrived(policy, self.end_ns)
+        return delivered + _delivered(timeline, self.end_ns)
 
     def _request(self, trace: Trace, number: int, stamp: int) -> _Request:
         """Send a frame; one whose answer is lost fails after the median delay."""
@@ -139,17 +139,7 @@ class SimulatedCloud:
         out = trace.outage[0] * span <= until - self.frames[0] < trace.outage[1] * span
         return _Request(self.query, stamp, until, lost or out)
 
-    def _arrived(self, policy: KeyframePolicy[_Request], now_ns: int) -> list[DeliveredReply]:
-        """Settle what is over by now, in the order of time."""
-        delivered = []
-        while over := [r for r in policy.requests if r.until_ns <= now_ns]:
-            request = min(over, key=lambda r: (r.until_ns, r.stamp_ns))
-            answer = None if request.fails else self.answer(request.stamp_ns)
-            policy.end(request, again=answer is None)
-            if answer is not None:
-                delivered.append(DeliveredReply(answer.turn, request.until_ns))
-                complete = is_complete(self.query, answer.facts, answer.rejected)
-                for older in policy.answered(
-                        request, (request.until_ns - request.stamp_ns) / NS, complete):
-                    policy.end(older, again=False)
-        return delivered
+
+def _delivered(timeline: CloudTimeline[_Request], now_ns: int) -> list[DeliveredReply]:
+    return [DeliveredReply(over.answer.turn, over.request.until_ns)
+            for over in timeline.settle(now_ns) if over.answer is not None]

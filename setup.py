@@ -31,6 +31,7 @@ setup(
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),
         ('share/' + package_name + '/launch', sorted(glob('launch/*.launch.py'))),
+        ('share/' + package_name + '/examples', sorted(glob('examples/*.py'))),
         ('share/' + package_name + '/config',
          sorted(glob('config/*.yaml') + glob('config/*.xml'))),
     ],

@@ -34,14 +34,14 @@ import xml.etree.ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'spotvlm_ros'
-SOURCES = ('spotvlm_ros', 'launch', 'test', 'docs', 'setup.py')
+SOURCES = ('spotvlm_ros', 'examples', 'launch', 'test', 'docs', 'setup.py')
 MANIFESTS = ('package.xml', 'spotvlm_msgs/package.xml')
 
 # The house is kept small on purpose; ruff.toml has the limit for parameters. Lines count from the
 # end of the licence header.
 FUNCTION_LINES = 50
 FILE_LINES = 450
-PACKAGE_LINES = 27_350
+PACKAGE_LINES = 27_700
 ANY_LINES = 80
 
 
@@ -80,8 +80,8 @@ def ruff() -> str:
 
 
 def mypy() -> str:
-    """Check the types of the whole package; setup.cfg has the settings."""
-    return tool('mypy', 'spotvlm_ros')
+    """Check the types of package and examples; setup.cfg has the settings."""
+    return tool('mypy', 'spotvlm_ros', 'examples')
 
 
 def imports() -> str:

@@ -34,8 +34,8 @@ from spotvlm_ros.system.requirements import (
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {'spotvlm_ros', 'spotvlm_msgs'}
-# The test folder's own modules, and what pytest-timeout and pytest-cov do without an import.
-HELPERS = {path.stem for path in (ROOT / 'test').glob('*.py')}
+# The modules of tests and examples, and what pytest-timeout and pytest-cov do without an import.
+HELPERS = {path.stem for folder in ('test', 'examples') for path in (ROOT / folder).glob('*.py')}
 PLUGINS = {'pytest-timeout', 'pytest-cov'}
 
 

@@ -68,6 +68,8 @@ def test_an_old_frame_is_not_answered_about_and_a_newer_one_is_awaited():
             assert not old.answer.header.stamp.sec
         wait_for(lambda: probe.count('edge', 'asks_without_frame') == 2)
         assert ask(probe, prompt='What?', max_age_s=60.0).error_code == 0
+        for goal in ({'timeout_s': -1.0}, {'max_age_s': -1.0}):
+            assert 'below 0' in ask(probe, prompt='What?', **goal).error_msg
         waiting = send_goal(probe, prompt='What?', timeout_s=20.0)
         assert not waiting.done()
         began = probe.get_clock().now().nanoseconds

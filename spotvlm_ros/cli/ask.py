@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from .process import seconds
 from ..system.middleware import report_middleware_problem
 
 HELP = 'ask a running graph about what the robot sees now'
@@ -30,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('prompt', nargs='?', default='', help='the question')
     parser.add_argument('--query', default='', metavar='ID', help='answer this configured query')
     parser.add_argument('--namespace', default='', metavar='NS', help='robot to ask')
-    parser.add_argument('--timeout', type=float, default=5.0, metavar='S',
+    parser.add_argument('--timeout', type=seconds, default=5.0, metavar='S',
                         help='give up after [s]')
     parser.add_argument('--camera', default='', metavar='NAME',
                         help='ask about frames of this camera')
-    parser.add_argument('--max-age', type=float, default=0.0, metavar='S',
+    parser.add_argument('--max-age', type=seconds, default=0.0, metavar='S',
                         help="about no frame older than this [s]; 0 = the node's default")
     parser.add_argument('--max-tokens', type=int, default=0, metavar='N',
                         help="longest answer; 0 = the node's default")

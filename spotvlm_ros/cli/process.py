@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='folder for the bag of answers, summary.json and journal.jsonl '
                         '(default: NAME-answers, here); a run that was interrupted goes on there')
     parser.add_argument('--topic', default='', help='image topic (default: the only one)')
-    parser.add_argument('--from', dest='from_s', type=_seconds, default=0.0, metavar='S',
+    parser.add_argument('--from', dest='from_s', type=seconds, default=0.0, metavar='S',
                         help='begin at this time after the first image [s]')
-    parser.add_argument('--to', dest='to_s', type=_seconds, default=0.0, metavar='S',
+    parser.add_argument('--to', dest='to_s', type=seconds, default=0.0, metavar='S',
                         help='end there [s]; 0 = at the end')
     parser.add_argument('--params-file', action='append', type=Path, default=[], metavar='FILE',
                         help='laid over the profile; may be repeated')
     parser.add_argument('-p', '--param', action='append', default=[], metavar='NODE.NAME:=VALUE',
                         help='one parameter, as in spotvlm run')
-    parser.add_argument('--edge-latency', type=_seconds, default=0.0, metavar='S',
+    parser.add_argument('--edge-latency', type=seconds, default=0.0, metavar='S',
                         help='an answer of the edge is published this long after its frame '
                         '(default 0)')
     late = parser.add_mutually_exclusive_group()
-    late.add_argument('--delay', type=_seconds, metavar='S',
+    late.add_argument('--delay', type=seconds, metavar='S',
                       help='every answer of the cloud comes this long after its frame (default: '
                       'as measured with base_url; emulated, 1 s or as in the profile, with the '
                       'embedded server)')
@@ -79,9 +79,9 @@ def execute(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """Read a time."""
-    seconds = float(text)
-    if not 0.0 <= seconds < 1e6:
+    value = float(text)
+    if not 0.0 <= value < 1e6:
         raise argparse.ArgumentTypeError(f'{text} is no time; give seconds, 0 or more')
-    return seconds
+    return value

@@ -201,6 +201,9 @@ class AskServer:
             return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,
                               error_msg='nothing is asked; give a prompt, or the query_id of '
                               f'one of {", ".join(self._queries)}')
+        if min(duration_s(request.timeout), duration_s(request.max_frame_age)) < 0.0:
+            return Ask.Result(error_code=Ask.Result.ERROR_TIMEOUT, error_msg='timeout or '
+                              "max_frame_age is below 0; give 0 for the node's default")
         if request.camera and request.camera not in self._cameras:
             known = ', '.join(filter(None, self._cameras)) or 'one without a name: name none'
             return Ask.Result(error_code=Ask.Result.ERROR_UNKNOWN_QUERY,

@@ -102,6 +102,7 @@ ROS_WHEELS = (
     # The generators use these, and their metadata does not say so.
     'ros-python-cmake-module', 'ros-ament-cmake-include-directories',
     'ros-rosidl-core-generators', 'ros-ament-cmake-ros-core',
+    'ros-std-srvs',  # of the examples
 )
 # With setuptools 80 and later, colcon reports success and installs no ament_python package.
 SETUPTOOLS = 'setuptools<80'

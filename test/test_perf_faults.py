@@ -65,10 +65,15 @@ def test_a_bar_that_is_not_met_is_named(change, named):
         'faults_forged_context_rate', 'faults_forged_context_memory_most'}
 
 
-def test_other_bars_are_named_and_the_median_of_repeats_counts():
-    slow = replace(FINE, hz=1.0)
-    assert Attacked([slow, FINE, FINE]).failures() == []
-    assert Attacked([slow, FINE, slow]).failures()
+def test_all_of_a_kind_counts_that_was_met_again():
+    lacking = replace(FINE, hz=0.97 * FINE.kind.least * FINE.clean_hz)
+    assert Attacked([lacking]).failures() and Attacked([lacking, FINE]).failures() == []
+    assert Attacked([replace(lacking, hz=1.0), FINE, FINE]).failures()
+    [both] = Attacked([lacking, FINE]).of_kind()
+    assert both.seconds == 2 * FINE.seconds and both.tried == 2 * FINE.tried
+
+
+def test_other_bars_are_named():
     parsed = Parsed(0, right=10, wrong=1, exceptions=['KeyError: 1'])
     growing = Attacked(soak_mb=[500.0] * 5 + [510.0] * 5, exits={'mini': -11}, replies=parsed)
     assert growing.failures() == [

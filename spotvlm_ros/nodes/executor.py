@@ -33,6 +33,7 @@ from rclpy.signals import SignalHandlerOptions
 from .base import SpotNode
 from ..config.nodes import NodeConfig
 from ..system.memory import share_arenas, trim
+from ..system.middleware import free_buffers
 from ..system.signals import StopSignal
 
 TRIM_S = 2.0  # how often freed memory is given back: large messages leave holes
@@ -60,6 +61,7 @@ class Graph:
         # OpenCV's own threads would take the cores from the model for work of a millisecond.
         cv2.setNumThreads(1)
         share_arenas()
+        free_buffers(os.environ)
         # Signals are ours: rclpy's handlers would shut the context down under our feet.
         rclpy.init(args=['spotvlm', *argv], signal_handler_options=SignalHandlerOptions.NO)
         self.started = threading.Event()  # every autostart has been tried

@@ -26,15 +26,22 @@ import ctypes
 import gc
 import os
 
-M_ARENA_MAX = -8  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 ARENAS = 2
+LARGE = 1 << 23  # bytes: a block that is larger, as a picture of 3 megapixels, is a mapping of its
+# own, and a larger free end of a heap goes back at once. By itself glibc moves both limits up to
+# 32 and 64 MiB, and large blocks leave holes in heaps.
 
 
 def share_arenas() -> None:
     """Have all threads allocate from a few arenas, unless the environment says how many."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # Linux only; a no-op in musl
-    if mallopt is not None and 'MALLOC_ARENA_MAX' not in os.environ:
+    if mallopt is None:
+        return
+    if 'MALLOC_ARENA_MAX' not in os.environ:
         mallopt(M_ARENA_MAX, ARENAS)
+    mallopt(M_MMAP_THRESHOLD, LARGE)
+    mallopt(M_TRIM_THRESHOLD, LARGE)
 
 
 def give_back() -> None:

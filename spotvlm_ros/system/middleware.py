@@ -16,6 +16,8 @@
 """
 Whether the middleware (RMW) that the environment names is installed and has what it needs.
 
+And that Fast DDS, the default one, gives back the memory of messages (`free_buffers`).
+
 rcl compares the names when it is loaded, and ends the process with code 102 (ros2/ros2#908). Where
 /dev/shm is full, the first that writes there ends with SIGBUS: LTTng, which ROS brings along, with
 any middleware; Fast DDS does without shared memory at best, and half of it at worst.
@@ -23,7 +25,7 @@ any middleware; Fast DDS does without shared memory at best, and half of it at w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 import shutil
@@ -34,6 +36,11 @@ TRANSPORTS = 'FASTDDS_BUILTIN_TRANSPORTS'
 SHARED_MEMORY = Path('/dev/shm')
 PARTICIPANT = 2**20  # bytes that Fast DDS takes there for a process; 0.7 MB were seen
 PAGES = 2**14        # and LTTng
+PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'
+FROM_XML = 'RMW_FASTRTPS_USE_QOS_FROM_XML'
+# Who has one of these has set Fast DDS up himself; the last is read in the working directory.
+SET_UP = (PROFILES, FROM_XML, 'FASTRTPS_DEFAULT_PROFILES_FILE', 'RMW_FASTRTPS_PUBLICATION_MODE')
+PROFILES_HERE = 'DEFAULT_FASTDDS_PROFILES.xml'
 
 
 def report_middleware_problem(environment: Mapping[str, str]) -> bool:
@@ -67,3 +74,10 @@ def middleware_problem(environment: Mapping[str, str]) -> tuple[str, str] | None
             return (f'{SHARED_MEMORY} is full: {free / 1e3:.0f} kB are free of the '
                     f'{needed / 1e3:.0f} kB that DDS needs', remedy)
     return None
+
+
+def free_buffers(environment: MutableMapping[str, str]) -> None:
+    """Have Fast DDS free the buffers of messages, unless it was set up by somebody else."""
+    if not any(environment.get(name) for name in SET_UP) and not Path(PROFILES_HERE).exists():
+        environment[PROFILES] = str(Path(__file__).with_name('fastdds.xml'))
+        environment[FROM_XML] = '1'

@@ -47,25 +47,28 @@ class Attacked:
 
     turns: list[Turn] = field(default_factory=list)      # each kind by itself, repeats too
     soaked: list[Turn] = field(default_factory=list)
+    first_mb: list[float] = field(default_factory=list)  # memory after the first turn of each kind
     soak_mb: list[float] = field(default_factory=list)   # memory after each turn of the soak
     broken: list[str] = field(default_factory=list)      # by what graphs were, in words
     exits: dict[str, int | None] = field(default_factory=dict)  # of graphs, by scene
     replies: Parsed | None = None
 
     def of_kind(self) -> list[Turn]:
-        """Return the turn that counts for each kind: the median of those there were."""
+        """Return one turn for each kind: all that there were, added up."""
         by_kind: dict[Kind, list[Turn]] = {}
         for turn in self.turns:
             by_kind.setdefault(turn.kind, []).append(turn)
-        return [sorted(met, key=lambda t: t.ratio)[(len(met) - 1) // 2]
-                for met in by_kind.values()]
+        return [_sum(kind, met) for kind, met in by_kind.items()]
 
     @property
     def growth_mb(self) -> float:
-        """Return what the soak has taken: the median of its last fifth over that of its second."""
+        """Return what the soak has taken: the median of its last fifth over that of its first."""
         fifth = len(self.soak_mb) // 5
         return statistics.median(self.soak_mb[-fifth:]) - statistics.median(
-            self.soak_mb[fifth:2 * fifth]) if fifth else 0.0
+            self.soak_mb[:fifth]) if fifth else 0.0
+
+    def _soak_marks(self) -> list[float]:
+        return [*self.first_mb[:1], *self.first_mb[-1:], self.soak_mb[-1]]
 
     def failures(self) -> list[str]:
         """Return which bars were not met, in words."""
@@ -92,8 +95,10 @@ class Attacked:
         lines = [f'Exit status of the graph of {name}: {code}.' for name, code in
                  self.exits.items()]
         if self.soak_mb:
-            lines.append(f'Memory after the soak over that after its first fifth: '
-                         f'{self.growth_mb:+.1f} MB, {len(self.soaked)} turns.')
+            lines.append(
+                f'Memory after the first turn of all, after one of each kind, at the end of the '
+                f'soak: {", ".join(f"{mb:.0f}" for mb in self._soak_marks())} MB; its last fifth '
+                f'over its first: {self.growth_mb:+.1f} MB, {len(self.soak_mb)} turns.')
         if self.replies is not None:
             lines.append(f'{self.replies}.')
         for turn in self.of_kind():
@@ -108,13 +113,13 @@ def groups(turns: Sequence[Turn]) -> list[Turn]:
     by_group: dict[str, list[Turn]] = {}
     for turn in turns:
         by_group.setdefault(turn.kind.group, []).append(turn)
-    return [_sum(group, met) for group, met in by_group.items()]
+    return [_sum(Kind('soak', group, SOAK_SCENE, min(
+        (t.kind.least for t in met if t.kind.least), default=None)), met)
+        for group, met in by_group.items()]
 
 
-def _sum(group: str, met: Sequence[Turn]) -> Turn:
+def _sum(kind: Kind, met: Sequence[Turn]) -> Turn:
     seconds = sum(t.seconds for t in met)
-    kind = Kind('soak', group, SOAK_SCENE, min((t.kind.least for t in met if t.kind.least),
-                                               default=None))
     return Turn(
         kind, seconds, sum(t.tried for t in met),
         sum(t.clean_hz * t.seconds for t in met) / seconds,

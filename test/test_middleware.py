@@ -13,7 +13,6 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Figures say when the host of a virtual machine spoiled them."""
 """Fast DDS as our nodes set it up."""
 
 import os

@@ -132,6 +132,8 @@ def test_what_is_no_answer_about_now_changes_nothing():
         client = p.client(Rules(hysteresis=OFF, max_context_age_s=5.0,
                                 accept=(Answer.ERROR_TIMEOUT,)))
         p.at(10.0)
+        p.say(client, 15.0, light='red')
+        assert 'ahead of' in client.why_unknown('light') and client.value('light') == ''
         p.say(client, 10.0, light='green')
         p.say(client, 9.9, light='red')
         p.say(client, 15.0, light='red')
@@ -139,7 +141,7 @@ def test_what_is_no_answer_about_now_changes_nothing():
         assert (client.newest.error_code, client.value('light')) == (Answer.ERROR_PARSE, 'green')
         p.say(client, 10.02, context_s=6.0, light='red')
         assert client.value('light') == 'green'
-        assert client.counts == {'taken': 2, 'out_of_order': 1, 'ahead_of_clock': 1,
+        assert client.counts == {'taken': 2, 'out_of_order': 1, 'ahead_of_clock': 2,
                                  f'error_{Answer.ERROR_PARSE}': 1, 'facts_of_old_context': 1}
         p.say(client, 10.03, Answer.ERROR_TIMEOUT, light='red')
         assert client.value('light') == 'red'
@@ -157,12 +159,17 @@ def test_what_is_no_answer_about_now_changes_nothing():
 def test_answers_can_be_awaited_and_destroy_lets_go():
     with planner() as p:
         client = p.client()
-        future = client.next_answer()
+        future, texts = client.next_answer(), []
+
+        async def of_rclpy():
+            texts.append((await client.next_answer()).text)
+        p.executor.create_task(of_rclpy)
         threading.Thread(target=p.executor.spin, daemon=True).start()
 
         async def two():
             with pytest.raises(asyncio.TimeoutError):
                 await client.wait(0.01)
+            assert not client._waiting, 'nobody waits any more'
             waiting = asyncio.ensure_future(client.wait(10.0))
             await asyncio.sleep(0)
             p.answers.publish(Answer(header=header_msg(STILL, ''), query_id='action'))
@@ -176,6 +183,7 @@ def test_answers_can_be_awaited_and_destroy_lets_go():
         assert asyncio.run(two()).text == 'hm'
         wait_for(future.done)
         assert future.result().text == 'hm'
+        assert wait_for(lambda: texts) == ['hm']
 
 
 def believed(rule, said, max_age_s=1.0):

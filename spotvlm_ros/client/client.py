@@ -97,7 +97,8 @@ class AnswerClient:
         self._said: dict[str, tuple[Fact, int]] = {}  # newest with the value believed, by key
         self._answers: deque[Answer] = deque(maxlen=KEPT)
         self._shown: dict[str, str] = {}
-        self._waiting: list[Callable[[Answer | None], object]] = []
+        self._waiting: list[Callable[[Answer | None], object]] = []  # of asyncio
+        self._next: Future[Answer] | None = None
         self._subscription = node.create_subscription(
             Answer, topic, self._take, BEST_EFFORT,
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
@@ -152,11 +153,15 @@ class AnswerClient:
             newest, belief = self.newest, self._beliefs.get(key)
             if self.fact(key) is not None:
                 return ''
+            if newest is None and self.counts['ahead_of_clock']:
+                return "answers are ahead of this node's clock; give it the use_sim_time of the " \
+                       'graph, or set the clocks of both hosts by one server'
             if newest is None:
                 return f'no answer to {self.query_id!r} yet; is the graph running in the ' \
                        f'namespace of {self._subscription.topic_name}?'
             if self.age_s > self._max_age_s(key):
-                return f'the newest answer is about a frame {self.age_s:.1f} s old'
+                return f'the newest answer is about a frame {self.age_s:.1f} s old; is the ' \
+                       "graph alive, and its use_sim_time this node's?"
             if newest.error_code and newest.error_code not in self.rules.accept:
                 return f'error {newest.error_code}: {newest.error_msg}'
             return f'answers to {self.query_id!r} have no fact {key!r}' if belief is None else \
@@ -173,12 +178,15 @@ class AnswerClient:
     # Waiting
 
     def next_answer(self) -> Future[Answer]:
-        """Return the next answer, for callbacks and coroutines of rclpy; canceled by `destroy`."""
-        future: Future[Answer] = Future(executor=self._node.executor)
+        """
+        Return the next answer, for callbacks and coroutines of rclpy; canceled by `destroy`.
+
+        All who ask before it comes get the same future.
+        """
         with self._lock:
-            self._waiting.append(lambda answer: future.cancel() if answer is None
-                                 else future.set_result(answer))
-        return future
+            if self._next is None or self._next.done():
+                self._next = Future(executor=self._node.executor)
+            return self._next
 
     async def wait(self, timeout_s: float | None = None) -> Answer:
         """
@@ -198,7 +206,12 @@ class AnswerClient:
                 loop.call_soon_threadsafe(settle, answer)
         with self._lock:
             self._waiting.append(hand_over)
-        return await asyncio.wait_for(future, timeout_s)
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            with self._lock:
+                if hand_over in self._waiting:
+                    self._waiting.remove(hand_over)
 
     # On the executor
 
@@ -257,6 +270,9 @@ class AnswerClient:
     def _hand_out(self, answer: Answer | None) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
+            future, self._next = self._next, None
+        if future is not None and not future.done():
+            future.cancel() if answer is None else future.set_result(answer)
         for give in waiting:
             give(answer)
 

@@ -17,13 +17,17 @@
 
 import json
 from pathlib import Path
+import re
+import subprocess
 import sys
+import threading
 
 from fakes import wait_for
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'examples'))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'examples'))
 
 from road_clear import RoadClear  # noqa: E402, I100
 from spotvlm_msgs.msg import Answer  # noqa: E402
@@ -51,6 +55,13 @@ def must_stop(facts):
 def changes(values):
     """Return how often a value is another than the one before."""
     return sum(a != b for a, b in zip(values, values[1:]))
+
+
+def answer_of(node, **facts):
+    """Return an answer of the edge about a frame of now."""
+    stamp = node.get_clock().now().nanoseconds
+    return Answer(header=header_msg(stamp, 'eye'), query_id='scene', source=Answer.SOURCE_EDGE,
+                  facts=[fact_msg(Fact(k, v, stamp), stamp) for k, v in facts.items()])
 
 
 def test_the_planner_stops_and_goes_as_the_world_does_and_stops_when_it_is_blind(server, tmp_path):
@@ -106,10 +117,7 @@ def test_a_behaviour_tree_is_answered_at_once_and_old_facts_are_not_clear():
             return response.success, response.message
 
         def say(**facts):
-            stamp = probe.get_clock().now().nanoseconds
-            answers.publish(Answer(
-                header=header_msg(stamp, 'eye'), query_id='scene', source=Answer.SOURCE_EDGE,
-                facts=[fact_msg(Fact(k, v, stamp), stamp) for k, v in facts.items()]))
+            answers.publish(answer_of(probe, **facts))
             return is_clear()
         assert is_clear()[0] is False and 'no answer' in is_clear()[1]
         wait_for(lambda: say(light='green', pedestrian='none') == (True, 'clear'), 10.0)
@@ -117,3 +125,22 @@ def test_a_behaviour_tree_is_answered_at_once_and_old_facts_are_not_clear():
         wait_for(lambda: say(light='none', pedestrian='sidewalk') == (True, 'clear'), 10.0)
         wait_for(lambda: not is_clear()[0], 3.0)
         assert 's old' in is_clear()[1]
+
+
+def test_the_planner_of_the_readme_goes_and_stops():
+    code, = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    with graph(list) as (probe, _):
+        answers = probe.create_publisher(Answer, 'answers', RELIABLE)
+        planner = subprocess.Popen([sys.executable, '-c', code], text=True, cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        said = []
+        reading = threading.Thread(target=lambda: said.extend(planner.stderr), daemon=True)
+        reading.start()
+        try:
+            for light, plan in (('green', 'go: '), ('red', 'stop: '), ('none', 'go: ')):
+                wait_for(lambda: answers.publish(answer_of(probe, light=light, pedestrian='none'))
+                         or said and plan in said[-1] and f"light='{light}'" in said[-1])
+            wait_for(lambda: "stop: light=''" in said[-1])
+        finally:
+            planner.kill()
+            planner.wait()

@@ -42,11 +42,13 @@ def test_a_topic_that_nobody_publishes_is_said_with_those_there_are(tmp_path):
     over = overlay(tmp_path, camera={'source': 'topic'})
     with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, running):
         probe.destroy_publisher(probe.image)
+        wait_for(lambda: '/image/compressed is published: set image_transport to compressed'
+                 in probe.health.get('edge', ('', ''))[1])
+        probe.destroy_publisher(probe.jpeg)
         other = probe.create_publisher(Image, 'front/image_raw', 1)
-        node = running.nodes[-1]
-        wait_for(lambda: node.problem_counts['no_frames'] and 'front' in node.newest_problem)
-        assert 'on /image for' in node.newest_problem and 'remap' in node.newest_problem
-        wait_for(lambda: probe.count('edge', 'no_frames'))
+        wait_for(lambda: probe.count('edge', 'no_frames') and 'front' in probe.health['edge'][1])
+        assert 'from /image for' in probe.health['edge'][1]
+        assert 'remap' in probe.health['edge'][1]
         again = probe.create_publisher(Image, 'image', 1)
         stamp = probe.get_clock().now().nanoseconds
 
@@ -64,11 +66,9 @@ def test_a_camera_that_falls_silent_is_said_by_all_in_its_process(tmp_path):
     over = overlay(tmp_path, camera={'source': 'topic'})
     with graph(lambda: [EdgeNode(hub, load=edge.load), CameraNode(hub)],
                files=('driving', over)) as (probe, running):
-        camera, edge_node = running.nodes[-1], running.nodes[-2]
-        wait_for(lambda: camera.problem_counts['no_frames']
-                 and edge_node.problem_counts['no_frames'])
-        assert '1 publish it' in camera.newest_problem  # the probe could
-        assert 'node camera' in edge_node.newest_problem
+        wait_for(lambda: probe.count('camera', 'no_frames') and probe.count('edge', 'no_frames'))
+        assert '1 publish it: /probe (reliable, volatile)' in probe.health['camera'][1]
+        assert 'node camera' in probe.health['edge'][1]
 
 
 def test_a_second_graph_and_a_second_camera_are_named(tmp_path):

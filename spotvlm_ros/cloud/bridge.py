@@ -44,6 +44,7 @@ from ..method.facts import NS, Query
 from ..method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
 
 FIRST_BACKOFF_S = 0.2  # before a second try; doubled, with jitter, before each further one
+SHOWN_S = 10.0        # a spent budget is told of for this long, or until the query is due again
 LEAST_S = 0.3         # what would be useful for less than this longer is not worth a try
 
 
@@ -96,6 +97,8 @@ class CloudBridge:
         self.budget = budget or Budget()
         self._on_answer, self._on_error = on_answer, on_error
         self._skip_noted: set[str] = set()
+        self._due_at: float | None = None  # when a keyframe was due first since the last answer
+        self._short = ('', 0.0)            # of what budget, and how long to tell of it
         # By camera: the newest frame, for a request that has to be made anew.
         self._newest: dict[str, tuple[int, Callable[[], EncodedKeyframe], float]] = {}
         self._lock = threading.Lock()
@@ -121,9 +124,11 @@ class CloudBridge:
         now = time.monotonic()
         with self._lock:
             due = self.policy.due(stamp_ns, camera)
+            if due is not None and self._due_at is None:
+                self._due_at = now
             if self.policy.requests:
                 self._newest[camera] = stamp_ns, load, now
-            if due is None or self._stopped or not self._may_send(due.id, now):
+            if due is None or self._stopped or not self._may_send(due, now):
                 return None
             job = _Job(due, stamp_ns, load, now)
             self.policy.begin(job)
@@ -140,6 +145,7 @@ class CloudBridge:
             except _Skipped as why:
                 with self._lock:
                     self.stats.count_skipped(str(why))
+                    self._note_budget(job.query, str(why), time.monotonic())
                 job.again = not str(why).startswith('budget')
                 return
             except CloudError as error:
@@ -208,7 +214,7 @@ class CloudBridge:
 
     def _deliver(self, job: _Job, endpoint: Endpoint, answer: CloudAnswer) -> None:
         with self._lock:
-            job.answered = True
+            job.answered, self._due_at = True, None
             self.stats.count_answer(answer, endpoint is not self._pool.endpoints[0])
             self._pool.serving = endpoint
             superseded = self.policy.answered(
@@ -232,6 +238,7 @@ class CloudBridge:
         with self._lock:
             jobs = self.policy.reset(camera)
             self._newest.pop(camera, None)
+            self._due_at = None
             if not self._stopped:
                 self._loop.call_soon_threadsafe(self._give_up, jobs)
 
@@ -277,6 +284,30 @@ class CloudBridge:
         """Return which servers have asked to be left alone, and until when."""
         return self._pool.pauses(time.monotonic())
 
+    @property
+    def unanswered_s(self) -> float:
+        """Return for how long keyframes have been due, or under way, without an answer."""
+        due_at = self._due_at
+        return 0.0 if due_at is None else time.monotonic() - due_at
+
+    @property
+    def usual_s(self) -> float:
+        """Return how long an answer takes, mostly; before the first, at most."""
+        usual_s = self.round_trip_s(0.95) or max(
+            e.config.deadline_s for e in self._pool.endpoints)
+        return usual_s + self.emulated_delay_s
+
+    @property
+    def short_of(self) -> str:
+        """Return which budget, budget_bytes for one, has kept keyframes back lately."""
+        why, until = self._short
+        return why if time.monotonic() < until else ''
+
+    @property
+    def failing(self) -> list[str]:
+        """Return the addresses of the servers that fail."""
+        return self._pool.failing
+
     def spent_hour(self) -> Cost:
         """Return what the last hour cost."""
         with self._lock:
@@ -303,16 +334,22 @@ class CloudBridge:
 
     # What the flow is made of
 
-    def _may_send(self, due: str, now: float) -> bool:
+    def _may_send(self, due: Query, now: float) -> bool:
         """Return whether a request may go now; count a keyframe once that may not."""
         picked = self._pool.pick(now) if self.policy.has_room else 'in_flight'
         if isinstance(picked, str):
-            if due not in self._skip_noted:
+            self._note_budget(due, picked, now)
+            if due.id not in self._skip_noted:
                 self.stats.count_skipped(picked)
-            self._skip_noted.add(due)
+            self._skip_noted.add(due.id)
             return False
-        self._skip_noted.discard(due)
+        self._skip_noted.discard(due.id)
         return True
+
+    def _note_budget(self, query: Query, why: str, now: float) -> None:
+        if why.startswith('budget_'):
+            self._due_at = None  # no fault of the server's
+            self._short = why, now + max(SHOWN_S, 1.5 * query.cloud_period_s)
 
     def _renew(self, job: _Job) -> None:
         """Ask about the newest frame instead: the answer will be true for longer."""

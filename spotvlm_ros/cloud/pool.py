@@ -247,6 +247,11 @@ class EndpointPool:
             f'{end}; raise cloud_period_s, or name a fallback'
             for e in self.endpoints if (end := e.pause(now)))
 
+    @property
+    def failing(self) -> list[str]:
+        """Return the addresses of the servers that are left alone or on trial."""
+        return [e.config.base_url for e in self.endpoints if e.breaker.state is not State.CLOSED]
+
     def report(self, now: float) -> dict[str, str | float]:
         """Return what was spent and how the servers are, flat, for diagnostics."""
         spent, limit = self.budget.spent(now), self.budget.per_hour

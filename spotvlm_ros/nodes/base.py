@@ -17,12 +17,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 import threading
-import time
 import traceback
-from typing import Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
@@ -36,6 +34,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
+from .health import ERROR, Problems, Trouble
 from ..config.nodes import NodeConfig, QueriesConfig
 from ..config.queries import read_queries
 from ..config.spec import ParameterError, ParameterSpec, read_config, specs, Value
@@ -78,7 +77,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
     type: it is logged and kept in ``last_failure``; what configure and activate had begun is
     undone. Callbacks of `subscribe` and `call_every` may raise, too: that is a counted problem.
     All these run on the thread of the executor. What else a subclass gives to rclpy, and `report`
-    and `trouble`, must not raise: the executor would print a traceback and go on.
+    and `troubles`, must not raise: the executor would print a traceback and go on.
     """
 
     def __init__(self, name: str, config: type[Config],
@@ -94,10 +93,9 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._active = False
         self._at_stop: list[Callable[[], object]] = []  # undo what start() made
         self._advertised: list[LifecyclePublisher] = []
-        self.problem_counts: Counter[str] = Counter()   # by kind, for diagnostics
-        self.newest_problem = ''                        # with its remedy
-        self._problem_at = 0.0                          # steady clock [s]
-        self._standing: dict[tuple[str, str], str] = {}  # problems that go on
+        self._problems = Problems(self.get_logger().warning)
+        self.problem_counts = self._problems.counts  # by kind, for diagnostics
+        self.hold_problem = self._problems.hold      # what goes on, until it is over
         for spec in specs(config):
             self._declare(spec, spec.name)
         self.config = self.read(config)
@@ -134,8 +132,16 @@ class SpotNode(LifecycleNode, Generic[Config]):
         """Return what /diagnostics shows, by key."""
         return {}
 
-    def trouble(self) -> str:
-        """Return what goes on being wrong, with its remedy; '' where nothing does."""
+    def troubles(self) -> Iterable[Trouble]:
+        """Return what keeps the active node from its job, the cause first."""
+        return ()
+
+    def setting(self) -> str:
+        """Return what the configured node is set up with, for one line of the log."""
+        return ''
+
+    def traffic(self) -> str:
+        """Return what the active node takes and gives, for one line of the log."""
         return ''
 
     @property
@@ -208,23 +214,22 @@ class SpotNode(LifecycleNode, Generic[Config]):
         """
         Count something that went wrong under ``kind``, a key of /diagnostics.
 
-        ``text`` with its remedy is logged, the same one at most every five seconds.
+        ``text`` with its remedy is shown there for ten seconds, and logged now and then.
         """
-        self.problem_counts[kind] += 1
-        if not text:
-            return
-        now = time.monotonic()
-        if text != self.newest_problem or now - self._problem_at > 5.0:
-            self.get_logger().warning(text, throttle_duration_sec=1.0)
-        self.newest_problem, self._problem_at = text, now
+        self._problems.count(kind, text)
+
+    @property
+    def newest_problem(self) -> str:
+        """Return what was counted last, with its remedy."""
+        return self._problems.newest
 
     def look_for_publishers(self, topic: str) -> None:
         """Say when a topic that one node should publish has more publishers."""
         nodes = sorted(f'{info.node_namespace.rstrip("/")}/{info.node_name}'
                        for info in self.get_publishers_info_by_topic(topic))
-        self._hold('several_publishers', len(nodes) > 1 and (
+        self.hold_problem('several_publishers', len(nodes) > 1 and (
             f'{len(nodes)} publish {topic}: {", ".join(nodes[:8])}; their images are mixed: stop '
-            f'or remap all but one, or give each a namespace {LINGERING}'), topic)
+            f'or remap all but one, or give each a namespace {LINGERING}') or '', topic)
 
     def now_ns(self) -> int:
         """Return ROS time; 0 until the first /clock where sim time is used."""
@@ -251,7 +256,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
             self.get_logger().error(self._param_error)
             return TransitionCallbackReturn.FAILURE
         return self._transition('configure', self.setup, self._release,
-                                lambda: super(SpotNode, self).on_configure(state))
+                                lambda: super(SpotNode, self).on_configure(state), self.setting)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin work."""
@@ -259,7 +264,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
             super(SpotNode, self).on_activate(state)
             self._active = True
             self.start()
-        return self._transition('activate', begin, self._end)
+        return self._transition('activate', begin, self._end, tell=self.traffic)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End work, keep models."""
@@ -288,12 +293,14 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     def _transition(self, name: str, step: Callable[[], None],
                     undo: Callable[[], None] | None = None,
-                    after: Callable[[], object] | None = None) -> TransitionCallbackReturn:
+                    after: Callable[[], object] = lambda: None,
+                    tell: Callable[[], str] | None = None) -> TransitionCallbackReturn:
         try:
             step()
-            if after is not None:
-                after()
+            after()
             self.last_failure = ''
+            if tell is not None:
+                self.get_logger().info(f'{name}d: {tell()}')
             return TransitionCallbackReturn.SUCCESS
         except Exception as error:
             kind = '' if isinstance(error, (OSError, ValueError)) else f'{type(error).__name__}: '
@@ -306,7 +313,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
 
     def _end(self) -> None:
         self._active = False
-        self._standing.clear()
+        self._problems.end_standing()
         while self._at_stop:
             self.counting_errors(self._at_stop.pop())()
         self.stop()
@@ -370,37 +377,47 @@ class SpotNode(LifecycleNode, Generic[Config]):
         """Say when another node has this one's name: a second graph in the namespace."""
         me = (self.get_name(), self.get_namespace())
         count = self.get_node_names_and_namespaces().count(me)
-        self._hold('same_name', count > 1 and (
+        self.hold_problem('same_name', count > 1 and (
             f'{count} nodes are {self.get_fully_qualified_name()}: a second graph runs in this '
-            f'namespace, and answers of both are mixed; stop one or give it another {LINGERING}'))
-
-    def _hold(self, kind: str, text: str | Literal[False], about: str = '') -> None:
-        """Log a problem once, and keep it in diagnostics until it is found to be over."""
-        before = self._standing.pop((kind, about), '')
-        if text:
-            self._standing[kind, about] = text
-            self.problem_counts[kind] += 1
-            if text != before:
-                self.get_logger().warning(text)
+            f'namespace, and answers of both are mixed; stop one or give it another {LINGERING}')
+            or '')
 
     def _on_jump(self, jump: TimeJump) -> None:
         self.count_problem('clock_jumps')
         self.counting_errors(self.clock_jumped)()
 
+    def _troubles(self) -> Iterator[Trouble]:
+        """Yield all that is wrong; where the node is not active, why, and the way there."""
+        state = self._state_machine.current_state[1]
+        step = {'inactive': 'activate', 'active': 'deactivate'}.get(state, 'configure')
+        remedy = f'ros2 lifecycle set {self.get_fully_qualified_name()} {step}'
+        if self._param_error:
+            yield Trouble(f'{self._param_error}; mend that and start the node again', ERROR)
+        elif self.last_failure:
+            yield Trouble(f'{state}: {self.last_failure}; mend that, then {remedy}', ERROR)
+        elif not self._active:
+            yield Trouble(f'{state}: it does nothing before {remedy}'
+                          + (' and activate' if step == 'configure' else ''))
+        else:
+            if self.failure:
+                yield Trouble(self.failure, ERROR)
+            yield from self.troubles()
+        yield from self._problems.troubles()
+
     def _diagnose(self) -> None:
         values = {'state': self._state_machine.current_state[1], **self.report(),
                   **self.problem_counts}
-        fresh = bool(self.newest_problem) and time.monotonic() - self._problem_at < 10.0
-        problems = [self.trouble(), *self._standing.values(), self.newest_problem if fresh else '']
-        trouble = '; '.join(dict.fromkeys(filter(None, problems)))
-        level = DiagnosticStatus.WARN if trouble else DiagnosticStatus.OK
-        if self._param_error:
-            level = DiagnosticStatus.ERROR
+        troubles = sorted(self._troubles(), key=lambda trouble: trouble.level, reverse=True)
+        text = ''
+        for trouble in troubles:
+            if trouble.text not in text:
+                text += '; ' * bool(text) + trouble.text
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         message.status = [DiagnosticStatus(
-            level=level, name=self.get_fully_qualified_name().lstrip('/'),
-            message=self._param_error or trouble or 'ok',
+            level=troubles[0].level if troubles else DiagnosticStatus.OK,
+            name=self.get_fully_qualified_name().lstrip('/'),
+            message=text or 'ok',
             hardware_id='spotvlm',
             values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
                     for k, v in values.items()])]

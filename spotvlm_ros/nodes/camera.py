@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import threading
 import time
 from typing import Unpack
@@ -28,7 +28,9 @@ from spotvlm_msgs.msg import Answer
 
 from .base import DOUBLES_S, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
-from .input import FrameInput, image_topic
+from .health import Pulse, Trouble
+from .input import FrameInput
+from .publishers import image_topic
 from ..config.nodes import CameraConfig, NodeConfig
 from ..config.spec import ParameterError
 from ..frames.frame import Frame
@@ -59,6 +61,8 @@ class CameraNode(SpotNode[CameraConfig]):
         self._truth: LifecyclePublisher | None = None
         self._stream: Iterator[SourceFrame] | None = None
         self._sent = 0
+        self._pulse = Pulse()
+        self._listened = threading.Event()
         self.finished = self.hub.finished
 
     def setup(self) -> None:
@@ -88,6 +92,7 @@ class CameraNode(SpotNode[CameraConfig]):
                                 for name in self.config.cameras or ('',)]
             return
         self._stop.clear()
+        self._listened.clear()
         self.call_every(DOUBLES_S, lambda: self.look_for_publishers(self._image.topic_name))
         self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
         self._thread.start()
@@ -114,6 +119,42 @@ class CameraNode(SpotNode[CameraConfig]):
             values |= frames.report()
         return values
 
+    def troubles(self) -> Iterable[Trouble]:
+        """Return why no frames flow, or too few."""
+        config = self.config
+        if self._inputs:
+            return [trouble for frames in self._inputs for trouble in frames.troubles()]
+        if config.source == 'topic':
+            return ()  # in a process of its own there is nothing to do
+        if self.finished.is_set():
+            return [Trouble(f'{config.source}: end of stream after {self._sent} frames; set loop, '
+                            'or start the node again')]
+        if not self._listened.is_set():
+            return [Trouble('the first frame waits for node edge to listen, at most '
+                            f'{config.wait_for_listener_s:g} s (wait_for_listener_s)')]
+        if silence := self._pulse.silence(f'frame from source {config.source}', (
+                'is the camera connected? see dmesg' if config.source == 'usb' else
+                f'can {config.path or "it"} be read, and is the machine overloaded?')):
+            return [silence]
+        if slow_hz := self._pulse.slow_hz(config.rate_hz):
+            return [Trouble(f'{config.source} gives {slow_hz:.1f} frames per second, and rate_hz '
+                            f'is {config.rate_hz:g}: lower it, or see what else takes the cores')]
+        return ()
+
+    def setting(self) -> str:
+        """Return where frames come from."""
+        config = self.config
+        what = {'mini': f'world {config.world}', 'usb': f'device {config.device}'}
+        rate = f', {config.rate_hz:g} Hz' if config.rate_hz else ''
+        return f'source {config.source} {what.get(config.source, config.path)}'.rstrip() + rate
+
+    def traffic(self) -> str:
+        """Return where frames go."""
+        if self._inputs:
+            return f'frames from {", ".join(f.where for f in self._inputs)} to this process'
+        return 'nothing to do: the nodes subscribe to the topic themselves' \
+            if self.config.source == 'topic' else f'images to {self._image.topic_name}'
+
     @property
     def ended(self) -> bool:
         """Whether the source has no more frames and the process is to end then."""
@@ -125,6 +166,8 @@ class CameraNode(SpotNode[CameraConfig]):
     def _run(self) -> None:
         try:
             self._wait_for_listener()
+            self._listened.set()
+            self._pulse = Pulse()
             while not self._stop.is_set():
                 frames = self._stream or self._open()
                 self._stream = None
@@ -172,6 +215,7 @@ class CameraNode(SpotNode[CameraConfig]):
         frame = Frame(stamp, self.config.frame_id, pixels=pixels, jpeg=recorded.jpeg,
                       reference=recorded.reference, camera=self._name)
         self._sent += 1
+        self._pulse.beat(stamp)
         self.hub.publish(frame)
         shared = bool(self.hub.listeners)
         if not shared:

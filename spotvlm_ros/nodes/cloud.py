@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 import time
@@ -26,6 +27,7 @@ from spotvlm_msgs.msg import Answer, CloudStatus
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import cloud_answer_msg, duration_msg
+from .health import ERROR, Trouble
 from .input import FrameInput
 from ..cloud.bridge import CloudBridge
 from ..cloud.budget import Budget, Cost
@@ -42,6 +44,9 @@ from ..method.facts import cameras
 from ..method.keyframes import is_unsure, SceneCutDetector
 from ..mini.shipped import model_name_or_path
 
+BUDGETS = {'budget_bytes': 'budget_mb_per_hour', 'budget_tokens': 'budget_tokens_per_hour',
+           'budget_money': 'budget_money_per_hour'}
+UNANSWERED_S = 10.0  # without an answer, at least, though keyframes are due: no cloud
 STATUS_S = 0.5  # CloudStatus is published this often
 TEND_S = 0.5    # and the embedded server looked after
 
@@ -73,13 +78,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._answers = self.advertise(Answer, 'cloud/answers', RELIABLE)
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
         if self._embedded is not None:
-            self.get_logger().info(f'starting the embedded server at {self._embedded.url}')
             self._embedded.start()
             self._embedded.wait(self.closing.is_set)
-        if self.config.emulated_delay_median_s:
-            self.get_logger().info('an emulated delay with a median of '
-                                   f'{self.config.emulated_delay_median_s:g} s is added to '
-                                   'each reply')
 
     def start(self) -> None:
         """Listen to frames."""
@@ -126,10 +126,54 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             values |= frames.report()
         return values
 
-    def trouble(self) -> str:
-        """Return who has asked for a pause, or that the embedded server cannot be kept alive."""
-        return self._embedded is not None and self._embedded.trouble or \
-            self._bridge is not None and self._bridge.pauses or ''
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield why the cloud does not answer, or not as often as it should."""
+        bridge = self._bridge
+        if bridge is None:
+            return
+        if self._embedded is not None and self._embedded.trouble:
+            yield Trouble(self._embedded.trouble, ERROR)
+        frames = [trouble for frames in self._inputs for trouble in frames.troubles()]
+        yield from frames
+        budget = bridge.short_of
+        if budget:
+            yield Trouble(f'{BUDGETS[budget]} is spent and keyframes wait: raise it or '
+                          'cloud_period_s, or set max_image_bytes')
+        if bridge.pauses:
+            yield Trouble(bridge.pauses)
+        elif not frames:
+            yield from self._silence(bridge)
+
+    def _silence(self, bridge: CloudBridge) -> Iterator[Trouble]:
+        """Yield that servers fail, or do not answer though keyframes are due."""
+        server, unanswered_s = bridge.server.config, bridge.unanswered_s
+        remedy = f'does curl {server.base_url}/models answer? start the server, set base_url of ' \
+            f'{self.get_name()}, or name fallbacks'
+        why = f' ({bridge.stats.last_error})' if bridge.stats.last_error else ''
+        usual_s = 0.0 if why and not bridge.stats.answers else bridge.usual_s
+        if unanswered_s > max(UNANSWERED_S, 2.0 * usual_s):
+            yield Trouble(f'no answer from {server.base_url} for '
+                          f'{unanswered_s:.0f} s{why}; {remedy}', ERROR)
+        elif bridge.failing:
+            others = f'; {server.base_url} answers instead' \
+                if server.base_url not in bridge.failing else ''
+            yield Trouble(f'{", ".join(bridge.failing)} fails and is tried now and then{why}'
+                          f'{others}; {remedy}')
+        elif not bridge.stats.answers and not bridge.short_of:
+            yield Trouble(f'no answer from {server.base_url} yet{why}')
+
+    def setting(self) -> str:
+        """Return servers and queries; addresses hold no credentials."""
+        servers = ', else '.join(f'{s.config.model} at {s.config.base_url}' for s in self._servers)
+        median_s = self.config.emulated_delay_median_s
+        delay = f', emulated delay of {median_s:g} s at the median' if median_s else ''
+        return f'model {servers}{delay}; keyframes for ' + ', '.join(
+            f'{q.id} (every {q.cloud_period_s:g} s)' for q in self._queries if q.cloud_period_s)
+
+    def traffic(self) -> str:
+        """Return where frames come from and answers go."""
+        return f'frames from {", ".join(f.where for f in self._inputs)}, answers to ' \
+            f'{self._answers.topic_name}'
 
     def _embed(self) -> EmbeddedServer:
         """Return the embedded server, not started yet."""

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 import threading
 import time
@@ -26,7 +27,8 @@ from typing import Unpack
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
-from .convert import context_msg, gate_of, turn_from_msg
+from .convert import context_msg, gate_of, stamp_ns, turn_from_msg
+from .health import ERROR, Pulse, SILENCE_S, Trouble, WARN
 from .input import FrameInput
 from ..config.nodes import ContextNodeConfig, NodeConfig
 from ..frames.frame import Frame
@@ -38,6 +40,7 @@ from ..method.transfer import TransferConfig, Transfers
 from ..method.trust import trusted_turn
 from ..recording.recorder import plain, Recorder
 
+CLOUD_S = 15.0  # without an answer of the cloud; then it is said
 IDLE_S = 0.1  # the flow thread looks up at least this often
 
 
@@ -69,6 +72,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._inputs: dict[str, FrameInput] = {}  # by camera
         self._running = False
         self._ending = threading.Event()
+        self._pulses: dict[Source, Pulse] = {}  # of answers
         self._thread: threading.Thread | None = None
 
     def setup(self) -> None:
@@ -88,6 +92,11 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     def start(self) -> None:
         """Listen to both kinds of answers, and to frames if regions are to be carried."""
         self._forget(ContextMsg.GATE_EMPTY)
+        rates = [q.rate_hz for q in self._queries.values()]
+        periods = [q.cloud_period_s for q in self._queries.values() if q.cloud_period_s]
+        self._pulses = {Source.EDGE: Pulse(max(SILENCE_S, 3.0 / max(rates)))}
+        if periods:
+            self._pulses[Source.CLOUD] = Pulse(max(CLOUD_S, 3.0 * min(periods)))
         for topic, source in (('answers', Source.EDGE), ('cloud/answers', Source.CLOUD)):
             self.subscribe(Answer, topic, RELIABLE, partial(self._on_answer, source))
         self.call_every(1.0 / self.config.rate_hz, self._publish_all)
@@ -143,11 +152,40 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             report |= frames.report()
         return report
 
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what does not come: frames, else answers of the edge, answers of the cloud."""
+        troubles = [trouble for frames in self._inputs.values() for trouble in frames.troubles()]
+        yield from troubles
+        for source, pulse in self._pulses.items():
+            node, topic = ('edge', 'answers') if source is Source.EDGE else \
+                ('cloud', 'cloud/answers')
+            silence = pulse.silence(
+                f'usable answer on {self.resolve_topic_name(topic)}',
+                f'see what node {node} says, or whether it runs in this namespace',
+                WARN if source is Source.CLOUD else ERROR)
+            if silence is not None and not troubles:
+                yield silence
+
+    def setting(self) -> str:
+        """Return the queries and how regions are carried."""
+        return f'queries {", ".join(self._queries)}; regions are ' + (
+            f'carried {self.config.flow_hz:g} times a second' if self.config.flow_hz else
+            'not carried')
+
+    def traffic(self) -> str:
+        """Return where answers and frames come from, and context goes."""
+        frames = ''.join(f', frames from {f.where}' for f in self._inputs.values())
+        answers = ' and '.join(map(self.resolve_topic_name, ('answers', 'cloud/answers')))
+        return f'answers from {answers}{frames}, context to {self._contexts.topic_name}'
+
     # Answers
 
     def _on_answer(self, source: Source, message: Answer) -> None:
         """Take what is believed of an answer on the topic of a source."""
         query = self._queries.get(message.query_id)
+        if query is not None and source in self._pulses and \
+                message.error_code in (Answer.ERROR_NONE, Answer.ERROR_TIMEOUT):
+            self._pulses[source].beat(stamp_ns(message.header.stamp))
         if query is None or message.error_code != Answer.ERROR_NONE:
             return  # an ad-hoc question, or nothing to remember
         turn, rejected = trusted_turn(turn_from_msg(message), query, source,

@@ -23,7 +23,7 @@ enqueues.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 import statistics
 import threading
@@ -38,6 +38,7 @@ from .audit import ContextAudit
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .context_inbox import ContextInbox
 from .detections import FocusDetections
+from .health import Pulse, SILENCE_S, Trouble
 from .input import FrameInput
 from ..config.nodes import EdgeConfig, NodeConfig
 from ..edge.answer import EdgeVLM
@@ -82,6 +83,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._running = self._busy = False
         self._thread: threading.Thread | None = None
         self._published = 0
+        self._pulses: dict[str, Pulse] = {}  # of answers that are no error but late, by query
         self._latency_s: deque[float] = deque(maxlen=256)
         self._inference_s: deque[float] = deque(maxlen=256)
 
@@ -109,6 +111,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def start(self) -> None:
         """Warm up, listen, answer."""
         self._forget()
+        self._pulses = {q.id: Pulse(max(SILENCE_S, 3.0 / q.rate_hz))
+                        for q in self._queries.values()}
         self._running = True
         warm = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(warm,), name='edge', daemon=True)
@@ -157,6 +161,37 @@ class EdgeNode(SpotNode[EdgeConfig]):
         for frames in self._inputs:
             values |= frames.report()
         return values
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what is wrong with the frames; where they are well, with the answers."""
+        for frames in self._inputs:
+            queries = [q for q in self._queries.values() if q.camera == frames.camera]
+            troubles = tuple(frames.troubles(sum(q.rate_hz for q in queries)))
+            yield from troubles
+            for query in () if troubles else queries:
+                yield from self._troubles_with(query)
+
+    def _troubles_with(self, query: Query) -> Iterator[Trouble]:
+        pulse = self._pulses[query.id]
+        silence = pulse.silence(f'good answer to {query.id}', self.newest_problem)
+        if silence is not None:
+            yield silence
+        elif slow_hz := pulse.slow_hz(query.rate_hz):
+            yield Trouble(
+                f'{query.id} is answered {slow_hz:.2g} times a second, and {query.rate_hz:g} are '
+                f'wanted; an answer takes the model {_median(self._inference_s):.2g} s: use a '
+                f'faster device, more threads or a smaller model, or lower {query.id}.rate_hz')
+
+    def setting(self) -> str:
+        """Return model, device and queries."""
+        return f'model {self.model.name} on {self.config.device} ' \
+            f'({self.config.threads} threads), queries ' + \
+            ', '.join(f'{q.id} ({q.rate_hz:g} Hz)' for q in self._queries.values())
+
+    def traffic(self) -> str:
+        """Return where frames come from and answers go."""
+        return f'frames from {", ".join(f.where for f in self._inputs)}, answers to ' \
+            f'{self._answers.topic_name}'
 
     @property
     def idle(self) -> bool:
@@ -312,6 +347,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def _publish(self, answered: AnsweredFrame) -> None:
         self._answers.publish(answered.message)
         self._published += 1
+        if answered.message.error_code in (Answer.ERROR_NONE, Answer.ERROR_TIMEOUT):
+            self._pulses[answered.query.id].beat(answered.frame.stamp_ns)
         self._latency_s.append((self.now_ns() - answered.frame.stamp_ns) / NS)
         self._detections.publish(answered)
 

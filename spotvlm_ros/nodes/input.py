@@ -17,26 +17,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import time
 
 from sensor_msgs.msg import CompressedImage, Image
 
 from .base import Report, SENSOR, SpotNode
 from .convert import stamp_ns
+from .health import Pulse, SILENCE_S, Trouble
+from .publishers import frame_topic, image_topic, SUFFIX, who_publishes
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub
 from ..frames.pixels import check_image, FrameError, image_to_rgb
 from ..frames.stamps import StampOrder
-
-
-SILENCE_S = 3.0  # without a frame; then it is said, and again each time
-
-
-def image_topic(camera: str) -> str:
-    """Return the topic of a camera's raw images; '' is the only camera."""
-    return f'{camera}/image' if camera else 'image'
 
 
 class FrameInput:
@@ -52,17 +46,18 @@ class FrameInput:
                  camera: str = '') -> None:
         """Listen to a camera until the node is deactivated."""
         self._node, self._on_frame, self._on_restart = node, on_frame, on_restart
-        self._camera = camera
+        self.camera = camera
+        self.topic = frame_topic(node, camera, node.config.image_transport)
+        self.pulse = Pulse()
         self.order = StampOrder()
         self.frames = 0
-        self._since = self._newest = time.monotonic()
-        self._hub = hub
+        self._since = time.monotonic()
+        self._hub, self._hint = hub, ''
         node.call_every(SILENCE_S, self._look_for_frames)
         if hub is not None:
             node.call_at_stop(hub.listen(node.counting_errors(self._share)))
         elif node.config.image_transport == 'compressed':
-            node.subscribe(CompressedImage, f'{image_topic(camera)}/compressed', SENSOR,
-                           self._compressed)
+            node.subscribe(CompressedImage, image_topic(camera) + SUFFIX, SENSOR, self._compressed)
         else:
             node.subscribe(Image, image_topic(camera), SENSOR, self._raw)
 
@@ -73,37 +68,44 @@ class FrameInput:
         self.frames, self._since = 0, now
         values: Report = {'input_hz': rate, 'restarts': self.order.restarts}
         values |= {str(why): count for why, count in self.order.rejected.items()}
-        return {f'{self._camera}.{k}' if self._camera else k: v for k, v in values.items()}
+        return {f'{self.camera}.{k}' if self.camera else k: v for k, v in values.items()}
+
+    @property
+    def where(self) -> str:
+        """Return where frames come from."""
+        return self.topic if self._hub is None else f'node camera {self.camera}'.rstrip()
+
+    def troubles(self, wanted_hz: float = 0.0) -> Iterator[Trouble]:
+        """Yield what is wrong with the frames, ``wanted_hz`` of which are made use of."""
+        if self._hub is not None and self._hub.finished.is_set():
+            yield Trouble('the source of node camera has ended; see what it says')
+        elif silence := self.pulse.silence(f'usable frame from {self.where}', self._hint):
+            yield silence
+        elif slow_hz := self.pulse.slow_hz(wanted_hz):
+            lost = self._node.problem_counts['messages_lost']
+            yield Trouble(
+                f'frames of {self.where} come at {slow_hz:.1f} Hz, and {wanted_hz:g} Hz are '
+                'wanted: raise the rate of the camera, lower rate_hz of the queries, or, where '
+                f'frames are lost on the way ({lost} messages are known to be), set '
+                f'image_transport to compressed or qos_overrides.{self.topic}.subscription.'
+                'reliability to reliable')
 
     def _look_for_frames(self) -> None:
         """Say that frames come from several, or none for some seconds, and who could send them."""
-        kind = Image if self._node.config.image_transport == 'raw' else CompressedImage
-        suffix = '' if kind is Image else '/compressed'
-        topic = self._node.resolve_topic_name(image_topic(self._camera) + suffix)
         if self._hub is None:
-            self._node.look_for_publishers(topic)
-        if time.monotonic() - self._newest < SILENCE_S:
+            self._node.look_for_publishers(self.topic)
+        if not self.pulse.late_s or self._hub is not None and self._hub.finished.is_set():
+            self._hint = ''
             return
-        if self._hub is not None:
-            if not self._hub.finished.is_set():
-                self._node.count_problem('no_frames', 'node camera has had no usable frame for '
-                                         f'{SILENCE_S:g} s; see what it says')
-            return
-        publishers = self._node.count_publishers(topic)
-        if publishers:
-            hint = f'{publishers} publish it: are they running, and does their QoS fit?'
-        else:
-            type_name = f'sensor_msgs/msg/{kind.__name__}'
-            others = sorted(name for name, types in self._node.get_topic_names_and_types()
-                            if type_name in types and self._node.count_publishers(name))
-            hint = 'nobody publishes it; ' + (
-                f'images are on {", ".join(others[:4])}: remap {topic} to one of these, or set '
-                'namespace' if others else f'no topic of type {type_name} is published')
-        self._node.count_problem('no_frames', f'no usable frame on {topic} for {SILENCE_S:g} s; '
-                                 f'{hint}')
+        self._node.problem_counts['no_frames'] += 1
+        hint = 'see what it says' if self._hub is not None else \
+            who_publishes(self._node, self.topic, self._node.config.image_transport)
+        if hint != self._hint and self._hub is None:
+            self._node.get_logger().warning(f'no usable frame from {self.topic}; {hint}')
+        self._hint = hint
 
     def _share(self, frame: Frame) -> None:
-        if frame.camera == self._camera:
+        if frame.camera == self.camera:
             self._take(frame)
 
     def _raw(self, message: Image) -> None:
@@ -113,11 +115,11 @@ class FrameInput:
             self._node.count_problem('bad_images', f'image: {error}')
             return
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         pixels=lambda: image_to_rgb(message), camera=self._camera))
+                         pixels=lambda: image_to_rgb(message), camera=self.camera))
 
     def _compressed(self, message: CompressedImage) -> None:
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         jpeg=bytes(message.data), camera=self._camera))
+                         jpeg=bytes(message.data), camera=self.camera))
 
     def _take(self, frame: Frame) -> None:
         if self._node.now_ns() == 0:
@@ -134,5 +136,5 @@ class FrameInput:
             self._on_restart()
         if verdict in ('ok', 'restart'):
             self.frames += 1
-            self._newest = time.monotonic()
+            self.pulse.beat(frame.stamp_ns)
             self._on_frame(frame)

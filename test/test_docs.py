@@ -21,6 +21,7 @@ import re
 import pytest
 from spotvlm_ros.bench.perf.main import PROGRAMS
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE
+from spotvlm_ros.config.profiles import check_file, load_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
@@ -94,6 +95,22 @@ def test_every_test_named_exists(document):
     tests = '\n'.join(path.read_text() for path in (ROOT / 'test').glob('test_*.py'))
     named = set(re.findall(r'`(test_\w+)`', document.read_text()))
     assert [name for name in sorted(named) if f'def {name}(' not in tests] == []
+
+
+def test_the_params_files_of_the_readme_run_as_it_says(tmp_path):
+    """Laid over a profile whose queries one of them replaces: what the nodes are given is good."""
+    given = re.findall(r'^```yaml\n# [^\n]*spotvlm run (\w+) [^\n]*\n(.*?)^```',
+                       (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
+    assert len(given) == 2
+    queries = set()
+    for number, (name, text) in enumerate(given):
+        path, whole = tmp_path / f'{number}.yaml', tmp_path / f'{number}-whole.yaml'
+        path.write_text(text)
+        profile = load_profile(name, [path])
+        whole.write_text(profile.params_file())
+        assert check_file(whole)['edge']['model'] == profile.edge.model
+        queries |= {q.id for q in profile.queries()}
+    assert queries == {'scene', 'action', 'ahead', 'behind'}
 
 
 def test_paths_are_found_in_text_blocks_and_links():

@@ -89,9 +89,15 @@ class Profile:
         return Profile(sections)
 
     def params_file(self, names: Names = ANYWHERE) -> str:
-        """Return all parameters, defaults included, as a ROS params file."""
+        """
+        Return all parameters, defaults included, as a ROS params file.
+
+        Those of queries and servers that a file laid over the profile names no more are left out.
+        """
         return params_file({
-            node: {s.name: s.default for s in specs(NODE_CONFIGS[node])} | dict(section)
+            node: {s.name: s.default for s in specs(NODE_CONFIGS[node])} | {
+                name: value for name, value in section.items() if name in _allowed(section, node)
+                or name in COMMON or name.startswith('qos_overrides.')}
             for node, section in self.sections.items()}, names)
 
     def _read(self, node: str, config: type[T]) -> T:

@@ -21,7 +21,8 @@ import re
 import pytest
 from spotvlm_ros.bench.perf.main import PROGRAMS
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE
-from spotvlm_ros.config.profiles import check_file, load_profile
+from spotvlm_ros.config.profiles import check_cameras, check_file, load_profile
+from spotvlm_ros.config.spec import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
@@ -110,6 +111,10 @@ def test_the_params_files_of_the_readme_run_as_it_says(tmp_path):
         whole.write_text(profile.params_file())
         assert check_file(whole)['edge']['model'] == profile.edge.model
         queries |= {q.id for q in profile.queries()}
+        profile = profile.with_values(['camera.source:=topic'])
+        check_cameras(profile)
+        with pytest.raises(ParameterError, match="edge.cameras is 'side', and cameras of node"):
+            check_cameras(profile.with_values(['edge.cameras:=[side]']))
     assert queries == {'scene', 'action', 'ahead', 'behind'}
 
 

@@ -222,10 +222,11 @@ def check_cameras(profile: Profile) -> None:
     if profile.camera.source == 'topic' and profile.camera.topic:
         raise ParameterError(f'camera.topic has no effect with source topic, only bag{REMAP}')
     cameras = list(profile.camera.cameras) or ['']
-    for query in profile.queries():
-        if query.camera not in cameras:
+    for name, camera in [*((f'{q.id}.camera', q.camera) for q in profile.queries()),
+                         *(('edge.cameras', c) for c in profile.edge.cameras)]:
+        if camera not in cameras:
             raise ParameterError(
-                f'{query.id}.camera is {query.camera!r}, and cameras of node camera is '
+                f'{name} is {camera!r}, and cameras of node camera is '
                 f'{cameras if cameras != [""] else "empty"}; name each camera in both places, or '
                 'in neither where there is only one')
 

@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_bag(path: Path, loops: int = 1, topics: tuple[str, ...] = ('image/compressed',),
-              bad: tuple[int, ...] = ()) -> Path:
+              bad: tuple[int, ...] = (), seconds: int = SECONDS) -> Path:
     """Write seconds of the miniature world, with its truth; the recorder's clock goes on."""
     world = make_world('driving', 3)
     types = get_typestore(Stores.ROS2_KILTED)
@@ -64,7 +64,7 @@ def write_bag(path: Path, loops: int = 1, topics: tuple[str, ...] = ('image/comp
             f'/{t}', f'sensor_msgs/msg/{"CompressedImage" if "compressed" in t else "Image"}',
             typestore=types) for t in topics]
         truth = writer.add_connection('/truth', 'spotvlm_msgs/msg/Answer', typestore=types)
-        for number in range(loops * SECONDS * HZ):
+        for number in range(loops * seconds * HZ):
             index = number % (SECONDS * HZ)
             stamp, log = START + index * NS // HZ, START + number * NS // HZ + 3_000_000
             frame = Frame(stamp, 'lens', pixels=np.ascontiguousarray(
@@ -175,6 +175,12 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(bag, tmp_path, runs, ca
     for change, why in ({}, 'finished'), ({'delay_s': 2.0}, 'another run .*delays'):
         assert runs(bag, out, **change) == 1
         assert re.search(why, capsys.readouterr().err)
+    mangled = tmp_path / 'mangled'
+    mangled.mkdir()
+    lines = (out / 'journal.jsonl').read_bytes().splitlines(keepends=True)
+    lines[9:12] = [b'{"event": "edge"}\n', b'[7]\n', b'null\n']
+    (mangled / 'journal.jsonl').write_bytes(b''.join(lines))
+    assert runs(bag, mangled) == 0 and written(mangled) == written(out)
     foreign = tmp_path / 'foreign'
     foreign.mkdir()
     (foreign / 'thesis.tex').touch()
@@ -237,6 +243,13 @@ def test_what_cannot_be_processed_is_refused_with_a_remedy(bag, tmp_path, runs, 
     assert '/no is not there' in error(bag, tmp_path / 'b', topic='/no')
     assert 'no topic of type' in error(write_bag(tmp_path / 'none', topics=()), tmp_path / 'c')
     assert 'metadata.yaml' in error(tmp_path / 'missing', tmp_path / 'd')
+    empty = write_bag(tmp_path / 'empty', seconds=0)
+    assert 'is empty' in error(empty, tmp_path / 'f')
+    torn = tmp_path / 'torn.mcap'
+    torn.write_bytes((bag / 'drive.mcap').read_bytes()[:200_000])
+    assert 'torn.mcap' in error(torn, tmp_path / 'g')
+    journal = tmp_path / 'left' / 'summary.json'
+    assert 'no journal' in error(bag, tmp_path / 'h', delays=journal)
     runs.server.reply = lambda request: (401, b'')
     assert 'SPOTVLM_API_KEY' in error(bag, tmp_path / 'e')
     runs.server.reply = runs.server.fine

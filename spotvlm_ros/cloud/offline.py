@@ -67,6 +67,11 @@ class Exchange:
     error: str = ''     # why there is no usable reply
     kind: str = ''      # of that error
 
+    def __post_init__(self) -> None:
+        """Refuse a time that is none."""
+        if not 0.0 <= self.took_s < math.inf:
+            raise ValueError(f'took_s is {self.took_s}; it must be seconds')
+
 
 class Journal(Protocol):
     """Exchanges that need not be repeated."""
@@ -162,6 +167,10 @@ class OfflineCloud:
             self.stats.count_skipped(request)
             return
         policy.begin(self._sent(frame, due, keyframe, request, now_s))
+
+    def price(self, query: Query, jpeg_bytes: int) -> float:
+        """Return what a request will probably cost, by the prices of the parameters."""
+        return self._pool.endpoints[0].estimate(jpeg_bytes, query).money
 
     def settle(self, now_ns: int) -> Iterator[tuple[int, CloudAnswer]]:
         """Yield the answers that have come by now, each with its moment."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection
     Reader = rosbag1.Reader | rosbag2.Reader
 
+REMEDY = ('give the folder that holds metadata.yaml; a file that was cut off is mended by mcap '
+          'recover or ros2 bag reindex')
 BAG_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
@@ -66,7 +68,7 @@ def bag(path: str, topic: str = '', rate_hz: float = 0.0) -> Iterator[SourceFram
         if index:
             return
     if why is not None:
-        raise SourceError(f'bag {path}: {why}; give the folder that holds metadata.yaml') from why
+        raise SourceError(f'bag {path}: {why}; {REMEDY}') from why
     raise SourceError(f'bag {path}: topic {topic or "of the images"} is empty')
 
 
@@ -123,7 +125,7 @@ def _whole_bag(path: str) -> Iterator[list[Reader]]:
                 continue
             yield readers
             return
-    raise SourceError(f'bag {path}: {why}; give the folder that holds metadata.yaml') from why
+    raise SourceError(f'bag {path}: {why}; {REMEDY}') from why
 
 
 def _bag_files(path: Path) -> Iterator[list[Path]]:

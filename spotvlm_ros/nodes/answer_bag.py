@@ -77,7 +77,8 @@ class BagFile:
         for file in sorted(share.glob('*.msg')):
             self._types.register(get_types_from_msg(file.read_text(encoding='utf-8'),
                                                     f'spotvlm_msgs/msg/{file.stem}'))
-        self._writer = Writer(self._part / NAME, version=9, storage_plugin=StoragePlugin.MCAP)
+        # Version 9 is for Jazzy and later only.
+        self._writer = Writer(self._part / NAME, version=8, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
         self._writer.set_custom_data('spotvlm process', references)
         self._topics = {topic: self._connection(topic, kind, latched) for topic, kind, latched in (

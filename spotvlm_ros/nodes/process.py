@@ -35,6 +35,7 @@ from .. import __version__
 from ..cloud.bridge_statistics import percentile
 from ..cloud.client import cloud_server, CloudServer
 from ..cloud.errors import CloudError
+from ..cloud.keyframe_encoder import KeyframeEncoder
 from ..cloud.offline import Delays, OfflineCloud, Stopped
 from ..cloud.server import EmbeddedServer, ServerError
 from ..config.nodes import CloudNodeConfig, EdgeConfig
@@ -42,6 +43,7 @@ from ..config.profiles import Profile
 from ..config.spec import ParameterError
 from ..edge.answer import EdgeVLM
 from ..frames.bags import bag, bag_extent, BagExtent
+from ..frames.frame import Frame
 from ..frames.source_frame import SourceError, SourceFrame
 from ..method.facts import Query
 from ..method.keyframes import URGENT_SHARE
@@ -111,10 +113,33 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
                        config.edge_latency_s)
     rules = Rules(profile.edge, profile.cloud, profile.context, config.edge_latency_s)
     run = Process(queries, rules, edge, cloud, output)
-    _announce(config, profile, extent, queries, delays, journal)
-    began, cut_off = time.monotonic(), ''
+    _announce(config, profile, extent, queries, cloud)
+    print(f'answers of the cloud come {_how_late(delays, config)}')
+    if journal.resumed:
+        print(f'going on with {config.out}: {journal.resumed} answers are there already')
+    sys.stdout.flush()
+    began = time.monotonic()
+    cut_off = _take_all(config, extent, run, output, stop)
+    summary = _summary(config, run, edge, cloud, output, file)
+    summary |= {'cut_off': cut_off, 'wall_s': round(time.monotonic() - began, 3),
+                'meta': header}
+    if not run.counts['answers']:
+        raise SourceError(f'bag {config.bag}: no frame of {run.counts["frames"]} was answered; '
+                          'look at --topic, --from and --to')
+    (config.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n',
+                                             encoding='utf-8')
+    file.finish()
+    _print_summary(summary, config.out)
+    return 0
+
+
+def _take_all(config: ProcessConfig, extent: BagExtent, run: Process, output: AnswerBag,
+              stop: StopSignal) -> str:
+    """Take all frames; return why the bag is cut off, '' for a whole one."""
+    share = _length_s(config, extent) / extent.duration_s if extent.duration_s else 1.0
+    cut_off = ''
     try:
-        with _progress(extent, config.quiet) as advance:
+        with _progress(round(extent.images * share), config.quiet) as advance:
             for index, frame in _frames(config, extent):
                 if stop():
                     raise Stopped
@@ -128,17 +153,7 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
         cut_off = str(error)   # what there is, is answered
     run.finish()
     output.end(run.newest_ns)
-    summary = _summary(config, run, edge, cloud, output, file)
-    summary |= {'cut_off': cut_off, 'wall_s': round(time.monotonic() - began, 3),
-                'meta': header}
-    if not run.counts['answers']:
-        raise SourceError(f'bag {config.bag}: no frame of {run.counts["frames"]} was answered; '
-                          'look at --topic, --from and --to')
-    (config.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n',
-                                             encoding='utf-8')
-    file.finish()
-    _print_summary(summary, config.out)
-    return 0
+    return cut_off
 
 
 def _queries(profile: Profile) -> tuple[Query, ...]:
@@ -224,28 +239,32 @@ def _frames(config: ProcessConfig, extent: BagExtent) -> Iterator[tuple[int, Sou
 # What the user sees
 
 def _announce(config: ProcessConfig, profile: Profile, extent: BagExtent,
-              queries: tuple[Query, ...], delays: Delays, journal: Journal) -> None:
+              queries: tuple[Query, ...], cloud: OfflineCloud) -> None:
+    """Say what is going to happen, and what it will cost."""
     if is_miniature(profile.edge.model):
         print(f'note: {MINIATURE_WARNING}')
     print(f'{extent.topic}: {extent.images} images in {extent.duration_s:.1f} s')
     first = next((f for _, f in _frames(config, extent)), None)
-    seconds = min(extent.duration_s, config.to_s or extent.duration_s) - config.from_s
-    keyframes = sum(seconds / q.cloud_period_s for q in queries if q.cloud_period_s)
-    if first is not None and keyframes > 0:
-        from ..cloud.keyframe_encoder import KeyframeEncoder
-        from ..frames.frame import Frame
-        frame = Frame(1, '', pixels=first.load, jpeg=first.jpeg)
-        try:
-            size = len(KeyframeEncoder(profile.cloud).encode(first.jpeg, frame.rgb).jpeg)
-        except ValueError:
-            size = 0
-        to = profile.cloud.base_url or 'the embedded server'
-        print(f'cloud: about {keyframes:.0f} keyframes (at most {keyframes / URGENT_SHARE:.0f}) '
-              f'of {size / 1e3:.0f} kB, {keyframes * size / 1e6:.1f} MB in all, to {to}; '
-              f'answers come {_how_late(delays, config)}')
-    if journal.resumed:
-        print(f'going on with {config.out}: {journal.resumed} answers are there already')
-    sys.stdout.flush()
+    asked = [(q, _length_s(config, extent) / q.cloud_period_s) for q in queries
+             if q.cloud_period_s]
+    if first is None or not asked:
+        return
+    frame, size = Frame(1, '', pixels=first.load, jpeg=first.jpeg), 0
+    number = sum(n for _, n in asked)
+    try:
+        size = len(KeyframeEncoder(profile.cloud).encode(first.jpeg, frame.rgb).jpeg)
+    except ValueError:
+        pass   # the first frame is none that can be sent
+    price = sum(n * cloud.price(query, size) for query, n in asked)
+    print(f'cloud: about {number:.0f} keyframes (at most {number / URGENT_SHARE:.0f}) of '
+          f'{size / 1e3:.0f} kB, {number * size / 1e6:.1f} MB in all'
+          + (f', for {price:.2f} by the prices set' if price else '')
+          + f', to {profile.cloud.base_url or "the embedded server"}')
+
+
+def _length_s(config: ProcessConfig, extent: BagExtent) -> float:
+    end_s = min(extent.duration_s, config.to_s or extent.duration_s)
+    return max(0.0, end_s - config.from_s)
 
 
 def _how_late(delays: Delays, config: ProcessConfig) -> str:
@@ -259,13 +278,13 @@ def _how_late(delays: Delays, config: ProcessConfig) -> str:
 
 
 @contextmanager
-def _progress(extent: BagExtent, quiet: bool) -> Iterator[Callable[[], None]]:
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
     """Show how far it is: a bar in a terminal, else a line now and then."""
     console = Console()
     if console.is_terminal and not quiet:
         with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                       TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task('frames', total=extent.images)
+            task = bar.add_task('frames', total=total)
             yield lambda: bar.advance(task)
         return
     began = last = 0.0   # the first frame takes long: models are loaded
@@ -276,8 +295,8 @@ def _progress(extent: BagExtent, quiet: bool) -> Iterator[Callable[[], None]]:
         done, now = done + 1, time.monotonic()
         began, last = began or now, last or now
         if not quiet and now - last >= LINES_S:
-            left_s = (now - began) * (extent.images - done) / (done - 1)
-            print(f'{done} of {extent.images} frames, {left_s:.0f} s to go', flush=True)
+            left_s = (now - began) * max(0, total - done) / (done - 1)
+            print(f'{done} of {total} frames, {left_s:.0f} s to go', flush=True)
             last = now
     yield line
 
@@ -293,7 +312,8 @@ def _summary(config: ProcessConfig, run: Process, edge: KeptEdge, cloud: Offline
         'frames': counts['frames'],
         'frames_rejected': {name.removeprefix('frames_'): n for name, n in sorted(counts.items())
                             if name.startswith('frames_') and n},
-        'restarts': counts['restarts'], 'due': counts['due'], 'answers': answers,
+        'time_jumps': counts['time_jumps'], 'restarts': counts['restarts'],
+        'due': counts['due'], 'answers': answers,
         'messages': dict(file.counts),
         'errors': sum(output.errors.values()),
         'errors_by_message': dict(output.errors.most_common(8)),

@@ -30,7 +30,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from .recorder import from_plain, plain
 from ..cloud.offline import Exchange
@@ -60,28 +60,28 @@ class Kept:
                     if not data.endswith(b'\n') or not self._take(data):
                         break
                     self.size += len(data)
-        except (OSError, ValidationError) as error:
-            why = error.strerror if isinstance(error, OSError) else 'a line cannot be read'
-            raise JournalError(f'{path}: {why}; name the {JOURNAL} in the --out folder of '
-                               'spotvlm process') from error
+        except OSError as error:
+            raise JournalError(f'{path}: {error.strerror}; name the {JOURNAL} in the --out folder '
+                               'of spotvlm process') from error
         if not self.header:
             raise JournalError(f'{path} is no journal; name the {JOURNAL} in the --out folder of '
                                'spotvlm process')
 
     def _take(self, data: bytes) -> bool:
-        """Take a line; return False for one that was cut off."""
+        """Take a line; return False for what was cut off or mangled: all after it is redone."""
         try:
             line = json.loads(data)
-            event = line['event']
-        except (ValueError, TypeError, KeyError, RecursionError):
+            match line['event']:
+                case 'process' if not self.size:
+                    self.header = dict(line['run'])
+                case 'edge':
+                    self.answers[int(line['frame']), str(line['query_id'])] = (
+                        str(line['context']),
+                        str(line['error']) or from_plain(EdgeAnswer, line['answer']))
+                case 'cloud':
+                    self.exchanges[int(line['number'])] = from_plain(Exchange, line['exchange'])
+        except (ValueError, TypeError, LookupError, RecursionError):
             return False
-        if event == 'process' and not self.size:
-            self.header = line['run']
-        elif event == 'edge':
-            self.answers[line['frame'], line['query_id']] = line['context'], (
-                line['error'] or from_plain(EdgeAnswer, line['answer']))
-        elif event == 'cloud':
-            self.exchanges[line['number']] = from_plain(Exchange, line['exchange'])
         return True
 
 
@@ -110,7 +110,8 @@ class Journal:
 
     def _begun(self, folder: Path, header: Header) -> Kept:
         path = folder / JOURNAL
-        if not path.stat().st_size:
+        if path.read_bytes().count(b'\n') < 2:   # it had not got to an answer
+            self._file.truncate(0)
             self._write({'event': 'process', 'run': header})
         kept = Kept(path)
         differ = [name for name in header | kept.header

@@ -157,6 +157,7 @@ class Process:
     def take(self, index: int, source: SourceFrame) -> None:
         """Take the next frame of the recording, the one of this index."""
         self.counts['frames'] += 1
+        self.counts['time_jumps'] += bool(source.warning)
         stamp_ns = source.stamp_ns or source.log_ns
         verdict = self._order.admit(stamp_ns)
         if verdict == 'restart':

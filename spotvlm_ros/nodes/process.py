@@ -120,7 +120,7 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
     sys.stdout.flush()
     began = time.monotonic()
     cut_off = _take_all(config, extent, run, output, stop)
-    summary = _summary(config, run, edge, cloud, output, file)
+    summary = _summary(run, edge, cloud, output, file)
     summary |= {'cut_off': cut_off, 'wall_s': round(time.monotonic() - began, 3),
                 'meta': header}
     if not run.counts['answers']:
@@ -301,8 +301,8 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
     yield line
 
 
-def _summary(config: ProcessConfig, run: Process, edge: KeptEdge, cloud: OfflineCloud,
-             output: AnswerBag, file: BagFile) -> dict[str, object]:
+def _summary(run: Process, edge: KeptEdge, cloud: OfflineCloud, output: AnswerBag,
+             file: BagFile) -> dict[str, object]:
     counts, stats, answers = run.counts, cloud.stats, run.counts['answers']
 
     def percentiles(values: list[float], factor: float, digits: int) -> dict[str, float]:

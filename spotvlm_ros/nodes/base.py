@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 import threading
 import traceback
 from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
@@ -31,7 +32,8 @@ from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEve
 from rclpy.lifecycle import (LifecycleNode, LifecyclePublisher, LifecycleState,
                              TransitionCallbackReturn)
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSPolicyKind, QoSProfile, \
+    ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from .health import ERROR, Problems, Trouble
@@ -175,19 +177,35 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._advertised.append(publisher)
         return publisher
 
-    def subscribe(self, kind: type[M], topic: str, qos: QoSProfile,
-                  callback: Callable[[M], None]) -> None:
-        """Subscribe until deactivate; a callback that raises is a counted problem."""
+    def subscribe(self, kind: type[M], topic: str, qos: QoSProfile, callback: Callable[[M], None],
+                  on_mismatch: Callable[[], None] | None = None) -> Callable[[], object]:
+        """
+        Subscribe until deactivate, or until what is returned is called.
+
+        A callback that raises is a counted problem, and so is a publisher whose QoS does not fit,
+        unless ``on_mismatch`` deals with that: then users cannot override the reliability.
+        """
         def incompatible(event: QoSRequestedIncompatibleQoSInfo) -> None:
             name = subscription.topic_name
+            if on_mismatch is not None and event.last_policy_kind == QoSPolicyKind.RELIABILITY:
+                on_mismatch()
+                return
             self.count_problem(
                 'qos_mismatch', f'a publisher on {name} offers QoS that does not fit (policy '
                 f'{event.last_policy_kind}); set qos_overrides.{name}.subscription.* to match it')
+        policies = QoSOverridingOptions.with_default_policies().policy_kinds
         subscription = self.create_subscription(
             kind, topic, self.counting_errors(callback), qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        self.call_at_stop(lambda: self.destroy_subscription(subscription))
+            qos_overriding_options=QoSOverridingOptions(
+                [p for p in policies if on_mismatch is None or p != QoSPolicyKind.RELIABILITY]))
+        undo = partial(self.destroy_subscription, subscription)
+        self.call_at_stop(undo)
+        return undo
+
+    def overrides_reliability(self, topic: str) -> bool:
+        """Return whether the user says how reliably to subscribe to a topic, by its whole name."""
+        return f'qos_overrides.{topic}.subscription.reliability' in self._parameter_overrides
 
     def call_every(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call until deactivate, by the steady clock."""

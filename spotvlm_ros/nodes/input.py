@@ -22,9 +22,10 @@ import time
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from .base import Report, SENSOR, SpotNode
+from .base import Report, SpotNode
 from .convert import stamp_ns
 from .health import Pulse, SILENCE_S, Trouble
+from .image_topic import ImageTopic
 from .publishers import frame_topic, image_topic, SUFFIX, who_publishes
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
@@ -53,13 +54,15 @@ class FrameInput:
         self.frames = 0
         self._since = time.monotonic()
         self._hub, self._hint = hub, ''
+        self._images: ImageTopic | None = None
         node.call_every(SILENCE_S, self._look_for_frames)
         if hub is not None:
             node.call_at_stop(hub.listen(node.counting_errors(self._share)))
         elif node.config.image_transport == 'compressed':
-            node.subscribe(CompressedImage, image_topic(camera) + SUFFIX, SENSOR, self._compressed)
+            self._images = ImageTopic(node, CompressedImage, image_topic(camera) + SUFFIX,
+                                      self._compressed)
         else:
-            node.subscribe(Image, image_topic(camera), SENSOR, self._raw)
+            self._images = ImageTopic(node, Image, image_topic(camera), self._raw)
 
     def report(self) -> Report:
         """Return rates and rejects since the last call."""
@@ -92,7 +95,8 @@ class FrameInput:
 
     def _look_for_frames(self) -> None:
         """Say that frames come from several, or none for some seconds, and who could send them."""
-        if self._hub is None:
+        if self._images is not None:
+            self._images.look()
             self._node.look_for_publishers(self.topic)
         if not self.pulse.late_s or self._hub is not None and self._hub.finished.is_set():
             self._hint = ''

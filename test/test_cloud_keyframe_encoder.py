@@ -26,6 +26,7 @@ from spotvlm_ros.bench.faults.pictures import bombs
 from spotvlm_ros.cloud.keyframe_encoder import KeyframeEncoder, read_masks, shrink
 from spotvlm_ros.config.nodes import KeyframeConfig
 from spotvlm_ros.frames.frame import Frame
+from spotvlm_ros.frames.pixels import encode_jpeg, FrameError
 
 
 def scene(noise=40, size=(480, 640), seed=0):
@@ -158,3 +159,22 @@ def test_what_is_no_picture_is_told_and_not_sent():
         except ValueError as error:
             assert 'pixels' in str(error) or 'publish' in str(error) or 'check' in str(error)
     assert sent == {'follows.jpg', 'other.jpg'}
+
+
+def test_large_pictures_are_kept_until_another_is_decoded():
+    """Three nodes with a picture of 100 MB each would be more than the rest of the process."""
+    rng = np.random.default_rng(1)
+    small = rng.integers(0, 255, (45, 60, 3), np.uint8)
+    large = cv2.resize(small, (3000, 2250), interpolation=cv2.INTER_CUBIC)
+    data, few = encode_jpeg(large), encode_jpeg(small)
+    first, second, other = (Frame(i, 'c', jpeg=j) for i, j in ((1, data), (2, data), (3, few)))
+    before, _ = other.rgb(), first.rgb()
+    assert np.abs(first.rgb().astype(int) - large).mean() < 3.0
+    mine = first.rgb()
+    np.testing.assert_array_equal(second.rgb(), mine)
+    assert second.decoded and not first.decoded and other.rgb() is before
+    assert Frame(4, 'c', jpeg=few).rgb().shape == small.shape and not second.decoded
+    np.testing.assert_array_equal(first.rgb(), mine)
+    assert first.decoded
+    with pytest.raises(FrameError, match='JPEG'):
+        encode_jpeg(np.zeros((100, 66_000, 3), np.uint8))

@@ -20,16 +20,21 @@ from __future__ import annotations
 from collections.abc import Callable
 import threading
 import time
+from typing import ClassVar
+import weakref
 
-from .pixels import decode_compressed, FrameError, Image
+from .pixels import decode_compressed, FrameError, Image, LARGE
 
 
 class Frame:
     """
     One camera image, identified by its camera and acquisition stamp.
 
-    The pixels are decoded when first asked for, so frames that nobody chooses cost nothing.
+    The pixels are decoded when first asked for, so frames that nobody chooses cost nothing. Large
+    ones are kept until another frame is decoded.
     """
+
+    _largest: ClassVar[weakref.ref[Frame] | None] = None
 
     def __init__(self, stamp_ns: int, frame_id: str, *,
                  pixels: Image | Callable[[], Image] | None = None, jpeg: bytes | None = None,
@@ -57,11 +62,22 @@ class Frame:
     def rgb(self) -> Image:
         """Return the pixels; raise FrameError when they cannot be decoded."""
         with self._lock:
-            if self._pixels is None:
+            pixels = self._pixels
+            if pixels is None:
+                self._forget_largest()
                 if self._decode is not None:
-                    self._pixels = self._decode()
+                    pixels = self._decode()
                 elif self.jpeg is not None:
-                    self._pixels = decode_compressed(self.jpeg)
+                    pixels = decode_compressed(self.jpeg)
                 else:
                     raise FrameError('frame has no data')
-            return self._pixels
+                self._pixels = pixels
+                if self.jpeg is not None and pixels.nbytes > LARGE:
+                    Frame._largest = weakref.ref(self)
+            return pixels
+
+    @staticmethod
+    def _forget_largest() -> None:
+        other = Frame._largest() if Frame._largest is not None else None
+        if other is not None:
+            other._pixels = None

@@ -43,6 +43,7 @@ warnings.filterwarnings('ignore', category=PilImage.DecompressionBombWarning)  #
 NOT_READ = (OSError, ValueError, SyntaxError, struct.error, OverflowError,
             PilImage.DecompressionBombError)
 MAX_PIXELS = 1 << 25  # 8K and no more: a PNG of 389 kB can claim 20,000 x 20,000 and take 4.6 GB
+LARGE = 1 << 24  # bytes of pixels, 5.6 megapixels: of these as few as possible are kept
 _READ_RGB = getattr(cv2, 'IMREAD_COLOR_RGB', None)  # since OpenCV 4.11; Ubuntu 24.04 has 4.6
 
 # encoding -> (bytes per channel, channels, OpenCV conversion to RGB or None)
@@ -237,6 +238,12 @@ def _decode_jpeg(data: bytes) -> Image | None:
 
 def encode_jpeg(rgb: Image, quality: int = 85) -> bytes:
     """Return the JPEG of a frame; ``quality`` is 0 to 100. Raise FrameError."""
+    if rgb.nbytes > LARGE:  # OpenCV would need a copy; for small ones the benchmark has its bytes
+        try:
+            return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), max(1, quality), 'RGB',
+                                                '420', fastdct=False))
+        except ValueError as error:
+            raise FrameError(f'a frame of shape {rgb.shape} cannot be a JPEG: {error}') from error
     ok, data = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR),
                             [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:

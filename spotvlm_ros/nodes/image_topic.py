@@ -32,8 +32,9 @@ class ImageTopic:
     Subscribes reliably where all publishers are reliable, else with best effort.
 
     A best-effort image that is larger than the segment of shared memory of its publisher is mostly
-    lost on one host: Fast DDS's is 512 KiB, and 640x480 raw is 900. What a user says in
-    qos_overrides holds.
+    lost on one host: that of Fast DDS is 512 KiB, and an image of 640x480 is 900. A publisher of
+    best effort is noticed when it comes, and when it has gone. What a user says in qos_overrides
+    holds.
     """
 
     def __init__(self, node: SpotNode[ImageInputConfig], kind: type[M], topic: str,
@@ -48,6 +49,14 @@ class ImageTopic:
             self._subscribe(SENSOR, None)
         else:
             self._open(reliable=True)
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do where images are lost on the way."""
+        if self.reliable:
+            return 'set image_transport to compressed'
+        return 'have the driver publish reliably, set image_transport to compressed, or start ' \
+            'the driver with config/fastdds_driver.xml of spotvlm_ros (docs/diagnostics.md)'
 
     def look(self) -> None:
         """Go back to reliable when the best-effort publisher has gone."""

@@ -89,9 +89,8 @@ class FrameInput:
             yield Trouble(
                 f'frames of {self.where} come at {slow_hz:.1f} Hz, and {wanted_hz:g} Hz are '
                 'wanted: raise the rate of the camera, lower rate_hz of the queries, or, where '
-                f'frames are lost on the way ({lost} messages are known to be), set '
-                f'image_transport to compressed or qos_overrides.{self.topic}.subscription.'
-                'reliability to reliable')
+                f'frames are lost on the way ({lost} messages are known to be), '
+                f'{self._images.remedy if self._images else "see node camera"}')
 
     def _look_for_frames(self) -> None:
         """Say that frames come from several, or none for some seconds, and who could send them."""

@@ -21,14 +21,10 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
-SHARE = FindPackageShare('spotvlm_ros')
-
 
 def generate_launch_description():
     """Return the graph; its other arguments can be set here too."""
     return LaunchDescription([IncludeLaunchDescription(
         PythonLaunchDescriptionSource(PathJoinSubstitution(
-            [SHARE, 'launch', 'spotvlm.launch.py'])),
-        launch_arguments={
-            'params_file': PathJoinSubstitution([SHARE, 'config', 'driving.yaml']),
-        }.items())])
+            [FindPackageShare('spotvlm_ros'), 'launch', 'spotvlm.launch.py'])),
+        launch_arguments={'profile': 'driving'}.items())])

@@ -13,69 +13,130 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Camera, edge, cloud and context nodes, in one process or in four."""
+"""
+Camera, edge, cloud and context nodes, in one process or in four.
+
+Arguments that are given go before params_file, and that before the profile.
+"""
+
+import difflib
+import json
+from pathlib import Path
+import sys
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, GroupAction, SetEnvironmentVariable
-from launch.conditions import IfCondition, UnlessCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import Node, PushROSNamespace, SetRemap
-from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+from launch.actions import (DeclareLaunchArgument, GroupAction, OpaqueFunction,
+                            SetEnvironmentVariable)
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node, PushRosNamespace, SetRemap
+from launch_ros.parameter_descriptions import ParameterFile
 from launch_ros.substitutions import FindPackageShare
 
+FILES = ('spotvlm.launch.py', 'driving.launch.py', 'hri.launch.py')
+NODES = ('context', 'cloud', 'edge', 'camera')
+KEPT = 'default: as in params_file and profile'
 
-def declared(name, default, description, **kwargs):
-    """Return the declaration of a launch argument."""
-    return DeclareLaunchArgument(name, default_value=default, description=description, **kwargs)
+# Arguments that are parameters: nodes, name, description.
+PARAMETERS = {
+    'use_sim_time': (NODES, 'use_sim_time', 'Use the clock of a simulation or bag (true, false)'),
+    'autostart': (NODES, 'autostart', 'Configure and activate the nodes at start (true, false)'),
+    'model': (('edge',), 'model', 'Checkpoint of the model on board: a shipped one or a folder'),
+    'device': (('edge',), 'device', 'torch device of that model, such as cpu or cuda'),
+    'source': (('camera',), 'source', 'Where frames come from: topic, usb, video, images, bag or '
+               'mini; topic if image is given'),
+    'path': (('camera',), 'path', 'Video file, folder of images or bag, for these sources'),
+    'image_transport': (NODES, 'image_transport', 'raw: subscribe to image; compressed: to '
+                        'image/compressed'),
+    'base_url': (('cloud',), 'base_url', 'OpenAI-compatible server, as http://127.0.0.1:8000/v1'),
+    'cloud_model': (('cloud',), 'model', 'Model that is asked for there'),
+}
+ARGUMENTS = {
+    'namespace': ('', 'Namespace of the robot'),
+    'params_file': ('', 'Params file that is laid over the profile; what it leaves out stays'),
+    'profile': ('driving', 'Parameters of all nodes: driving, hri or the path of a params file'),
+    'use_respawn': ('false', 'Start a process again when it crashed (true, false)'),
+    'log_level': ('info', 'Log level of the nodes'),
+    'composed': ('true', 'One process that shares frames in memory, or four (true, false)'),
+    'embedded_cloud': ('auto', 'Serve the miniature cloud model on this machine: auto does where '
+                       'no base_url is set, true whatever is set, false never'),
+    'image': ('image', 'Image topic to subscribe to'),
+}
+
+
+def words(value, node):
+    """Return the ROS arguments with which a node is given the arguments that are set."""
+    given = {name: value(name) for name in PARAMETERS if value(name)}
+    if value('image') != 'image':
+        given.setdefault('source', 'topic')
+    if value('embedded_cloud') == 'true':
+        given = {'base_url': '', 'cloud_model': 'spot-mini-cloud', **given}
+    plain = ('use_sim_time', 'autostart')  # true or false, no text
+    rules = [f'{node}.{name}:={text if name in plain else json.dumps(text)}'
+             for argument, text in given.items()
+             for nodes, name, _ in [PARAMETERS[argument]] if node in nodes]
+    if node == 'cloud' and value('embedded_cloud') == 'false':
+        rules.append('cloud.embedded_threads:=0')
+    return [word for rule in rules for word in ('-p', rule)]
+
+
+def layers(value, config):
+    """Return the params files, each laid over those before it."""
+    named = config / f'{value("profile")}.yaml'
+    files = [named if named.is_file() else value('profile')]
+    if value('embedded_cloud') != 'false':
+        files.insert(0, config / 'embedded_cloud.yaml')
+    if value('source') in ('usb', 'video', 'images', 'bag'):
+        files.append(config / 'recorded.yaml')  # the profile's rate is for the miniature
+    if value('params_file'):
+        files.append(value('params_file'))
+    paths = [Path(file).expanduser() for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise RuntimeError(f'{path} is no params file')  # launch_ros would leave it out
+    # launch_ros copies a file with substitutions, and then messages name the copy.
+    return [ParameterFile(str(path), allow_substs='$(' in path.read_text()) for path in paths]
+
+
+def refuse_unknown(context):
+    """Raise RuntimeError for an argument that has no effect, where it is for this file."""
+    if not any(Path(word).name in FILES for word in sys.argv):
+        return  # included by a file with arguments of its own
+    known = [*ARGUMENTS, *PARAMETERS]
+    for name in (word.partition(':=')[0] for word in context.argv):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'did you mean {near[0]}?' if near else 'see --show-args'
+            raise RuntimeError(f'unknown launch argument {name}; {hint}')
+
+
+def graph(context):
+    """Return the processes."""
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    refuse_unknown(context)
+    share = Path(FindPackageShare('spotvlm_ros').perform(context))
+    files = layers(value, share / 'config')
+    composed = value('composed').lower() in ('true', '1')
+    processes = {'composed': NODES} if composed else {name: (name,) for name in NODES}
+    return [GroupAction([
+        PushRosNamespace(value('namespace')),
+        SetRemap('image', value('image')),
+        *(Node(package='spotvlm_ros', executable=name, output='screen', parameters=files,
+               respawn=LaunchConfiguration('use_respawn'), respawn_delay=2.0,
+               arguments=['--ros-args', '--log-level', value('log_level'),
+                          *(word for node in nodes for word in words(value, node))],
+               **({} if composed else {'name': name}))
+          for name, nodes in processes.items())])]
 
 
 def generate_launch_description():
     """Return the graph."""
-    params_file = ParameterFile(LaunchConfiguration('params_file'), allow_substs=True)
-    sim_time = {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'),
-                                               value_type=bool)}
-    autostart = {'autostart': ParameterValue(LaunchConfiguration('autostart'), value_type=bool)}
-    common = {
-        'package': 'spotvlm_ros', 'output': 'screen',
-        'respawn': LaunchConfiguration('use_respawn'), 'respawn_delay': 2.0,
-        'arguments': ['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-    }
-    composed = LaunchConfiguration('composed')
-    embedded = LaunchConfiguration('embedded_cloud')
-
-    def nodes(executables, condition, overrides):
-        return [Node(executable=name, parameters=[params_file, sim_time, autostart, *overrides],
-                     condition=condition, **({} if name == 'composed' else {'name': name}),
-                     **common) for name in executables]
-
-    # A file, not a dictionary: launch_ros hands dictionaries over as /**, which gives way to
-    # the section /**/cloud of params_file.
-    embedded_cloud = ParameterFile(PathJoinSubstitution(
-        [FindPackageShare('spotvlm_ros'), 'config', 'embedded_cloud.yaml']))
-    groups = []
-    for condition, overrides in ((IfCondition(embedded), [embedded_cloud]),
-                                 (UnlessCondition(embedded), [])):
-        groups.append(GroupAction(condition=condition, actions=[
-            PushROSNamespace(LaunchConfiguration('namespace')),
-            SetRemap('image', LaunchConfiguration('image')),
-            *nodes(['composed'], IfCondition(composed), overrides),
-            *nodes(['context', 'cloud', 'edge', 'camera'], UnlessCondition(composed), overrides),
-        ]))
-
     return LaunchDescription([
         SetEnvironmentVariable('RCUTILS_LOGGING_BUFFERED_STREAM', '1'),
-        declared('namespace', '', 'Namespace of the robot'),
-        declared('use_sim_time', 'false', 'Use the clock of a simulation or bag (true, false)'),
-        declared('params_file', PathJoinSubstitution(
-            [FindPackageShare('spotvlm_ros'), 'config', 'driving.yaml']),
-            'Parameters of all nodes'),
-        declared('autostart', 'true', 'Configure and activate the nodes at start (true, false)'),
-        declared('use_respawn', 'false', 'Start a node again when it crashed (true, false)'),
-        declared('log_level', 'info', 'Log level of the nodes'),
-        declared('composed', 'true', 'One process that shares frames in memory, or four '
-                 '(true, false)'),
-        declared('embedded_cloud', 'true', 'Serve the miniature cloud model on this machine; '
-                 'false: base_url of node cloud in params_file names a server'),
-        declared('image', 'image', 'Image topic to subscribe to, where the source is topic'),
-        *groups,
+        *(DeclareLaunchArgument(name, default_value=default, description=text)
+          for name, (default, text) in ARGUMENTS.items()),
+        *(DeclareLaunchArgument(name, default_value='', description=f'{text}; {KEPT}')
+          for name, (_, _, text) in PARAMETERS.items()),
+        OpaqueFunction(function=graph),
     ])

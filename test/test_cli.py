@@ -97,9 +97,9 @@ main({argv!r})
 
 
 @pytest.mark.parametrize('argv, node, values', [
-    (['--video', '/a.avi'], 'camera', {'source': 'video', 'path': '/a.avi', 'rate_hz': 0.0}),
+    (['--video', '/a.avi'], 'camera', {'source': 'video', 'path': '/a.avi'}),
     (['--usb', '2', '--loop'], 'camera',
-     {'source': 'usb', 'device': 2, 'rate_hz': 0.0, 'loop': True}),
+     {'source': 'usb', 'device': 2, 'loop': True}),
     (['--mini'], 'camera', {'source': 'mini'}),
     (['--topic'], 'camera', {'source': 'topic'}),
     (['--emulate-delay', '0'], 'cloud', {'emulated_delay_median_s': 0.0}),

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.config.nodes import NODE_CONFIGS
-from spotvlm_ros.config.profiles import check_file, load_profile
+from spotvlm_ros.config.profiles import check_file, LAYERS, load_profile
 from spotvlm_ros.config.spec import ParameterError, specs
 from spotvlm_ros.config.tables import markdown
 from spotvlm_ros.frames import sources
@@ -183,7 +183,7 @@ def test_schedule_goes_on_after_a_frame_from_before_a_restart():
 
 @pytest.mark.parametrize('path', sorted(CONFIG.glob('*.yaml')), ids=lambda p: p.stem)
 def test_shipped_params_files(path):
-    if path.stem == 'embedded_cloud':
+    if path.stem in LAYERS:
         check_file(path, check_file(CONFIG / 'driving.yaml'))
     else:
         assert check_file(path)['edge']['queries']

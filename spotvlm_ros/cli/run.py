@@ -72,6 +72,8 @@ def execute(arguments: argparse.Namespace) -> int:
     config = RunConfig(
         profile=arguments.profile, params_files=tuple(arguments.params_file),
         overrides=_overrides(arguments), parameters=tuple(arguments.param),
+        recorded=bool(arguments.video or arguments.bag or arguments.images
+                      or arguments.usb is not None),
         remaps=tuple(arguments.remap), namespace=arguments.namespace,
         duration_s=arguments.duration, multi_process=arguments.multi_process,
         log_level=arguments.log_level, quiet=arguments.quiet,
@@ -102,8 +104,6 @@ def _camera(arguments: argparse.Namespace) -> dict[str, object]:
             camera |= {'source': source, 'path': os.path.abspath(getattr(arguments, source))}
     if arguments.usb is not None:
         camera |= {'source': 'usb', 'device': arguments.usb}
-    if camera:
-        camera['rate_hz'] = 0.0  # the profile's is for the miniature; recordings have their own
     if arguments.mini or arguments.topic:
         camera['source'] = 'mini' if arguments.mini else 'topic'
     if arguments.loop:

@@ -36,6 +36,7 @@ from ..method.facts import Query
 Section = Mapping[str, object]  # parameters of a node by full name; what it leaves out is default
 
 REMAP = '; another image topic is said by -r image:=/camera/image_raw'
+LAYERS = {'embedded_cloud', 'recorded'}  # files of config/ that are no profiles
 COMMON = ('use_sim_time', 'start_type_description_service')  # of every node of ROS
 
 
@@ -132,7 +133,7 @@ def find_profile(name: str) -> Path:
     candidates = [Path(name), *(f / f'{name}.yaml' for f in folders)]
     path = next((c for c in candidates if c.is_file()), None)
     if path is None:
-        names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - {'embedded_cloud'})
+        names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - LAYERS)
         raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
                              f'{", ".join(names)}')
     return path

@@ -30,7 +30,7 @@ from .base import DOUBLES_S, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .health import Pulse, Trouble
 from .input import FrameInput
-from .publishers import image_topic
+from .publishers import frame_topic, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
 from ..config.spec import ParameterError
 from ..frames.frame import Frame
@@ -77,9 +77,9 @@ class CameraNode(SpotNode[CameraConfig]):
         self._name = names[0]
         self._stop.clear()
         self._stream = self._open()
-        topic = image_topic(self._name)
-        self._image = self.advertise(Image, topic, RELIABLE)
-        self._compressed = self.advertise(CompressedImage, f'{topic}/compressed', RELIABLE)
+        self._image = self.advertise(Image, image_topic(self._name), RELIABLE)
+        self._compressed = self.advertise(
+            CompressedImage, frame_topic(self, self._name, 'compressed'), RELIABLE)
         if self.config.source == 'mini':
             self._truth = self.advertise(Answer, 'truth', RELIABLE)
 

@@ -26,7 +26,7 @@ from .base import Report, SpotNode
 from .convert import stamp_ns
 from .health import Pulse, SILENCE_S, Trouble
 from .image_topic import ImageTopic
-from .publishers import frame_topic, image_topic, SUFFIX, who_publishes
+from .publishers import frame_topic, image_topic, who_publishes
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub
@@ -59,8 +59,7 @@ class FrameInput:
         if hub is not None:
             node.call_at_stop(hub.listen(node.counting_errors(self._share)))
         elif node.config.image_transport == 'compressed':
-            self._images = ImageTopic(node, CompressedImage, image_topic(camera) + SUFFIX,
-                                      self._compressed)
+            self._images = ImageTopic(node, CompressedImage, self.topic, self._compressed)
         else:
             self._images = ImageTopic(node, Image, image_topic(camera), self._raw)
 

@@ -32,8 +32,17 @@ def image_topic(camera: str) -> str:
 
 
 def frame_topic(node: Node, camera: str, transport: str) -> str:
-    """Return the resolved topic of a camera, '' being the only one, raw or compressed."""
-    return node.resolve_topic_name(image_topic(camera) + SUFFIX * (transport == 'compressed'))
+    """
+    Return the resolved topic of a camera, '' being the only one, raw or compressed.
+
+    The compressed one follows a remap of the raw one, unless it has a remap of its own.
+    """
+    raw = node.resolve_topic_name(image_topic(camera))
+    if transport == 'raw':
+        return raw
+    own = node.resolve_topic_name(image_topic(camera) + SUFFIX)
+    plain = node.resolve_topic_name(image_topic(camera) + SUFFIX, only_expand=True)
+    return own if own != plain else raw + SUFFIX
 
 
 def who_publishes(node: Node, topic: str, transport: str) -> str:

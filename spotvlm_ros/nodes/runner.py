@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING
 
 from .summary import print_summary, RunSummary
 from ..config.arguments import RosArguments
-from ..config.nodes import NODE_CONFIGS
-from ..config.profiles import check_cameras, lay, load_profile, Profile
+from ..config.nodes import CameraConfig, NODE_CONFIGS
+from ..config.profiles import check_cameras, check_file, lay, load_profile, Profile
 from ..config.sections import Names
 from ..config.spec import ParameterError
 from ..method.prompt import printable
@@ -55,6 +55,7 @@ class RunConfig:
     profile: str
     params_files: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    recorded: bool = False            # not of the miniature, which the profile's rate is for
     parameters: tuple[str, ...] = ()  # NODE.NAME:=VALUE, laid over all others
     remaps: tuple[str, ...] = ()      # FROM:=TO
     namespace: str = ''
@@ -98,7 +99,11 @@ def run(config: RunConfig, stop: StopSignal,
 
 def _profile(config: RunConfig, names: Names) -> Profile:
     """Check all files and lay them, and then what the command line sets, over one another."""
-    sections = load_profile(config.profile, [Path(f) for f in config.params_files], names).sections
+    sections = load_profile(config.profile, names=names).sections
+    if config.recorded:
+        sections = lay(sections, ('camera',), {'rate_hz': CameraConfig.rate_hz})
+    for path in config.params_files:
+        sections = check_file(Path(path), sections, names)
     for node, values in config.overrides.items():
         sections = lay(sections, (node,), values)
     profile = Profile(sections).with_values(config.parameters, names)
@@ -120,10 +125,18 @@ def _argv(config: RunConfig, params: str, stack: ExitStack) -> list[str]:
             *(word for rule in _remaps(config) for word in ('-r', rule))]
 
 
+def _print_notes(config: RunConfig, profile: Profile) -> None:
+    source = profile.camera.source
+    if source != 'topic' and any('image' in rule for rule in config.remaps):
+        print(f'note: source is {source}, so images are published by that name; --topic '
+              'subscribes to it', flush=True)
+    if source != 'mini' and is_miniature(profile.edge.model):
+        print(f'note: {MINIATURE_WARNING}', flush=True)
+
+
 def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopSignal,
                watch: Callable[[Monitor], None], stack: ExitStack) -> tuple[int, RunSummary]:
-    if profile.camera.source != 'mini' and is_miniature(profile.edge.model):
-        print(f'note: {MINIATURE_WARNING}', flush=True)
+    _print_notes(config, profile)
     if stop():
         return 0, {}
 

@@ -123,3 +123,34 @@ def test_mistakes_get_one_clear_line(arguments, word):
     done = subprocess.run([*SPOTVLM, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert word in done.stdout + done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_killed_node_is_named_and_started_again():
+    """The run ended with "the lines above say why", and there was no line."""
+    process = start('--mini', '--multi-process', '-p', 'cloud.base_url:=http://127.0.0.1:9/v1')
+    try:
+        for line in process.stdout:
+            if line.startswith('edge '):
+                break
+        victims = [pid for pid in offspring(process.pid)
+                   if b'context' in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')]
+        os.kill(victims[0], signal.SIGKILL)
+        said = next(line for line in process.stdout if 'SIGKILL' in line)
+        assert said.startswith('context was killed by') and 'started again (1 of 5' in said
+        assert any('context' in line and 'activated' in line for line in process.stdout)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_run_on_a_topic_says_what_it_waits_for():
+    process = start('--topic', '-r', 'image:=/nobody/image', '-p',
+                    'cloud.base_url:=http://127.0.0.1:9/v1')
+    try:
+        said = next(line for line in process.stdout if 'waiting for' in line)
+        assert 'frames on /nobody/image: nobody publishes it; ' in said and '?' in said
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0

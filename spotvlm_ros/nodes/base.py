@@ -28,7 +28,8 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
     SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
+from rclpy.event_handler import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
+                                 SubscriptionEventCallbacks, UnsupportedEventTypeError)
 from rclpy.lifecycle import (LifecycleNode, LifecyclePublisher, LifecycleState,
                              TransitionCallbackReturn)
 from rclpy.parameter import Parameter
@@ -193,12 +194,20 @@ class SpotNode(LifecycleNode, Generic[Config]):
             self.count_problem(
                 'qos_mismatch', f'a publisher on {name} offers QoS that does not fit (policy '
                 f'{event.last_policy_kind}); set qos_overrides.{name}.subscription.* to match it')
+
+        def lost(event: QoSMessageLostInfo) -> None:
+            self.problem_counts['messages_lost'] += event.total_count_change
         policies = QoSOverridingOptions.with_default_policies().policy_kinds
-        subscription = self.create_subscription(
-            kind, topic, self.counting_errors(callback), qos,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+        create = partial(
+            self.create_subscription, kind, topic, self.counting_errors(callback), qos,
             qos_overriding_options=QoSOverridingOptions(
                 [p for p in policies if on_mismatch is None or p != QoSPolicyKind.RELIABILITY]))
+        try:
+            subscription = create(event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=incompatible, message_lost=lost))
+        except UnsupportedEventTypeError:  # not every middleware tells what was lost
+            subscription = create(event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=incompatible))
         undo = partial(self.destroy_subscription, subscription)
         self.call_at_stop(undo)
         return undo

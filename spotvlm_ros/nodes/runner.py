@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,7 @@ from ..system.processes import Child
 from ..system.signals import StopSignal
 
 if TYPE_CHECKING:
+    from .family import Awaited, Family
     from .monitor import Monitor  # imports ROS, which has to wait for the signal handlers
 
 DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
@@ -141,33 +143,30 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
         return 0, {}
 
     from .executor import end_process, Graph  # imports ROS
+    from .family import Awaited, Family
     from .monitor import Monitor
     sim_time = profile.sections['edge'].get('use_sim_time', False)
     graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)],
                   [*argv, '-p', f'use_sim_time:={json.dumps(sim_time)}'])
     monitor: Monitor = graph.nodes[0]
-    children: dict[str, Child] = {}
+    family, awaited = Family(profile, stack), Awaited(monitor, profile, config.multi_process)
     # The camera last. Processes of their own also where it is only one: the monitor must not take
     # the interpreter lock from the edge.
     for name in ('cloud', 'context', 'edge', 'camera') if config.multi_process else ('composed',):
         last = ['-p', 'exit_when_finished:=true'] if name in ('camera', 'composed') else []
-        children[name] = Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name,
-                                *argv, *last])
-        stack.callback(children[name].stop)
+        child = family.start(name, partial(Child, [
+            sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name, *argv, *last]))
         embedded = name == 'cloud' and profile.cloud.autostart and not profile.cloud.base_url
-        while embedded and not monitor.status and children[name].alive and not stop.wait(0.05):
-            pass  # its server is starting
+        while embedded and not monitor.status and child.alive and not stop.wait(0.05):
+            awaited.look()  # its server is starting
     steal = StealTime()
     watch(monitor)
-    code, reason = _wait(config, monitor, children, stop)
+    code, reason = _wait(config, monitor, family, awaited, stop)
     if monitor.table is not None:
         monitor.table.stop()
     if reason:
         print(reason, flush=True)
-    for child in children.values():
-        child.terminate()
-    for child in children.values():
-        child.stop()
+    family.stop()
     ended = graph.close()
     summary = monitor.statistics.summary({
         'profile': config.profile, 'source': profile.camera.source,
@@ -183,19 +182,19 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
     return code, summary
 
 
-def _wait(config: RunConfig, monitor: Monitor, children: Mapping[str, Child],
+def _wait(config: RunConfig, monitor: Monitor, family: Family, awaited: Awaited,
           stop: StopSignal) -> tuple[int, str]:
     """Wait for the end; return the exit code and the reason, '' where there is nothing to say."""
-    source = children[list(children)[-1]]  # ends by itself when its source has no more frames
     while not stop.wait(0.05):
-        dead = [name for name, child in children.items() if not child.alive
-                and (child is not source or child.process.returncode)]
-        if dead:
-            return 1, f'ended early: {", ".join(dead)}; the lines above say why'
+        why = family.tend()
+        if why:
+            return 1, why
         began = monitor.statistics.first_s  # the duration counts from the first answer
         if config.duration_s and began and time.monotonic() - began > config.duration_s:
             return 0, ''
-        if not source.alive:
+        if not began:
+            awaited.look()
+        if not family.source.alive:
             until = time.monotonic() + DRAIN_S
             monitor.quiet_since = max(monitor.quiet_since, time.monotonic())
             while time.monotonic() < min(until, monitor.quiet_since + QUIET_S):

@@ -63,6 +63,23 @@ class Child:
         """Whether it runs."""
         return self.process.poll() is None
 
+    @property
+    def end(self) -> str:
+        """Return how it ended, for people; '' while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return ''
+        if code >= 0:
+            return f'has ended with exit code {code}'
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f'signal {-code}'
+        hint = ' (by hand, or by Linux for lack of memory: see dmesg)' * (-code == signal.SIGKILL)
+        return f'was killed by {name}{hint}'
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal has ended it."""
+        return (self.process.poll() or 0) < 0
+
     def terminate(self) -> None:
         """Send SIGTERM to the group and do not wait; ``stop`` does."""
         self._signal(signal.SIGTERM)

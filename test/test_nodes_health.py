@@ -125,7 +125,8 @@ def test_answers_and_frames_below_the_wanted_rate_are_said_with_the_figures(tmp_
     with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, _):
         send = send_to(probe)
         keep_sending(probe, lambda stamp: stamp // 20_000_000 % 10 or send(stamp),
-                     lambda: is_at(probe, 'edge', WARN, '21 Hz are wanted', 'set image_transport to compressed'))
+                     lambda: is_at(probe, 'edge', WARN, '21 Hz are wanted',
+                                   'set image_transport to compressed'))
 
 
 def test_a_dead_server_and_a_spent_budget_are_said_with_the_address(server, tmp_path):

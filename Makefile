@@ -34,10 +34,15 @@ perf: setup  ## overhead, throughput, latency against the baselines
 lint: setup  ## linters of ament, ruff, mypy, imports, sizes, manifests, licence
 	@$(ROS_ENV) python test/lint.py
 
-lock: setup  ## requirements.lock anew (ARGS=--upgrade for the newest versions)
-	@$(ROS_ENV) python -m spotvlm_ros.system.requirements | .venv/bin/uv pip compile - --quiet $(ARGS) \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
-	  --custom-compile-command 'make lock' --output-file requirements.lock
+COMPILE := .venv/bin/uv pip compile - --quiet --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command 'make lock'
+NEEDED := $(ROS_ENV) python -m spotvlm_ros.system.requirements
+
+lock: setup  ## requirements*.lock anew (ARGS=--upgrade for the newest versions)
+	@$(NEEDED) kilted | $(COMPILE) $(ARGS) --output-file requirements.lock
+	@sed '/^ros-/d' requirements.lock > .venv/shared.txt
+	@$(NEEDED) jazzy | $(COMPILE) $(ARGS) --constraint .venv/shared.txt \
+	  --output-file requirements-jazzy.lock
 
 clean:  ## remove what was built and written, keep .venv
 	rm -rf build install log out .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -29,8 +29,8 @@ from packaging.requirements import Requirement
 import pytest
 
 from spotvlm_ros.system.requirements import (
-    BROUGHT_BY, LIBRARIES, OPENCV, project_name, requirements, ROS, ROS_OPTIONAL, ROS_WHEELS,
-    TORCH, UV)
+    BROUGHT_BY, LIBRARIES, lock_name, OPENCV, project_name, requirements, ROS, ROS_OPTIONAL,
+    ROS_WHEELS, TORCH, UV, WHEEL_DISTROS)
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {'spotvlm_ros', 'spotvlm_msgs'}
@@ -100,13 +100,24 @@ def test_tests_import_only_what_is_declared():
     assert declared == extra | PLUGINS
 
 
-def test_the_lock_has_a_version_that_will_do_of_everything():
-    lines = (ROOT / 'requirements.lock').read_text().splitlines()
-    locked = dict(line.split('==') for line in lines if not line.startswith('#'))
-    for text in [*requirements(with_ros=True), TORCH.requirement, UV]:
+def locked(distro: str) -> dict[str, str]:
+    """Return the version of each project that is installed with a distribution."""
+    lines = (ROOT / lock_name(distro)).read_text().splitlines()
+    return dict(line.split('==') for line in lines if not line.startswith('#'))
+
+
+@pytest.mark.parametrize('distro', WHEEL_DISTROS)
+def test_the_lock_has_a_version_that_will_do_of_everything(distro):
+    for text in [*requirements(distro), TORCH.requirement, UV]:
         wanted = Requirement(text)
-        version = locked.get(project_name(text), '')
+        version = locked(distro).get(project_name(text), '')
         assert version and wanted.specifier.contains(version), f'{text}: make lock'
+
+
+def test_distributions_differ_in_their_own_packages_only():
+    rest = [{name: version for name, version in locked(distro).items()
+             if not name.startswith('ros-')} for distro in WHEEL_DISTROS]
+    assert all(other == rest[0] for other in rest), 'make lock'
 
 
 def test_import_contracts_name_every_library():

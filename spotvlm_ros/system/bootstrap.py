@@ -39,13 +39,15 @@ import urllib.request
 from .host import (ask_python, check_ros_packages, check_tools, choose_python, outer_environment,
                    PATH_VARIABLES, ROOT, ROS_VARIABLES, say, SetupError, SOURCED, sourced_prefix,
                    VENV, WHEELS_GUARD)
-from .requirements import OPENCV, project_name, requirements, SETUPTOOLS, TORCH, UV
+from .requirements import (DISTRO, lock_name, OPENCV, project_name, requirements, SETUPTOOLS,
+                           TORCH, UV, WHEEL_DISTROS)
 
 VENV_PYTHON = VENV / 'bin' / 'python'
 LOG = VENV / 'setup.log'
 STATE = VENV / 'spotvlm.json'
 MARKER = VENV / 'created-by-spotvlm'
-LOCK = ROOT / 'requirements.lock'
+LOCKS = {distro: ROOT / lock_name(distro) for distro in WHEEL_DISTROS}
+LOCK = LOCKS[DISTRO]
 PACKAGES = ('spotvlm_msgs', 'spotvlm_ros')
 # What decides how this is done; a change of it does it again.
 SOURCES = [Path(__file__).with_name(name) for name in (
@@ -94,18 +96,22 @@ def set_up() -> None:
     """Do whatever is missing: virtual environment, packages, colcon build."""
     sourced = sourced_prefix()
     state = read_state()
+    # Likewise with the distribution: it stays until another one is asked for.
+    distro = os.environ.get('ROS_DISTRO') or state.get('distro', DISTRO)
     wanted = {'root': str(ROOT), 'packages': packages_key(), 'build': build_key()}
     # A shell without ROS goes on using the ROS that an earlier run found sourced.
     same_ros = state.get('sourced') == sourced or (
         not sourced and Path(state.get('sourced', '')).is_dir())
-    usable = state.get('root') == str(ROOT) and same_ros and VENV_PYTHON.exists()
+    usable = (state.get('root') == str(ROOT) and state.get('distro', DISTRO) == distro
+              and same_ros and VENV_PYTHON.exists())
     if usable and all(state.get(key) == wanted[key] for key in wanted) and is_built():
         say('setup is up to date')
         return
 
     check_tools()
     if not usable:
-        state = {'root': str(ROOT), 'sourced': sourced, **choose_python(bool(sourced))}
+        state = {'root': str(ROOT), 'sourced': sourced, 'distro': distro,
+                 **choose_python(bool(sourced), distro)}
         create_venv(state['python'], with_system=state['mode'] == SOURCED)
     beside = state['mode'] == SOURCED
     if beside and not sourced:
@@ -115,7 +121,7 @@ def set_up() -> None:
     if state.get('packages') != wanted['packages']:
         # Until this step is through, there is no state: an interrupted run starts over.
         STATE.unlink(missing_ok=True)
-        install_packages(state['python'], beside)
+        install_packages(state['python'], beside, distro)
         state['packages'] = wanted['packages']
     # An interrupted build is built again.
     state.pop('build', None)
@@ -160,7 +166,7 @@ def key_of(files: Iterable[Path], names: Iterable[Path] = ()) -> str:
 
 def packages_key() -> str:
     """Return a hash of all that decides what pip installs."""
-    return key_of([*SOURCES, LOCK])
+    return key_of([*SOURCES, *LOCKS.values()])
 
 
 def build_key() -> str:
@@ -169,7 +175,7 @@ def build_key() -> str:
     files += [ROOT / name for name in ('package.xml', 'setup.py', 'setup.cfg')]
     links = [path for folder in ('launch', 'config', 'resource')
              for path in (ROOT / folder).rglob('*') if path.is_file()]
-    return key_of([*files, *SOURCES, LOCK], links)
+    return key_of([*files, *SOURCES, *LOCKS.values()], links)
 
 
 def is_built() -> bool:
@@ -227,8 +233,11 @@ def create_venv(python: str, with_system: bool) -> None:
         outer_environment(keep_ros=with_system), 'rm -rf .venv && make setup')
 
 
-def install_packages(python: str, beside: bool) -> None:
+def install_packages(python: str, beside: bool, distro: str) -> None:
     """Install everything that comes from PyPI, beside a sourced ROS 2 or with ROS 2."""
+    # A sourced one without wheels, and no Python for it.
+    distro = distro if distro in WHEEL_DISTROS else DISTRO
+    lock = str(LOCKS[distro])
     environment = outer_environment(keep_ros=beside)
     pip = [str(VENV_PYTHON), '-m', 'pip', 'install', '--no-input', '--progress-bar=off',
            '--disable-pip-version-check']
@@ -237,7 +246,7 @@ def install_packages(python: str, beside: bool) -> None:
         link_rclpy(python, environment)
         pip += ['--constraint', str(constraints_beside_ros(environment))]
     else:
-        pip += ['--constraint', str(LOCK)]
+        pip += ['--constraint', lock]
     # pip for torch: uv does not know pip's --find-links and the settings around it.
     run('installing torch', [*pip, *torch_source(), SETUPTOOLS, TORCH.requirement, UV],
         environment, NO_NETWORK)
@@ -245,16 +254,16 @@ def install_packages(python: str, beside: bool) -> None:
         # pip here, too: uv would not see what the distribution has installed.
         code = 'import cv2; print(cv2.__version__)'
         opencv = ask_python(str(VENV_PYTHON), code, environment) or '5'
-        wanted = [name for name in requirements(with_ros=False)
+        wanted = [name for name in requirements()
                   if name != OPENCV.requirement or opencv >= '5']
         run('installing Python packages (a few minutes the first time)', [*pip, *wanted],
             environment, NO_NETWORK)
     else:
-        run('installing ROS 2 and Python packages',
+        run(f'installing ROS 2 {distro.capitalize()} and Python packages',
             [str(VENV / 'bin' / 'uv'), 'pip', 'install', '--python', str(VENV_PYTHON),
-             '--no-deps', '--compile-bytecode', '--no-progress', '--requirement', str(LOCK)],
+             '--no-deps', '--compile-bytecode', '--no-progress', '--requirement', lock],
             uv_environment(environment), NO_NETWORK)
-        fix_wheels(environment)
+        fix_wheels(environment, distro)
 
 
 def uv_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -315,7 +324,7 @@ def site_packages() -> Path:
     return next((VENV / 'lib').glob('python3.*/site-packages'))
 
 
-def fix_wheels(environment: dict[str, str]) -> None:
+def fix_wheels(environment: dict[str, str], distro: str) -> None:
     """Repair what the ROS wheels get wrong outside the machine that built them."""
     # 1. The generated Python exports name the include folders of the wheels' builder, and
     # CMake refuses folders that are not there.
@@ -339,7 +348,7 @@ def fix_wheels(environment: dict[str, str]) -> None:
     lines = ['# Written by spotvlm_ros/system/bootstrap.py: this environment as a ROS 2 prefix.']
     for name, paths in entries.items():
         lines += [prepend(name, str(path)) for path in reversed(paths)]
-    lines += ['export ROS_DISTRO=kilted ROS_VERSION=2 ROS_PYTHON_VERSION=3',
+    lines += [f'export ROS_DISTRO={distro} ROS_VERSION=2 ROS_PYTHON_VERSION=3',
               # Safe to set now that LD_LIBRARY_PATH is: saves a second start of Python.
               f'export {WHEELS_GUARD}=1']
     for shell in ('sh', 'bash', 'zsh'):

@@ -27,6 +27,8 @@ import subprocess
 import sys
 import time
 
+from .requirements import DISTRO, WHEEL_DISTROS
+
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / '.venv'
 # Where ROS 2 comes from.
@@ -91,14 +93,19 @@ def outer_environment(keep_ros: bool) -> dict[str, str]:
     return environment
 
 
-def choose_python(sourced: bool) -> dict[str, str]:
+def choose_python(sourced: bool, distro: str) -> dict[str, str]:
     """Find an interpreter, beside the sourced ROS 2 if there is one that imports its rclpy."""
     if sourced:
         python = python_with_rclpy()
         if python:
             return {'mode': SOURCED, 'python': python}
-        say(f'ROS 2 {os.environ["ROS_DISTRO"]} is sourced, but no Python here imports its rclpy: '
+        say(f'ROS 2 {distro} is sourced, but no Python here imports its rclpy: '
             'using ROS 2 from wheels instead')
+    elif distro not in WHEEL_DISTROS:
+        raise SetupError(
+            f'ROS_DISTRO is {distro}, which is not sourced and does not come as wheels',
+            f'source /opt/ros/{distro}/setup.bash, or ROS_DISTRO={DISTRO} make setup '
+            f'(wheels there are of {" and ".join(WHEEL_DISTROS)})')
     return {'mode': WHEELS, 'python': python_for_wheels()}
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import re
+import sys
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ ROS_OPTIONAL = {
     'vision_msgs': 'focus/detections is not published',
 }
 
-# The rest is for `make setup` alone.
+# The rest is for `make setup` alone. Distributions that are on PyPI as wheels, and how the names
+# of their packages begin there; the first one is taken unless ROS_DISTRO names another.
+WHEEL_DISTROS = {'kilted': 'ros-', 'jazzy': 'ros-jazzy-'}
+DISTRO = next(iter(WHEEL_DISTROS))
 ROS_WHEELS = (
     'ros-rclpy[fastrtps]', *(f'ros-{name.replace("_", "-")}' for name in ROS[1:]),
     # What spotvlm_msgs is built with.
@@ -104,6 +108,10 @@ ROS_WHEELS = (
     'ros-rosidl-core-generators', 'ros-ament-cmake-ros-core',
     'ros-std-srvs',  # of the examples
 )
+# What a distribution has in another package.
+INSTEAD = {'jazzy': {'ros-ament-cmake-ros-core': (
+    'ros-ament-cmake-ros', 'ros-ament-cmake-gmock', 'ros-ament-cmake-gtest',
+    'ros-ament-cmake-pytest')}}
 # With setuptools 80 and later, colcon reports success and installs no ament_python package.
 SETUPTOOLS = 'setuptools<80'
 BUILD = (SETUPTOOLS, 'colcon-common-extensions')
@@ -118,11 +126,18 @@ DEVELOP = (
 UV = 'uv'
 
 
-def requirements(*, with_ros: bool) -> list[str]:
-    """Return all that is installed into .venv after torch, with or without ROS 2 from wheels."""
+def requirements(distro: str = '') -> list[str]:
+    """Return all that is installed into .venv after torch, with a ROS 2 from wheels if named."""
     libraries = [library.requirement for library in LIBRARIES if library is not TORCH]
-    return [*BUILD, *libraries, *DEVELOP, *(ROS_WHEELS if with_ros else ())]
+    ours = [*BUILD, *libraries, *DEVELOP, *(ROS_WHEELS if distro else ())]
+    return [re.sub('^ros-', WHEEL_DISTROS[distro or DISTRO], name) for listed in ours
+            for name in INSTEAD.get(distro, {}).get(listed, (listed,))]
+
+
+def lock_name(distro: str) -> str:
+    """Return the name of the file with the exact versions of everything, for a distribution."""
+    return 'requirements.lock' if distro == DISTRO else f'requirements-{distro}.lock'
 
 
 if __name__ == '__main__':
-    print('\n'.join([*requirements(with_ros=True), TORCH.requirement, UV]))
+    print('\n'.join([*requirements(*sys.argv[1:]), TORCH.requirement, UV]))

@@ -161,28 +161,34 @@ def decode_image(data: bytes) -> Image | None:
 
     Raise FrameError for a picture of more than MAX_PIXELS, which is not decoded.
     """
-    size = _claimed_size(data)
-    if size is None:
+    header = _header(data)
+    if header is None:
         return None
-    if size[0] * size[1] > MAX_PIXELS:
-        raise FrameError(f'an image of {size[0]}x{size[1]} pixels is not decoded; publish at most '
+    width, height, grey = header
+    if width * height > MAX_PIXELS:
+        raise FrameError(f'an image of {width}x{height} pixels is not decoded; publish at most '
                          f'{MAX_PIXELS >> 20} megapixels')
+    # OpenCV takes twice the memory of what it returns: a third of that where it may stay grey.
+    flags = cv2.IMREAD_GRAYSCALE if grey else _READ_RGB or cv2.IMREAD_COLOR
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_RGB or cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
-    if pixels is not None and _READ_RGB is None:
+    if pixels is not None and pixels.ndim == 2:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    elif pixels is not None and _READ_RGB is None:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
-def _claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height in the header of an image; None for what is none."""
+def _header(data: bytes) -> tuple[int, int, bool] | None:
+    """Return width, height, and whether a PNG is grey, by the header; None for what is none."""
     if is_jpeg(data):
-        return jpeg_size(data)
+        size = jpeg_size(data)
+        return None if size is None else (*size, False)
     try:
         with PilImage.open(io.BytesIO(data)) as image:
-            return image.size
+            return (*image.size, image.format == 'PNG' and image.mode in ('1', 'L'))
     except PilImage.DecompressionBombError as error:
         raise FrameError(f'an image is not decoded: {error}; publish at most {MAX_PIXELS >> 20} '
                          'megapixels') from error

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 import json
 import math
 import os
@@ -52,6 +53,9 @@ class Dialect(IntEnum):
     SCHEMA = 0  # response_format with a JSON schema, streamed, with usage
     STREAM = 1  # streamed, with usage
     PLAIN = 2   # neither
+
+
+Compose = Callable[[Dialect], Mapping[str, object]]  # what the body of one chat only has
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,23 @@ class CloudClient:
         """
         reply = reply if reply is not None else RawReply()
         longest_s = self.server.config.deadline_s
-        started = time.monotonic()
-        until = started + min(deadline_s or longest_s, longest_s)
         image = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
+        await self.chat(partial(self._question, image, query), query.format != 'text',
+                        min(deadline_s or longest_s, longest_s), reply)
+        return reply
+
+    async def chat(self, compose: Compose, structured: bool, deadline_s: float,
+                   reply: RawReply) -> None:
+        """
+        Get the reply to a chat in the first dialect that the server accepts.
+
+        ``compose`` returns the messages, and what else belongs to the body of this chat only;
+        ``structured``: its reply may have a schema. Raise CloudError.
+        """
+        started = time.monotonic()
+        until = started + deadline_s
         reply.emulated_s = self._delay_s()
-        await self._complete(image, query, until, reply)
+        await self._complete(compose, structured, until, reply)
         if reply.emulated_s:
             await self._wait(reply.emulated_s, until - time.monotonic())
             reply.received = time.monotonic()
@@ -148,7 +164,6 @@ class CloudClient:
         if len(self.server.api_key) >= SECRET:  # one that is echoed must not be published
             reply.text = reply.text.replace(self.server.api_key, '(key)')
         reply.round_trip_s = time.monotonic() - started
-        return reply
 
     async def close(self) -> None:
         """Close connections."""
@@ -159,7 +174,8 @@ class CloudClient:
         """How requests are put at present."""
         return self._dialect
 
-    async def _complete(self, image: str, query: Query, until: float, reply: RawReply) -> None:
+    async def _complete(self, compose: Compose, structured: bool, until: float,
+                        reply: RawReply) -> None:
         """
         Get a reply in the first dialect that the server accepts, until a moment (steady clock).
 
@@ -169,9 +185,9 @@ class CloudClient:
             self._dialect, self._dialect_until = self._best, math.inf
             self._proven.clear()
         refused: CloudRefused | None = None
-        first = max(self._dialect, Dialect.STREAM) if query.format == 'text' else self._dialect
+        first = self._dialect if structured else max(self._dialect, Dialect.STREAM)
         for dialect in tuple(Dialect)[first:]:
-            body = self._body(dialect, image, query)
+            body = self._body(dialect, compose(dialect))
             try:
                 await self._transport.complete(body, max(0.001, until - time.monotonic()), reply)
                 break
@@ -185,23 +201,26 @@ class CloudClient:
         if dialect > first:
             self._dialect, self._dialect_until = dialect, time.monotonic() + REFUSED_S
 
-    def _body(self, dialect: Dialect, image: str, query: Query) -> dict[str, object]:
+    def _question(self, image: str, query: Query, dialect: Dialect) -> dict[str, object]:
+        """Return what a body asks about an image."""
         config = self.server.config
         text = ask_text(query, config, dialect is Dialect.SCHEMA)
         messages: list[dict[str, object]] = [{'role': 'user', 'content': [
             {'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': text}]}]
         if config.system_prompt:
             messages.insert(0, {'role': 'system', 'content': config.system_prompt})
-        body: dict[str, object] = {
-            'model': config.model, config.max_tokens_field: config.max_tokens,
-            'messages': messages}
+        schema = {'response_format': response_format(query)} if dialect is Dialect.SCHEMA else {}
+        return {'messages': messages, **schema}
+
+    def _body(self, dialect: Dialect, asked: Mapping[str, object]) -> dict[str, object]:
+        config = self.server.config
+        body: dict[str, object] = {'model': config.model,
+                                   config.max_tokens_field: config.max_tokens}
         if config.temperature >= 0:
             body['temperature'] = config.temperature
         if dialect is not Dialect.PLAIN and config.stream:
             body |= {'stream': True, 'stream_options': {'include_usage': True}}
-        if dialect is Dialect.SCHEMA:
-            body['response_format'] = response_format(query)
-        return body | dict(self.server.extra_body)
+        return body | dict(asked) | dict(self.server.extra_body)
 
     async def _wait(self, delay_s: float, left_s: float) -> None:
         await asyncio.sleep(max(0.0, min(delay_s, left_s)))

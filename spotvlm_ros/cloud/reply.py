@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -29,6 +29,8 @@ class RawReply:
     """
 
     text: str = ''
+    # Each with its probability; empty where that was not asked for, or is not given.
+    tokens: list[tuple[str, float]] = field(default_factory=list)
     usage: tuple[int, int] | None = None  # tokens of prompt and reply; None: nothing usable said
     bytes_sent: int = 0    # bodies of all requests that it took
     bytes_received: int = 0  # off the socket, headers and framing included

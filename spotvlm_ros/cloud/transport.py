@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from datetime import datetime, UTC
 from email.utils import parsedate_to_datetime
 import json
+import math
 import socket
 import ssl
 import time
@@ -153,6 +154,7 @@ class Transport:
         message = choice.get('delta') or choice.get('message')
         message = message if isinstance(message, dict) else {}
         reply.text += _text(message.get('content'))
+        reply.tokens += _tokens(choice.get('logprobs'))
         reply.reasoned |= any(message.get(name) for name in _REASONING)
         if len(reply.text) > MAX_TEXT:
             raise _too_large(self.base_url)
@@ -175,6 +177,16 @@ def _text(content: object) -> str:
     texts = [part.get('text') for part in content[:MAX_PARTS]
              if isinstance(part, dict) and part.get('type', 'text') in ('text', 'output_text')]
     return ''.join(text for text in texts if isinstance(text, str))
+
+
+def _tokens(logprobs: object) -> Iterator[tuple[str, float]]:
+    """Yield the tokens of a reply and their probabilities, those that are what they should be."""
+    entries = logprobs.get('content') if isinstance(logprobs, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        entry = entry if isinstance(entry, dict) else {}
+        token, value = entry.get('token'), entry.get('logprob')
+        if isinstance(token, str) and isinstance(value, (int, float)) and value == value:  # no NaN
+            yield token, math.exp(min(max(value, -1000.0), 0.0))
 
 
 async def _events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

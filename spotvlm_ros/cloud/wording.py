@@ -64,12 +64,20 @@ def response_format(query: Query) -> dict[str, object] | None:
     if query.format == 'text':
         return None
     if query.format == 'choice':
-        body = _object({query.id: {'type': 'string', 'enum': list(query.choices[query.id])}})
-    else:
-        body = _object({FACTS: {'type': 'array', 'items': {
-            'anyOf': [_fact(key, values) for key, values in query.choices.items()]}}})
-    return {'type': 'json_schema',
-            'json_schema': {'name': 'answer', 'strict': True, 'schema': body}}
+        return values_format(query)
+    return _schema({FACTS: {'type': 'array', 'items': {
+        'anyOf': [_fact(key, values) for key, values in query.choices.items()]}}})
+
+
+def values_format(query: Query) -> dict[str, object]:
+    """Return the ``response_format`` of a reply that is an object of a value for each key."""
+    return _schema({key: {'type': 'string', 'enum': list(values)}
+                    for key, values in query.choices.items()})
+
+
+def _schema(properties: dict[str, object]) -> dict[str, object]:
+    return {'type': 'json_schema', 'json_schema': {
+        'name': 'answer', 'strict': True, 'schema': _object(properties)}}
 
 
 def _fact(key: str, values: tuple[str, ...]) -> dict[str, object]:

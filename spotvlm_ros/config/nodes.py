@@ -116,11 +116,39 @@ class CameraConfig(ImageInputConfig):
 
 
 @dataclass(frozen=True)
-class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
-    """Parameters of node edge; those of the model are what `EdgeModel.load` takes."""
+class RemoteEdgeConfig(NodeConfig):
+    """Parameters of an edge model that another host of the robot runs."""
+
+    remote_url: str = parameter(
+        '', 'OpenAI-compatible server that runs model, on another host of the robot, such as '
+        'http://192.168.1.5:8000/v1; empty: this process runs it')
+    remote_key_file: str = parameter(
+        '', 'file with the API key of remote_url, mode 600; empty: variable SPOTVLM_API_KEY_EDGE')
+    remote_plain_key: bool = parameter(
+        False, 'let that key go over http to another host; only on a network you trust')
+    remote_schema: bool = parameter(
+        True, 'ask remote_url for replies that follow a JSON schema; what it refuses is left out. '
+        "false: for a model that was trained on the edge's own lines")
+    remote_view_side: int = parameter(
+        384, 'width and height of the two views of a frame that go to remote_url; best is what '
+        'its model takes [pixels]', 32, 2048)
+    remote_view_quality: int = parameter(
+        90, 'JPEG quality of these views; 0: PNG, without loss', 0, 100)
+    remote_extra_body: str = parameter(
+        '', 'JSON object, added to the body of each request to remote_url')
+
+
+@dataclass(frozen=True)
+class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeConfig):
+    """
+    Parameters of node edge; those of the model are what `EdgeModel.load` takes.
+
+    Device, threads, decoding and engine are of a model in this process.
+    """
 
     model: str = parameter('spot-mini-edge',
-                           'name of a shipped checkpoint or folder of another')
+                           'name of a shipped checkpoint or folder of another; with '
+                           'remote_url, what the server calls it')
     device: str = parameter('cpu', 'torch device to run on, such as cpu or cuda')
     threads: int = parameter(1, 'CPU threads of the model', 1, 64)
     focus_backend: FocusBackend = parameter(

@@ -18,11 +18,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
+from ..method import guard, prompt
 from ..method.facts import Context, Fact, Query
 from ..method.focus import Image
+
+OnText = Callable[[str, int], None]   # is given the answer so far and its number of tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class EdgeVLM(Protocol):
         """Answer each query about made-up frames, so that the first real one is not slower."""
 
     def answer(self, frame: Image, query: Query, context: Context | None, stamp_ns: int,
-               on_text: Callable[[str, int], None] | None = None,
+               on_text: OnText | None = None,
                should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """
         Answer a query about a frame.
@@ -64,3 +68,33 @@ class EdgeVLM(Protocol):
         answer so far and its number of tokens; `should_stop` is asked before each forward pass,
         and where it says so the answer is partial.
         """
+
+
+def guarded_answer(query: Query, context: Context | None, odds: float,
+                   pass_: Callable[[Context | None, OnText | None], EdgeAnswer],
+                   on_text: OnText | None = None) -> EdgeAnswer:
+    """
+    Return an answer in as many passes as the guard wants; ``pass_`` makes one.
+
+    What is streamed must stand: of a guarded answer no pass alone does. An answer without context
+    that is complete stands when there is no time for more, and any does when a pass with context
+    raises.
+    """
+    told = context is not None and not (context.empty and not context.focus)
+    streamed = None if guard.is_guarded(query, odds) and told else on_text
+    errors: list[Exception] = []
+    answer = guard.guarded_answer(query, context, odds, lambda given: pass_(given, streamed),
+                                  partial(_combined, query), errors.append)
+    return answer if not errors else replace(
+        answer, context_error=f'{type(errors[0]).__name__}: {errors[0]}')
+
+
+def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,
+              facts: tuple[Fact, ...]) -> EdgeAnswer:
+    """Return the answer of the guard's two passes."""
+    return replace(
+        second, facts=facts, told_keys=frozenset(f.key for f in facts if f not in first.facts),
+        text=prompt.answer_text(query, facts) if facts else second.text,
+        preprocess_s=first.preprocess_s + second.preprocess_s,
+        inference_s=first.inference_s + second.inference_s, passes=first.passes + second.passes,
+        computed_tokens=first.computed_tokens + second.computed_tokens)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 import time
 from typing import NamedTuple
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .answer import EdgeAnswer
+from .answer import EdgeAnswer, guarded_answer, OnText
 from .cpu import replace_gelu_tanh
 from .engine import Decoded, Engine, Prompt
 from .families import check_focus, model_family, Tensors, use_maskable_attention
@@ -187,30 +187,19 @@ class EdgeModel:
         self._last_answers.clear()
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
-               on_text: Callable[[str, int], None] | None = None,
+               on_text: OnText | None = None,
                should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """
         Answer a query about a frame.
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with
         the answer so far and its number of tokens; `should_stop` is asked before each forward
-        pass. An answer without context that is complete stands when there is no time for more,
-        and any does when a pass with context raises. Raise ValueError where prompt and answer are
-        too long for the engine.
+        pass. Raise ValueError where prompt and answer are too long for the engine.
         """
-        guarded = guard.is_guarded(query, self._odds)
-        told = context is not None and not (context.empty and not context.focus)
-
-        def answer_once(given: Context | None) -> EdgeAnswer:
-            # What is streamed must stand: of a guarded answer no pass alone does.
-            streamed = None if guarded and told else on_text
-            return self._answer_once(self._request(frame, query, given, stamp_ns), streamed,
-                                     should_stop)
-        errors: list[Exception] = []
-        answer = guard.guarded_answer(query, context, self._odds, answer_once,
-                                      partial(_combined, query), errors.append)
-        return answer if not errors else replace(
-            answer, context_error=f'{type(errors[0]).__name__}: {errors[0]}')
+        return guarded_answer(
+            query, context, self._odds,
+            lambda given, streamed: self._answer_once(
+                self._request(frame, query, given, stamp_ns), streamed, should_stop), on_text)
 
     def model_inputs(self, frame: focus.Image, query: Query, context: Context | None,
                      stamp_ns: int) -> ModelInputs:
@@ -230,7 +219,7 @@ class EdgeModel:
         return _Request(f'{query.id} alone' if alone else query.id, frame, query, context,
                         stamp_ns)
 
-    def _answer_once(self, request: _Request, on_text: Callable[[str, int], None] | None = None,
+    def _answer_once(self, request: _Request, on_text: OnText | None = None,
                      should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """Answer in one go, without the guard."""
         begin = time.perf_counter()
@@ -314,17 +303,6 @@ def _readable(query: Query, text: str) -> tuple[str, str]:
     said, why = free_text(text)
     shown = '\n'.join(prompt.neutralise(line) for line in said.splitlines())
     return shown, why if query.format == 'text' else ''
-
-
-def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,
-              facts: tuple[Fact, ...]) -> EdgeAnswer:
-    """Return the answer of the guard's two passes."""
-    return replace(
-        second, facts=facts, told_keys=frozenset(f.key for f in facts if f not in first.facts),
-        text=prompt.answer_text(query, facts) if facts else second.text,
-        preprocess_s=first.preprocess_s + second.preprocess_s,
-        inference_s=first.inference_s + second.inference_s, passes=first.passes + second.passes,
-        computed_tokens=first.computed_tokens + second.computed_tokens)
 
 
 def expected_values(last: LastAnswer | None, context: Context | None) -> dict[str, str]:

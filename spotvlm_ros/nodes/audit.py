@@ -65,6 +65,8 @@ class ContextAudit:
             return
         frame, query = answered.frame, answered.query
         alone = model.answer(frame.rgb(), query, None, frame.stamp_ns, should_stop=should_stop)
+        if alone.partial:
+            return
         self._counts.add(result.facts, alone.facts, context.facts,
                          self._truth.get(frame.stamp_ns) if query.format == 'facts' else None)
         if not should_stop():

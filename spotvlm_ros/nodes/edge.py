@@ -40,6 +40,7 @@ from .context_inbox import ContextInbox
 from .detections import FocusDetections
 from .health import Pulse, SILENCE_S, Trouble
 from .input import FrameInput
+from .remote_edge import load_edge_model, RemoteEdge
 from ..config.nodes import EdgeConfig, NodeConfig
 from ..edge.answer import EdgeVLM
 from ..frames.frame import Frame
@@ -53,12 +54,6 @@ from ..system.memory import give_back
 IDLE_S = 0.1   # the inference thread looks up at least this often
 QUIET_S = 0.5  # without a frame for this long, none is expected
 Load = Callable[[EdgeConfig], EdgeVLM]
-
-
-def load_edge_model(config: EdgeConfig) -> EdgeVLM:
-    """Load the model; torch is imported here, not when the node is created."""
-    from ..edge.model import EdgeModel
-    return EdgeModel.load(config)
 
 
 class EdgeNode(SpotNode[EdgeConfig]):
@@ -92,6 +87,10 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Return the model, which is there between configure and cleanup."""
         assert self._model is not None
         return self._model
+
+    @property
+    def _remote(self) -> RemoteEdge | None:
+        return self._model if isinstance(self._model, RemoteEdge) else None
 
     def setup(self) -> None:
         """Load the model."""
@@ -138,6 +137,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def release(self) -> None:
         """Free the model."""
         if self._model is not None:
+            if self._remote is not None:
+                self._remote.close()
             self._model = None
             give_back()
         if self._recorder is not None:
@@ -155,7 +156,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
             'stamp_to_answer_p50_s': _median(self._latency_s),
             'inference_p50_s': _median(self._inference_s),
             'model': self._model.name if self._model is not None else '',
-            **self._audit.report()}
+            **self._audit.report(),
+            **(self._remote.report() if self._remote is not None else {})}
         if self._recorder is not None:
             values['recording_dropped'] = self._recorder.dropped
         for frames in self._inputs:
@@ -164,6 +166,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def troubles(self) -> Iterator[Trouble]:
         """Yield what is wrong with the frames; where they are well, with the answers."""
+        if self._remote is not None and self._remote.trouble:
+            yield Trouble(self._remote.trouble)
         for frames in self._inputs:
             queries = [q for q in self._queries.values() if q.camera == frames.camera]
             troubles = tuple(frames.troubles(sum(q.rate_hz for q in queries)))
@@ -184,8 +188,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def setting(self) -> str:
         """Return model, device and queries."""
-        return f'model {self.model.name} on {self.config.device} ' \
-            f'({self.config.threads} threads), queries ' + \
+        where = self.config.remote_url or \
+            f'{self.config.device} ({self.config.threads} threads)'
+        return f'model {self.model.name} on {where}, queries ' + \
             ', '.join(f'{q.id} ({q.rate_hz:g} Hz)' for q in self._queries.values())
 
     def traffic(self) -> str:
@@ -277,7 +282,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered = self._answer(frame, query, frame.received + query.deadline_s)
             if self._running:
                 self._publish(answered)
-            self._audit.check(answered, self.model, lambda: not self._running)
+            until = time.monotonic() + query.deadline_s
+            self._audit.check(answered, self.model,
+                              lambda: not self._running or time.monotonic() > until)
         finally:
             self._busy = False
 
@@ -327,6 +334,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_CANCELED, 'given up on request')
             self.count_problem('late_answers')
         elif time.monotonic() > until:  # a pass of the model under way is not interrupted
+            knobs = 'device, threads' if self._remote is None else 'server, network'
             how = 'cut short' if result.partial else 'complete only later than'
             if goal is not None:
                 answered.fail(Answer.ERROR_TIMEOUT, f"{how} the goal's timeout; raise it")
@@ -335,7 +343,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_TIMEOUT, f'{how} {query.deadline_s:g} s after the frame '
                           'came; raise the deadline or use a faster model')
             self.count_problem('late_answers', f'{query.id}: {answered.message.error_msg} '
-                               f'({query.id}.deadline_s, device, threads)')
+                               f'({query.id}.deadline_s, {knobs})')
         elif result.partial:
             answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} '
                           's: standing answers wait; lower max_tokens, or raise ask_timeout_s')

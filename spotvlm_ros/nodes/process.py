@@ -217,6 +217,9 @@ def _server(config: CloudNodeConfig, stack: ExitStack, stop: StopSignal
 
 
 def _loaded(config: EdgeConfig) -> EdgeVLM:
+    if config.remote_url:  # two runs would not be equal, nor would what failed be asked again
+        raise ParameterError('edge.remote_url is set; process runs the edge model itself: leave '
+                             'it empty, and let model be the checkpoint')
     import transformers
 
     from ..edge.model import EdgeModel

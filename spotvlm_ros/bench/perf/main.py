@@ -50,6 +50,8 @@ MEASURES = ('overhead', 'focus', 'edge', 'cameras', 'wire', 'outage', 'soak')
 PROGRAMS = {
     'edge': ('spotvlm_ros.bench.perf.edge_cpu',
              "the engine against transformers' generate, on a CPU or with --gpu"),
+    'remote-edge': ('spotvlm_ros.bench.perf.remote_edge',
+                    'the edge model in this process against a server on localhost'),
     'bridge': ('spotvlm_ros.bench.perf.bridge', 'what the cloud side costs, and --soak MIN'),
     'faults': ('spotvlm_ros.bench.perf.faults', 'the running graph under attack, and a soak'),
     'robots': ('spotvlm_ros.bench.faults.robots', 'how many robots one server carries'),

@@ -37,7 +37,7 @@ setup(
     ],
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},
-    python_requires='>=3.11',
+    python_requires='>=3.10',
     zip_safe=False,
     maintainer='spotvlm maintainers',
     maintainer_email='maintainers@spotvlm.example.org',

@@ -18,7 +18,6 @@
 import argparse
 from pathlib import Path
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -26,13 +25,14 @@ from spotvlm_ros.bench.perf.main import MEASURES, PROGRAMS
 from spotvlm_ros.cli import params, run
 from spotvlm_ros.cli.main import COMMANDS, ELSEWHERE, main
 from spotvlm_ros.system import middleware
+from spotvlm_ros.system.processes import PYTHON
 
 SLOW = ('torch', 'transformers', 'rclpy', 'cv2', 'numpy')
 
 
 def python(code):
     """Run code in a fresh interpreter and return the finished process."""
-    return subprocess.run([sys.executable, '-P', '-c', code], capture_output=True, text=True,
+    return subprocess.run([*PYTHON, '-c', code], capture_output=True, text=True,
                           timeout=60)
 
 
@@ -149,7 +149,7 @@ def test_a_full_shared_memory_is_told_before_it_ends_the_process(argv):
     if subprocess.run([*own, 'mount -t tmpfs none /dev/shm'], capture_output=True).returncode:
         pytest.skip('may not mount a file system of its own')
     done = subprocess.run(
-        [*own, fill, 'sh', sys.executable, '-P', '-m', 'spotvlm_ros.cli', *argv],
+        [*own, fill, 'sh', *PYTHON, '-m', 'spotvlm_ros.cli', *argv],
         capture_output=True, text=True, timeout=60)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said

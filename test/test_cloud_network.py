@@ -23,7 +23,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -36,6 +35,7 @@ from spotvlm_ros.cloud import transport
 from spotvlm_ros.cloud.client import CloudClient
 from spotvlm_ros.cloud.errors import CloudError
 from spotvlm_ros.method.facts import Query
+from spotvlm_ros.system.processes import PYTHON
 
 QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')})
 
@@ -123,7 +123,7 @@ def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):
         pytest.skip(why_not())
     out = tmp_path / 'figures.json'
     done = subprocess.run(
-        [sys.executable, '-P', '-m', 'spotvlm_ros.bench.perf.faults', '--network', '--outage',
+        [*PYTHON, '-m', 'spotvlm_ros.bench.perf.faults', '--network', '--outage',
          '10', '--seconds', '6', '--clean', '2', '--tolerance', '0.3', '--out', str(out)],
         capture_output=True, text=True, timeout=150, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr

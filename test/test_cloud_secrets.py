@@ -23,7 +23,6 @@ from pathlib import Path
 import signal
 import ssl
 import subprocess
-import sys
 
 import cv2
 from fakes import cloud_server, wait_for, WHAT
@@ -33,6 +32,7 @@ import pytest
 from spotvlm_ros.bench.faults.chaos import ChaosServer
 from spotvlm_ros.cloud.client import CloudClient, read_api_key
 from spotvlm_ros.cloud.errors import CloudUnreachable
+from spotvlm_ros.system.processes import PYTHON
 
 SECRET = 'sk-kEy4711-do-not-tell'
 
@@ -142,13 +142,13 @@ def test_the_key_is_nowhere_in_what_a_run_writes(tmp_path, clip, fault):
            'ROS_HOME': str(folders['ros']), 'ROS_LOG_DIR': str(folders['ros']),
            'HOME': str(folders['home']), 'PYTHONUNBUFFERED': '1'}
     recorder = subprocess.Popen(
-        [sys.executable, '-P', str(Path(__file__).with_name('recorder.py')), str(folders['bag'])],
+        [*PYTHON, str(Path(__file__).with_name('recorder.py')), str(folders['bag'])],
         stdout=subprocess.PIPE, stderr=(tmp_path / 'recorder.txt').open('w'),
         stdin=subprocess.PIPE, text=True,
         env={k: v for k, v in env.items() if k != 'SPOTVLM_API_KEY'})
     assert recorder.stdout.readline() == 'ready\n'
     run = subprocess.Popen(
-        [sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'run', 'driving', '--video', str(clip),
+        [*PYTHON, '-m', 'spotvlm_ros.cli', 'run', 'driving', '--video', str(clip),
          '--loop', '-p', f'cloud.base_url:={server.url}',
          '-p', 'cloud.privacy_masks:=["0 0 1 0.5"]',
          '--log-level', 'debug', '--out', str(folders['out'])],

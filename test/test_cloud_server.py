@@ -35,6 +35,7 @@ from spotvlm_ros.cloud.errors import KEY_ENV
 from spotvlm_ros.cloud.server import EmbeddedServer, HOST, RESTARTS, ServerError
 from spotvlm_ros.cloud.serving import Door
 from spotvlm_ros.mini.shipped import checkpoint_path
+from spotvlm_ros.system.processes import PYTHON
 
 MODEL = '/models/large'
 GREY = ('data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAA'
@@ -215,7 +216,7 @@ def test_one_that_ends_at_once_is_not_started_for_ever():
 
 
 def test_serve_hands_its_key_over_in_a_private_file(tmp_path):
-    command = [sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'serve', '--port']
+    command = [*PYTHON, '-m', 'spotvlm_ros.cli', 'serve', '--port']
     environment = {**os.environ, 'TMPDIR': str(tmp_path), KEY_ENV: ''}
     process = subprocess.Popen([*command, '0'], stdout=subprocess.PIPE, text=True,
                                env=environment)

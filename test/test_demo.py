@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import cv2
 from fakes import wait_for
@@ -30,6 +29,7 @@ from spotvlm_ros.bench import demo  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source  # noqa: E402
 from spotvlm_ros.mini.driving.scene import SCENE  # noqa: E402
 from spotvlm_ros.mini.worlds import make_world  # noqa: E402
+from spotvlm_ros.system.processes import PYTHON  # noqa: E402
 from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
 
 
@@ -120,6 +120,6 @@ def test_rows_pair_answers_with_truth_context_and_what_the_cloud_had_said(tmp_pa
 
 
 def test_demo_explains_itself():
-    done = subprocess.run([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'demo', '--help'],
+    done = subprocess.run([*PYTHON, '-m', 'spotvlm_ros.cli', 'demo', '--help'],
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and '--delay' in done.stdout

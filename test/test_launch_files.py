@@ -28,6 +28,7 @@ import time
 from fakes import wait_for
 import numpy as np
 import pytest
+from spotvlm_ros.system.processes import PYTHON
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ ARGUMENTS = {'namespace', 'use_sim_time', 'params_file', 'profile', 'autostart',
              'path', 'image_transport', 'base_url', 'cloud_model'}
 LAUNCH = [sys.executable, '-c', 'import sys; from ros2cli.cli import main; sys.exit(main())',
           'launch', 'spotvlm_ros']
-RUN = [sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'run']
+RUN = [*PYTHON, '-m', 'spotvlm_ros.cli', 'run']
 needs_launch = pytest.mark.skipif(
     not (importlib.util.find_spec('launch_ros') and importlib.util.find_spec('ros2launch')),
     reason='launch is not on PyPI; it comes with an installed ROS. test_config_arguments.py and '

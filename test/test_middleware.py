@@ -18,11 +18,11 @@
 import os
 from pathlib import Path
 import subprocess
-import sys
 
 import pytest
 
 from spotvlm_ros.system.middleware import free_buffers, FROM_XML, PROFILES, SET_UP
+from spotvlm_ros.system.processes import PYTHON
 
 pytest.importorskip('rclpy')
 
@@ -57,7 +57,7 @@ print('kept', large - before, after - before)
 
 def _kept(**environment: str) -> float:
     """Return how many megabytes a process keeps of large messages that nobody has any more."""
-    result = subprocess.run([sys.executable, '-P', '-c', LARGE_THEN_SMALL], text=True,
+    result = subprocess.run([*PYTHON, '-c', LARGE_THEN_SMALL], text=True,
                             capture_output=True, timeout=60.0, check=True,
                             env={**{k: v for k, v in os.environ.items() if k not in SET_UP},
                                  **environment})

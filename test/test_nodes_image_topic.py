@@ -19,7 +19,6 @@ from array import array
 import os
 from pathlib import Path
 import subprocess
-import sys
 
 from fakes import FakeEdge, wait_for
 import pytest
@@ -31,6 +30,7 @@ from spotvlm_ros.config.profiles import find_profile  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.image_topic import ImageTopic  # noqa: E402
 from spotvlm_ros.system.middleware import PROFILES  # noqa: E402
+from spotvlm_ros.system.processes import PYTHON  # noqa: E402
 from test_nodes_graph import graph, overlay  # noqa: E402
 
 BEST_EFFORT, RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
@@ -107,7 +107,7 @@ def test_raw_images_come_at_the_rate_of_the_driver(reliability, padding, file):
         probe.destroy_publisher(probe.image)
         topic = ImageTopic(running.nodes[1], Image, 'image',
                            lambda image: numbers.append(image.header.stamp.sec))
-        driver = subprocess.Popen([sys.executable, '-P', '-c', DRIVER, reliability, str(padding)],
+        driver = subprocess.Popen([*PYTHON, '-c', DRIVER, reliability, str(padding)],
                                   env=environment)
         try:
             wait_for(lambda: topic.reliable is (reliability == 'RELIABLE') and numbers)

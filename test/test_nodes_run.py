@@ -20,7 +20,6 @@ import os
 from pathlib import Path
 import signal
 import subprocess
-import sys
 import time
 
 import cv2
@@ -28,8 +27,10 @@ from fakes import wait_for
 import numpy as np
 import pytest
 
+from spotvlm_ros.system.processes import PYTHON
+
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
-SPOTVLM = [sys.executable, '-P', '-m', 'spotvlm_ros.cli']
+SPOTVLM = [*PYTHON, '-m', 'spotvlm_ros.cli']
 
 
 @pytest.fixture(scope='session')

@@ -208,6 +208,8 @@ class AnswerClient:
             self._waiting.append(hand_over)
         try:
             return await asyncio.wait_for(future, timeout_s)
+        except asyncio.TimeoutError as error:  # before Python 3.11, another one
+            raise TimeoutError(*error.args) from None
         finally:
             with self._lock:
                 if hand_over in self._waiting:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 import random
 import threading
@@ -251,7 +251,7 @@ class CloudBridge:
         closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
             closing.result(timeout_s)
-        except TimeoutError:
+        except FutureTimeout:
             pass
         self._encoder.shutdown(wait=False, cancel_futures=True)
         self._loop.call_soon_threadsafe(self._loop.stop)

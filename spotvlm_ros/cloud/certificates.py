@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import datetime, UTC
+from datetime import datetime, timezone
 import os
 import re
 import ssl
@@ -27,6 +27,7 @@ import ssl
 import httpcore2
 
 from .errors import CloudError, CloudUnreachable, CloudUntrusted
+from ..system.compatible import timeout
 
 FETCH_S = 3.0  # longest wait for a certificate whose dates are wanted
 # Numbers of OpenSSL, see X509_verify_cert_error_string(3).
@@ -84,9 +85,9 @@ async def explained(error: ssl.SSLError | None, host: str, port: int) -> CloudEr
 
 async def _out_of_date(code: int, host: str, port: int) -> str:
     """Say when a certificate is valid; it has to be fetched again, unverified."""
-    pem, now = '', datetime.now(UTC)
+    pem, now = '', datetime.now(timezone.utc)
     with suppress(OSError, ValueError):  # a timeout is one, too
-        async with asyncio.timeout(FETCH_S):
+        async with timeout(FETCH_S):
             pem = await asyncio.to_thread(ssl.get_server_certificate, (host, port),
                                           timeout=FETCH_S)
     dates = validity(ssl.PEM_cert_to_DER_cert(pem)) if pem else None
@@ -109,7 +110,7 @@ def validity(der: bytes) -> tuple[datetime, datetime] | None:
     short, full = '%y%m%d%H%M%SZ', '%Y%m%d%H%M%SZ'
     try:
         begin, end = (datetime.strptime((a or b).decode(), short if a else full).replace(
-            tzinfo=UTC) for a, b in (found.groups()[:2], found.groups()[2:]))
+            tzinfo=timezone.utc) for a, b in (found.groups()[:2], found.groups()[2:]))
     except ValueError:
         return None
     return begin, end

@@ -43,6 +43,7 @@ from .timeline import CloudTimeline, Settled, TimedRequest
 from ..config.nodes import CloudNodeConfig
 from ..frames.frame import Frame
 from ..method.facts import NS, Query
+from ..system.compatible import Runner
 
 FIRST_PAUSE_S = 1.0     # before a server that refuses is asked again; doubled each time
 LONGEST_PAUSE_S = 60.0
@@ -134,7 +135,7 @@ class OfflineCloud:
                       config.budget_money_per_hour)
         self._pool = EndpointPool([server], Budget(limits))
         self._client: CloudClient = self._pool.endpoints[0].client
-        self._runner = asyncio.Runner()
+        self._runner = Runner()
         self._number = 0
         self._skip_noted: set[str] = set()
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, UTC
+from datetime import datetime, timedelta, timezone
 import statistics
 
 from .breaker import Breaker, State
@@ -113,7 +113,7 @@ class Endpoint:
         left_s = self.paused_until - now
         if left_s <= 0:
             return ''
-        end = datetime.now(UTC) + timedelta(seconds=left_s)
+        end = datetime.now(timezone.utc) + timedelta(seconds=left_s)
         return f'{end:%Y-%m-%d %H:%M:%S} UTC'
 
     def succeeded(self, round_trip_s: float, now: float) -> None:

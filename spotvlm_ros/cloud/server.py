@@ -26,7 +26,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import tempfile
 import time
 from types import TracebackType
@@ -37,7 +36,7 @@ import numpy as np
 from .client import cloud_server, CloudServer
 from .errors import KEY_ENV
 from ..config.nodes import EmulatedDelayConfig, ServerConfig
-from ..system.processes import Child
+from ..system.processes import Child, PYTHON
 
 START_S = 120.0   # longest wait for the model to load on a slow machine
 RESTARTS = 5      # of a server that ends by itself, at most, in
@@ -52,7 +51,7 @@ class ServerError(RuntimeError):
 
 def serve_command(model: str, socket_number: int) -> list[str]:
     """Return the command that serves a checkpoint on an inherited socket."""
-    return [sys.executable, '-P', '-m', 'spotvlm_ros.cloud.serving', model, str(socket_number)]
+    return [*PYTHON, '-m', 'spotvlm_ros.cloud.serving', model, str(socket_number)]
 
 
 class EmbeddedServer:

@@ -31,7 +31,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, UTC
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 import json
 import math
@@ -47,6 +47,7 @@ from .certificates import explained, tls_context, tls_error
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
                      CloudUnreachable, LOOPBACK)
 from .reply import RawReply
+from ..system.compatible import timeout
 
 MAX_HEAD = 65_536       # bytes until a response has begun: headers, answers 1xx
 MAX_BYTES = 524_288     # of a reply: framing and reasoning included
@@ -98,7 +99,7 @@ class Transport:
                 meter.shaking_hands = not event.endswith('complete')
         try:
             with _translated(self.base_url, deadline_s, reply):
-                async with asyncio.timeout(deadline_s), self._pool.stream(
+                async with timeout(deadline_s), self._pool.stream(
                         'POST', self._url, headers=self._headers, content=content, extensions={
                             'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
                     meter.left += MAX_BYTES
@@ -140,7 +141,7 @@ class Transport:
         else:
             reply.finished |= bool(whole and reply.text)
         with suppress(TimeoutError):  # the connection is used again if the body ends soon
-            async with asyncio.timeout(DRAIN_S):
+            async with timeout(DRAIN_S):
                 async for _ in chunks:
                     await asyncio.sleep(0)
 
@@ -316,14 +317,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         seconds = float(value)
     except ValueError:
         until = _date(value)
-        now = _date(headers.get('date', '')) or datetime.now(UTC)
+        now = _date(headers.get('date', '')) or datetime.now(timezone.utc)
         seconds = (until - now).total_seconds() if until else 0.0
     return min(seconds, LONGEST_RETRY_AFTER_S) if seconds > 0 else 0.0  # it may be no number
 
 
 def _date(text: str) -> datetime | None:
     try:
-        return parsedate_to_datetime(text).replace(tzinfo=UTC)  # HTTP knows no other zone
+        return parsedate_to_datetime(text).replace(tzinfo=timezone.utc)  # HTTP knows no other zone
     except (ValueError, TypeError, OverflowError):
         return None
 

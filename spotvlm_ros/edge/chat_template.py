@@ -52,9 +52,10 @@ def template_fault(template: str, chats: str, tokens: str) -> str:
 
     ``chats`` and ``tokens``, the names and texts of special tokens, are JSON.
     """
+    from ..system.processes import PYTHON  # not where this file is the program
     given = json.dumps([template, json.loads(chats), json.loads(tokens)])
     try:
-        code = subprocess.run([sys.executable, '-P', __file__], input=given, text=True,
+        code = subprocess.run([*PYTHON, __file__], input=given, text=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               timeout=WAIT_S, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 import re
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 import unicodedata
 
 from .choices import labelled, match_choice
@@ -41,11 +41,16 @@ _COLONS = '[:\u02d0\u02f8\u0589\u05c3\u205a\u2236\ua789]+'
 _COLON = re.compile(rf'(?<!\d)\s*{_COLONS}\s*|{_COLONS}(?!\d)\s*')
 
 
-class MessagePart(TypedDict):
-    """A piece of a message: a text, or the place of an image."""
+class MessageImage(TypedDict):
+    """The place of an image in a message."""
 
     type: Literal['image', 'text']  # noqa: A003
-    text: NotRequired[str]
+
+
+class MessagePart(MessageImage, total=False):
+    """A piece of a message: a text, or the place of an image."""
+
+    text: str
 
 
 class Message(TypedDict):

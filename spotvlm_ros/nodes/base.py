@@ -21,22 +21,23 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 import threading
 import traceback
-from typing import Generic, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Generic, ParamSpec, TypedDict, TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
     SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.event_handler import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
-                                 SubscriptionEventCallbacks, UnsupportedEventTypeError)
 from rclpy.lifecycle import (LifecycleNode, LifecyclePublisher, LifecycleState,
                              TransitionCallbackReturn)
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSPolicyKind, QoSProfile, \
     ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from typing_extensions import Unpack  # Python 3.10 has none
 
+from .distribution import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
+                           SubscriptionEventCallbacks, UnsupportedEventTypeError)
 from .health import ERROR, Problems, Trouble
 from ..config.nodes import NodeConfig, QueriesConfig
 from ..config.queries import read_queries

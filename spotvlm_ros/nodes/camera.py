@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 import threading
 import time
-from typing import Unpack
 
 from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer
+from typing_extensions import Unpack
 
 from .base import DOUBLES_S, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS

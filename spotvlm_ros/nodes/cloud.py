@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 import time
-from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, CloudStatus
+from typing_extensions import Unpack
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import cloud_answer_msg, duration_msg

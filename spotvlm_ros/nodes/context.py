@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from functools import partial
 import threading
 import time
-from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
+from typing_extensions import Unpack
 
 from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
 from .convert import context_msg, gate_of, stamp_ns, turn_from_msg

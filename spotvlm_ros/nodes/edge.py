@@ -28,9 +28,9 @@ from functools import partial
 import statistics
 import threading
 import time
-from typing import Unpack
 
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
+from typing_extensions import Unpack
 
 from .answered import AnsweredFrame
 from .ask_server import AskGoal, AskServer

@@ -39,7 +39,7 @@ from ..method.prompt import printable
 from ..mini.shipped import is_miniature, MINIATURE_WARNING
 from ..system.machine import StealTime
 from ..system.middleware import report_middleware_problem
-from ..system.processes import Child
+from ..system.processes import Child, PYTHON
 from ..system.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
     for name in ('cloud', 'context', 'edge', 'camera') if config.multi_process else ('composed',):
         last = ['-p', 'exit_when_finished:=true'] if name in ('camera', 'composed') else []
         child = family.start(name, partial(Child, [
-            sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name, *argv, *last]))
+            *PYTHON, '-m', 'spotvlm_ros.cli', 'node', name, *argv, *last]))
         embedded = name == 'cloud' and profile.cloud.autostart and not profile.cloud.base_url
         while embedded and not monitor.status and child.alive and not stop.wait(0.05):
             awaited.look()  # its server is starting

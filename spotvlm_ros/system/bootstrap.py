@@ -22,7 +22,7 @@ checkout. With a ROS 2 sourced, that one is used; otherwise ROS 2 comes as wheel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import fcntl
 import hashlib
 import json
@@ -96,8 +96,7 @@ def set_up() -> None:
     """Do whatever is missing: virtual environment, packages, colcon build."""
     sourced = sourced_prefix()
     state = read_state()
-    # Likewise with the distribution: it stays until another one is asked for.
-    distro = os.environ.get('ROS_DISTRO') or state.get('distro', DISTRO)
+    distro = wanted_distro(state)
     wanted = {'root': str(ROOT), 'packages': packages_key(), 'build': build_key()}
     # A shell without ROS goes on using the ROS that an earlier run found sourced.
     same_ros = state.get('sourced') == sourced or (
@@ -132,6 +131,11 @@ def set_up() -> None:
     verify()
     write_state({**state, **wanted})
     say('setup is complete: try .venv/bin/spotvlm doctor, or make demo')
+
+
+def wanted_distro(state: Mapping[str, str]) -> str:
+    """Return the distribution that is asked for, or else the one that there is."""
+    return os.environ.get('ROS_DISTRO') or state.get('distro', DISTRO)
 
 
 # --- state ----------------------------------------------------------------------------------
@@ -311,12 +315,18 @@ def constraints_beside_ros(environment: dict[str, str]) -> Path:
     if numpy.startswith('1.'):
         # The OpenCV that we pin needs numpy 2.
         kept.add('opencv-python-headless')
+    # Half of the versions are not for the Python of Humble.
     lines = [line for line in LOCK.read_text().splitlines()
-             if project_name(line) not in kept]
+             if project_name(line) not in kept and not is_old()] or [SETUPTOOLS]
     lines += [f'numpy=={numpy}'] if numpy else []
     path = VENV / 'constraints.txt'
     path.write_text('\n'.join(lines) + '\n')
     return path
+
+
+def is_old() -> bool:
+    """Return whether .venv has the Python of Humble, 3.10."""
+    return site_packages().parent.name == 'python3.10'
 
 
 def site_packages() -> Path:
@@ -421,8 +431,8 @@ def write_wrappers() -> None:
             f'. {shlex.quote(str(VENV / "ros_env.sh"))}\n')
     # exec: signals reach the program and not a shell in front of it. -P: the folder in which
     # the user happens to be is no place to import from.
-    python = shlex.quote(str(VENV_PYTHON))
-    for name, command in (('spotvlm', f'{python} -P -m spotvlm_ros.cli "$@"'),
+    python = shlex.quote(str(VENV_PYTHON)) + ' -P' * (not is_old())
+    for name, command in (('spotvlm', f'{python} -m spotvlm_ros.cli "$@"'),
                           ('ros-env', '"$@"')):
         path = VENV / 'bin' / name
         path.write_text(f'{head}exec {command}\n')
@@ -433,7 +443,7 @@ def verify() -> None:
     """Check that what was built can be imported together."""
     code = ('import rclpy, spotvlm_ros, spotvlm_msgs.msg, spotvlm_msgs.action; '
             'spotvlm_msgs.msg.Answer.__class__.__import_type_support__()')
-    run('checking', [str(VENV / 'bin' / 'ros-env'), 'python', '-P', '-c', code],
+    run('checking', [str(VENV / 'bin' / 'ros-env'), 'python', '-c', code],
         outer_environment(keep_ros=False), 'make clean && make setup')
 
 

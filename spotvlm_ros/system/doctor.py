@@ -149,10 +149,10 @@ def check_python() -> Iterator[Finding]:
     if wrapper.exists() and Path(sys.prefix) != ROOT / '.venv':
         yield Finding('environment', OPTIONAL, 'this Python is not the one of make setup',
                       f'{wrapper} doctor')
-    if sys.version_info >= (3, 11):  # noqa: UP036
+    if sys.version_info >= (3, 10):  # noqa: UP036
         yield Finding('Python', OK, found)
     else:
-        yield Finding('Python', MISSING, f'{found}; 3.11 or later is needed',
+        yield Finding('Python', MISSING, f'{found}; 3.10 or later is needed',
                       'sudo apt-get install -y python3.11 python3.11-dev python3.11-venv')
 
 

@@ -39,6 +39,7 @@ ROS_NEEDED = (
 )
 ROS_INDEX = 'share/ament_index/resource_index/packages'
 WHEEL_PYTHONS = ((3, 11), (3, 12))
+OLDEST = (3, 10)  # that of Humble, beside a sourced one
 PATH_VARIABLES = (
     'AMENT_PREFIX_PATH', 'CMAKE_PREFIX_PATH', 'COLCON_PREFIX_PATH', 'LD_LIBRARY_PATH',
     'PATH', 'PYTHONPATH',
@@ -168,11 +169,11 @@ def python_with_rclpy() -> str | None:
         version = ask_python(python, code, environment)
         if version is None:
             continue
-        if tuple(map(int, version.split())) < min(WHEEL_PYTHONS):
+        if tuple(map(int, version.split())) < OLDEST:
             raise SetupError(
                 f'the sourced ROS 2 {os.environ["ROS_DISTRO"]} uses Python '
-                f'{version.replace(" ", ".")}; spotvlm needs 3.11 or later',
-                'source ROS 2 Jazzy or later, or run `env -u ROS_DISTRO make setup` '
+                f'{version.replace(" ", ".")}; spotvlm needs 3.10 or later',
+                'source ROS 2 Humble or later, or run `env -u ROS_DISTRO make setup` '
                 'to use ROS 2 from wheels')
         check_python(python, version.replace(' ', '.'), environment)
         return python

@@ -31,6 +31,9 @@ import threading
 from typing import IO
 
 PR_SET_PDEATHSIG = 1
+# Starts a Python that imports nothing from the folder in which the user happens to be; before 3.11
+# that cannot be said.
+PYTHON = (sys.executable, *('-P',) * (sys.version_info >= (3, 11)))
 
 
 class Child:
@@ -55,7 +58,7 @@ class Child:
         """
         self.process = subprocess.Popen(
             command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, process_group=0, pass_fds=inherited,
+            stdout=log, stderr=log, pass_fds=inherited,
             preexec_fn=partial(_prepare, idle))
 
     @property
@@ -117,6 +120,7 @@ def exit_with_parent() -> None:
 
 
 def _prepare(idle: bool) -> None:
+    os.setpgid(0, 0)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if idle:

@@ -61,7 +61,7 @@ TORCH = Library('torch', 'torch==2.13.0', 'python3-torch')
 OPENCV = Library('cv2', 'opencv-python-headless>=4.8,<5', 'python3-opencv', True)
 # No torchvision: the wheel that matches the CPU build of torch fails on import, and takes
 # transformers down with it.
-TRANSFORMERS = Library('transformers', 'transformers[serving]==5.23.*',
+TRANSFORMERS = Library('transformers', 'transformers[serving]>=5.20,<5.24',
                        'python3-transformers-pip')
 LIBRARIES = (
     TORCH,
@@ -82,8 +82,9 @@ LIBRARIES = (
     Library('yaml', 'PyYAML', 'python3-yaml', True),
 )
 # Parts of libraries above, never installed without them.
-BROUGHT_BY = {'jinja2': 'torch', 'starlette': 'transformers', 'tokenizers': 'transformers',
-              'triton': 'torch', 'uvicorn': 'transformers'}
+BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformers',
+              'tokenizers': 'transformers', 'triton': 'torch', 'typing_extensions': 'pydantic',
+              'uvicorn': 'transformers'}
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'lifecycle_msgs',

@@ -26,12 +26,12 @@ from collections.abc import Mapping, Sequence
 import os
 import shutil
 import subprocess
-import sys
 import time
 from types import TracebackType
 
 from .relay import Link
 from .rig import ChaosProcess
+from ...system.processes import PYTHON
 
 ROBOT, CLOUD = '10.77.0.1', '10.77.0.2'
 SERVER_PORT, RELAY_PORT = 8000, 8001
@@ -90,7 +90,7 @@ class TwoHosts:
         if not self.netem:
             port = RELAY_PORT
             self._relay = subprocess.Popen([
-                *self._enter(), sys.executable, '-P', '-m', 'spotvlm_ros.bench.faults.relay',
+                *self._enter(), *PYTHON, '-m', 'spotvlm_ros.bench.faults.relay',
                 f'{CLOUD}:{RELAY_PORT}', f'{CLOUD}:{SERVER_PORT}', '--delay',
                 str(self.link.delay_s), '--jitter', str(self.link.jitter_s), '--mbit',
                 str(self.link.bytes_per_s / 125_000)], stdin=subprocess.DEVNULL)

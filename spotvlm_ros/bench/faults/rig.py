@@ -27,7 +27,6 @@ import json
 from pathlib import Path
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -50,7 +49,7 @@ from ...nodes.cloud import CloudNode
 from ...nodes.context import ContextNode
 from ...nodes.edge import EdgeNode, Load as LoadEdge, load_edge_model
 from ...nodes.executor import Graph
-from ...system.processes import Child
+from ...system.processes import Child, PYTHON
 
 T = TypeVar('T')
 Params = Mapping[str, Mapping[str, object]]  # by node and name
@@ -259,7 +258,7 @@ class RobotProcess(Watched):
 def node_process(name: str, arguments: Sequence[str], log: Path) -> Child:
     """Start a node process of ours, as ``spotvlm run`` does."""
     with log.open('ab') as out:
-        return Child([sys.executable, '-P', '-m', 'spotvlm_ros.cli', 'node', name, '--ros-args',
+        return Child([*PYTHON, '-m', 'spotvlm_ros.cli', 'node', name, '--ros-args',
                       '--log-level', 'info', *arguments], log=out)
 
 
@@ -270,7 +269,7 @@ class HelperProcess:
         """Start; ``prefix`` goes before the command, as in ``nsenter``."""
         self._module = module
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, '-P', '-m', f'spotvlm_ros.bench.faults.{module}',
+            [*prefix, *PYTHON, '-m', f'spotvlm_ros.bench.faults.{module}',
              *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def read(self) -> str:

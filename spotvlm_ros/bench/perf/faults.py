@@ -43,6 +43,7 @@ from ..faults.replies import MUTATED, parse_all, RANDOM
 from ..faults.scene import LinkScene, meet, Scene, Turn
 from ...system.machine import StealTime
 from ...system.markdown import replace_between
+from ...system.processes import PYTHON
 
 SOAK_S = 480.0
 FIRST_S = 0.5  # of each kind, before the soak
@@ -137,7 +138,7 @@ def isolate(argv: Sequence[str]) -> int:
     if why:
         print(f'skipped: {why}')
         return 0
-    command = [sys.executable, '-P', '-m', 'spotvlm_ros.bench.perf.faults', *argv]
+    command = [*PYTHON, '-m', 'spotvlm_ros.bench.perf.faults', *argv]
     return network.isolated(command, {**os.environ, 'SPOTVLM_ISOLATED': '1'})
 
 

@@ -137,7 +137,8 @@ def _main(args: argparse.Namespace) -> int:
         more, meta['wall_clock'] = compare(_setup(args, sampling, hands), args.split, sets)
         meanwhile.print_warning()
         found += more
-    meta['run'] = {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    now = datetime.datetime.now(datetime.timezone.utc)
+    meta['run'] = {'date': now.isoformat(timespec='seconds'),
                    'took_s': round(time.monotonic() - started), 'machine': machine(),
                    'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.fraction,
                    'load': [round(v, 1) for v in os.getloadavg()]}

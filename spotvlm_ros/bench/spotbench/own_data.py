@@ -170,7 +170,7 @@ def run_own_data(args: argparse.Namespace) -> int:
                    'cloud': {'name': args.cloud_model or args.cloud, 'hash': ''}},
         'latencies_charged': asdict(latencies), 'recording': stream.name, 'cloud_said': said,
         'synthetic': f'delays are synthetic; units of statistics are blocks of {BLOCK_S:g} s',
-        'run': {'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'run': {'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
                 'took_s': round(time.monotonic() - started), 'machine': machine()}}
     if isinstance(cloud, RemoteCloud):
         meta['cloud_round_trips_s'] = {'median': float(np.median(cloud.round_trips_s)),

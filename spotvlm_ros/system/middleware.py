@@ -36,11 +36,11 @@ TRANSPORTS = 'FASTDDS_BUILTIN_TRANSPORTS'
 SHARED_MEMORY = Path('/dev/shm')
 PARTICIPANT = 2**20  # bytes that Fast DDS takes there for a process; 0.7 MB were seen
 PAGES = 2**14        # and LTTng
-PROFILES = 'FASTDDS_DEFAULT_PROFILES_FILE'
+PROFILES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')  # 3 and 2 (Jazzy)
 FROM_XML = 'RMW_FASTRTPS_USE_QOS_FROM_XML'
-# Who has one of these has set Fast DDS up himself; the last is read in the working directory.
-SET_UP = (PROFILES, FROM_XML, 'FASTRTPS_DEFAULT_PROFILES_FILE', 'RMW_FASTRTPS_PUBLICATION_MODE')
-PROFILES_HERE = 'DEFAULT_FASTDDS_PROFILES.xml'
+# Who has one of these has set Fast DDS up himself; the last are read in the working directory.
+SET_UP = (*PROFILES, FROM_XML, 'RMW_FASTRTPS_PUBLICATION_MODE')
+PROFILES_HERE = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
 
 
 def report_middleware_problem(environment: Mapping[str, str]) -> bool:
@@ -78,6 +78,7 @@ def middleware_problem(environment: Mapping[str, str]) -> tuple[str, str] | None
 
 def free_buffers(environment: MutableMapping[str, str]) -> None:
     """Have Fast DDS free the buffers of messages, unless it was set up by somebody else."""
-    if not any(environment.get(name) for name in SET_UP) and not Path(PROFILES_HERE).exists():
-        environment[PROFILES] = str(Path(__file__).with_name('fastdds.xml'))
+    if not any(map(environment.get, SET_UP)) and not any(Path(p).exists() for p in PROFILES_HERE):
+        for name in PROFILES:
+            environment[name] = str(Path(__file__).with_name('fastdds.xml'))
         environment[FROM_XML] = '1'

@@ -137,10 +137,8 @@ def requirements(distro: str = '') -> list[str]:
 
 def beside_ros() -> list[str]:
     """Return what pip adds to the ROS 2 of a distribution so that nodes run, torch apart."""
-    wanted = [library.requirement for library in LIBRARIES
-              if library is not TORCH and not library.in_distribution]
-    # The last transformers for Python 3.10 is 5.20.
-    return [SETUPTOOLS, *(name.replace('==5.23.*', '>=5.18') for name in wanted)]
+    return [SETUPTOOLS, *(library.requirement for library in LIBRARIES
+                          if library is not TORCH and not library.in_distribution)]
 
 
 def lock_name(distro: str) -> str:

@@ -23,7 +23,7 @@ import importlib
 import sys
 from typing import Protocol
 
-from . import ask, params, process, run, serve
+from . import ask, params, process, query, run, serve
 
 
 class Command(Protocol):
@@ -39,7 +39,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'serve': serve, 'ask': ask,
-                                'params': params}
+                                'query': query, 'params': params}
 
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {

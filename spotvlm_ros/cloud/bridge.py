@@ -233,6 +233,13 @@ class CloudBridge:
         with self._lock:
             self.policy.urge(query_id)
 
+    def replace(self, queries: Sequence[Query]) -> None:
+        """Ask other queries from now on; what is under way about one that is no more is ended."""
+        with self._lock:
+            jobs = self.policy.replace(queries)
+            if not self._stopped:
+                self._loop.call_soon_threadsafe(self._give_up, jobs)
+
     def reset(self, camera: str = '') -> None:
         """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""
         with self._lock:

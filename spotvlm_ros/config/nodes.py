@@ -188,8 +188,11 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         2.0, 'action ask answers about no older frame where the goal names no limit, but waits '
         'for a newer one; by stamp and ROS time [s]', 0.01, 1e9, changeable='while_running')
     cameras: tuple[str, ...] = parameter(
-        (), 'further cameras that action ask may be about, beside those of the queries; their '
-        'frames come on <name>/image')
+        (), 'further cameras that action ask and queries set at run time may be about, beside '
+        'those of the queries; their frames come on <name>/image')
+    queries_file: str = parameter(
+        '', 'YAML that keeps queries set or removed at run time with persist, read at configure; '
+        'one for each robot')
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def check_file(path: Path, earlier: Mapping[str, Section] = NOTHING, names: Name
     sections, addressed, others = dict(earlier), set(), {}
     try:
         for title, tree in titled(document):
-            flat, nodes = _flatten(tree), names.find(title)
+            flat, nodes = flatten(tree), names.find(title)
             if not nodes:
                 others[title] = flat
                 continue
@@ -259,8 +259,8 @@ def read_rule(rule: str, names: Names = ANYWHERE) -> tuple[tuple[str, ...], Sect
     if mark and (node in called or node in NODE_CONFIGS or mark == ':'):
         if called.get(node, node) not in names.here:
             raise ParameterError(f'node {node} is not here; use one of {", ".join(called)}')
-        return (called.get(node, node),), _flatten({rest: value})
-    return names.here, _flatten({name: value})
+        return (called.get(node, node),), flatten({rest: value})
+    return names.here, flatten({name: value})
 
 
 def lay(sections: Mapping[str, Section], nodes: Sequence[str], flat: Section,
@@ -335,11 +335,17 @@ def _names(section: Section, name: str) -> list[str]:
     return [str(v) for v in values] if isinstance(values, list) else []
 
 
-def _flatten(tree: Mapping[object, object], prefix: str = '') -> dict[str, object]:
+def allowed_names(section: Section, node: str) -> Collection[str]:
+    """Return the names of the parameters that a node takes, those of its queries included."""
+    return _allowed(section, node).keys()
+
+
+def flatten(tree: Mapping[object, object], prefix: str = '') -> dict[str, object]:
+    """Return the parameters of groups within groups by their full names."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f'{prefix}{key}.')
+            flat |= flatten(value, f'{prefix}{key}.')
         else:
             flat[f'{prefix}{key}'] = value
     return flat

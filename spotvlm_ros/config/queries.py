@@ -17,10 +17,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .nodes import QueryConfig
-from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs
+from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, Value
 from ..method.facts import CloudWording, Query
 
 CHOICES = ParameterSpec('choices.<key>', [], 'facts only: the allowed values of a fact, quoted '
@@ -41,6 +41,19 @@ def read_queries(ids: Sequence[str], lookup: Lookup) -> tuple[Query, ...]:
     if len(set(ids)) != len(ids):
         raise ParameterError(f'queries names one twice: {list(ids)}')
     return tuple(_read_query(query_id, lookup) for query_id in ids)
+
+
+def query_parameters(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return those of a node's parameters that are about queries."""
+    ids = query_ids(values)
+    return {name: value for name, value in values.items()
+            if name == 'queries' or '.' in name and name.partition('.')[0] in ids}
+
+
+def query_ids(values: Mapping[str, object]) -> list[str]:
+    """Return the ids of the queries in a node's parameters."""
+    ids = values.get('queries', [])
+    return [str(i) for i in ids] if isinstance(ids, (list, tuple)) else []
 
 
 def _read_query(query_id: str, lookup: Lookup) -> Query:

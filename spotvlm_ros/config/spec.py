@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import get_args, get_origin, get_type_hints, Literal, TypeVar
 
 Changeable = Literal['at_start', 'before_configure', 'while_running']
@@ -108,6 +109,7 @@ def parameter(default: T, description: str, low: float | None = None, high: floa
         'sources': sources})
 
 
+@lru_cache(64)
 def specs(config: type) -> tuple[ParameterSpec, ...]:
     """Return the parameters of a dataclass made of `parameter` fields, in their order."""
     hints = get_type_hints(config)

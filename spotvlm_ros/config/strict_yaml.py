@@ -49,7 +49,15 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> object:
     """Return what a YAML file holds; raise ParameterError with the file, the line, the remedy."""
     try:
-        loader = _Loader(_text(path))
+        return parse_yaml(_text(path))
+    except ParameterError as error:
+        raise ParameterError(f'{path}: {error}') from error
+
+
+def parse_yaml(text: str) -> object:
+    """Return what a text holds as YAML, None for nothing; raise ParameterError with the line."""
+    try:
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -58,12 +66,12 @@ def read_yaml(path: Path) -> object:
             return loader.construct_document(node)
         finally:
             loader.dispose()
-    except ParameterError as error:
-        raise ParameterError(f'{path}: {error}') from error
+    except ParameterError:
+        raise
     except RecursionError as error:
-        raise ParameterError(f'{path}: groups nest too deeply') from error
+        raise ParameterError('groups nest too deeply') from error
     except (ValueError, OverflowError, yaml.YAMLError) as error:
-        raise ParameterError(f'{path}: {error}') from error
+        raise ParameterError(str(error)) from error
 
 
 def _text(path: Path) -> str:

@@ -38,6 +38,8 @@ from transformers import PreTrainedTokenizerBase
 from ..method import prompt
 from ..method.facts import Fact, Query
 
+MAX_TEMPLATES = 64  # kept; queries may come and go
+
 
 @dataclass(frozen=True)
 class DraftTree:
@@ -291,6 +293,8 @@ class TemplateCompiler:
         """Return the beginning of an answer, None where the tokens do not allow a template."""
         key = (query.format, tuple((k, tuple(v)) for k, v in query.choices.items()))
         if key not in self._slots:
+            if len(self._slots) >= MAX_TEMPLATES:
+                del self._slots[next(iter(self._slots))]
             self._slots[key] = self._compile(query)
         slots = self._slots[key]
         return Template(slots, self._eos_id, expected) if slots else None

@@ -52,6 +52,7 @@ from ..method.history import compress
 from ..mini.shipped import checkpoint_path
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
+MAX_LAST = 64    # last answers kept: queries may come and go
 VIEW_SIDE = 384  # of a view where the processor takes any size [pixels]
 
 
@@ -246,6 +247,8 @@ class EdgeModel:
         shown, why = _readable(query, text)
         facts, rejected = prompt.parse_answer(query, final_answer(text), stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
+        if len(self._last_answers) >= MAX_LAST and request.prefix not in self._last_answers:
+            del self._last_answers[next(iter(self._last_answers))]
         self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
         told = bool(history) or bool(given.boxes)
         return EdgeAnswer(

@@ -36,6 +36,11 @@ class Schedule:
         self._queries = queries
         self._due_ns: dict[str, float] = {}
 
+    def replace(self, queries: Sequence[Query]) -> None:
+        """Take other queries from now on; those that stay are due when they were."""
+        self._queries = queries
+        self._due_ns = {q.id: self._due_ns[q.id] for q in queries if q.id in self._due_ns}
+
     def clear(self, camera: str | None = None) -> None:
         """Make the queries about a camera due, or all of them."""
         for query in self._queries:

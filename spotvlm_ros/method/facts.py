@@ -148,6 +148,11 @@ class Query:
         """Keys in the order in which they are asked and answered."""
         return tuple(self.choices)
 
+    def asks_as(self, other: Query | None) -> bool:
+        """Whether answers to another query are answers to this one, too."""
+        return other is not None and (self.id, self.prompt, self.choices, self.camera) == (
+            other.id, other.prompt, other.choices, other.camera) and self.format == other.format
+
     def ttl_ns(self, key: str) -> int:
         """Time to live of a fact of this key."""
         return int(self.ttl_s.get(key, self.ttl_s.get('default', 5.0)) * NS)

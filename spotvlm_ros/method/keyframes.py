@@ -176,6 +176,15 @@ class KeyframePolicy(Generic[R]):
         if again and self._last_sent_ns.get(request.query.id) == request.stamp_ns:
             del self._last_sent_ns[request.query.id]
 
+    def replace(self, queries: Iterable[Query]) -> list[R]:
+        """Take other queries from now on; return what is under way about none of them."""
+        known, self._queries = self._queries, {q.id: q for q in queries}
+        for query_id, query in known.items():
+            if not query.asks_as(self._queries.get(query_id)):
+                self._last_sent_ns.pop(query_id, None)
+                self._urgent.discard(query_id)
+        return [r for r in self.requests if not r.query.asks_as(self._queries.get(r.query.id))]
+
     def reset(self, camera: str = '') -> list[R]:
         """Forget when a camera's frames were sent; return what is under way about them."""
         for query in self._queries.values():

@@ -67,6 +67,12 @@ def neutralise(text: str, limit: int = MAX_TEXT) -> str:
     return ' '.join(text.translate(_BRACKETS).split())[:limit]
 
 
+def template_marks(text: str) -> str:
+    """Return the first character that `neutralise` would take from lines of text, '' for none."""
+    return next((c for c in text if ord(c) in _BRACKETS or not (c.isprintable() or c == '\n')),
+                '')
+
+
 def one_voice(text: str) -> str:
     """Return a line that no chat template can take for the turns of several speakers."""
     return _COLON.sub(' - ', text).strip()

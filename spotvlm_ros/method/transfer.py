@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from .flow import FlowConfig, RegionTracker
 from .gate import Drop, GateConfig
 from .history import Evidence, History, HORIZON_S
 
+T = TypeVar('T')
 FactId = tuple[str, str]  # query and key
 AHEAD_S = 1.0             # an answer may be this far ahead of the newest frame known here
 
@@ -79,7 +81,29 @@ class Transfer:
         self._newest_ns = dict.fromkeys(self.queries, 0)  # newest frame that the edge answered
         self._tracking = TrackingUpdate()                 # the last that was applied
         self._before_ns = 0                               # newest of both before the last clear
+        self._histories: dict[str, History] = {}
+        self._noted: dict[FactId, tuple[int, int]] = {}    # newest fact noted as dropped, and why
+        self._tracked_stamps: dict[FactId, int] = {}       # as `carry` left them, with the tracker
         self.clear()
+
+    def replace(self, queries: Sequence[Query]) -> None:
+        """Take other queries from now on, not while `carry` runs; what is as it was goes on."""
+        kept = {q.id for q in queries if q.asks_as(self.queries.get(q.id))}
+        self.queries = {q.id: q for q in queries}
+        for query in queries:
+            if query.id in kept:
+                self._histories[query.id].query = query
+            else:
+                self._histories[query.id] = History(query, self.config.evidence, self.config.gate)
+        self._histories = {q.id: self._histories[q.id] for q in queries}
+        self._newest_ns = {q.id: self._newest_ns.get(q.id, 0) for q in queries}
+
+        def of_kept(values: Mapping[FactId, T]) -> dict[FactId, T]:
+            return {name: value for name, value in values.items() if name[0] in kept}
+        last = self._tracking
+        self._tracking = TrackingUpdate(last.stamp_ns, last.cut_ns, of_kept(last.regions),
+                                        of_kept(last.similarities), of_kept(last.fact_stamps))
+        self._tracked_stamps, self._noted = of_kept(self._tracked_stamps), of_kept(self._noted)
 
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""
@@ -89,8 +113,7 @@ class Transfer:
                               *self._newest_ns.values())
         self._newest_ns = dict.fromkeys(self.queries, 0)
         self._tracking = TrackingUpdate()
-        self._noted: dict[FactId, tuple[int, int]] = {}    # newest fact noted as dropped, and why
-        self._tracked_stamps: dict[FactId, int] = {}       # as `carry` left them, with the tracker
+        self._noted, self._tracked_stamps = {}, {}
         self._tracker.clear()
 
     def add(self, turn: Turn) -> bool:
@@ -190,9 +213,19 @@ class Transfers:
 
     def __init__(self, queries: Sequence[Query], config: TransferConfig) -> None:
         """Start empty."""
+        self._config = config
+        self._all: dict[str, Transfer] = {}
+        self._camera: dict[str, str] = {}
+        self.replace(queries)
+
+    def replace(self, queries: Sequence[Query]) -> None:
+        """Take other queries from now on, not while a `Transfer` carries."""
         self._camera = {q.id: q.camera for q in queries}
-        self._all = {name: Transfer([q for q in queries if q.camera == name], config)
-                     for name in cameras(queries)}
+        before, self._all = self._all, {}
+        for name in cameras(queries):
+            about = [q for q in queries if q.camera == name]
+            transfer = self._all[name] = before.get(name) or Transfer(about, self._config)
+            transfer.replace(about)
 
     @property
     def cameras(self) -> list[str]:

@@ -108,6 +108,10 @@ class AskServer:
                               cancel_callback=lambda goal: CancelResponse.ACCEPT)
         self._node.call_at_stop(server.destroy)
 
+    def know(self, queries: Mapping[str, Query]) -> None:
+        """Let goals name other queries from now on."""
+        self._queries = queries
+
     def stop(self) -> None:
         """Cancel the goals that wait."""
         while self._goals:

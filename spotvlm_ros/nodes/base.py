@@ -13,7 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""What all four nodes share: parameters, lifecycle, diagnostics, clock jumps, QoS."""
+"""What all four nodes share: lifecycle, diagnostics, clock jumps, QoS."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 import threading
 import traceback
-from typing import Generic, ParamSpec, TypedDict, TypeVar
+from typing import ParamSpec, TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, \
-    SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.lifecycle import (LifecycleNode, LifecyclePublisher, LifecycleState,
-                             TransitionCallbackReturn)
-from rclpy.parameter import Parameter
+from rclpy.lifecycle import LifecyclePublisher, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSPolicyKind, QoSProfile, \
     ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -39,10 +35,7 @@ from typing_extensions import Unpack  # Python 3.10 has none
 from .distribution import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
                            SubscriptionEventCallbacks, UnsupportedEventTypeError)
 from .health import ERROR, Problems, Trouble
-from ..config.nodes import NodeConfig, QueriesConfig
-from ..config.queries import read_queries
-from ..config.spec import ParameterError, ParameterSpec, read_config, specs, Value
-from ..method.facts import Query
+from .parameters import Config, NodeOptions, ParameterNode
 
 JUMP_FORWARD_S = 5.0  # a clock that skips more than this has been restarted
 DOUBLES_S = 3.0       # other graphs and cameras are looked for this often
@@ -50,10 +43,8 @@ SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
                     durability=qos_profile_sensor_data.durability)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 LINGERING = '(one that was killed is seen for 20 s more)'
-Config = TypeVar('Config', bound=NodeConfig, covariant=True)
 M = TypeVar('M')  # a message
 P = ParamSpec('P')
-T = TypeVar('T')
 Report = dict[str, str | float]
 
 
@@ -63,18 +54,9 @@ def latched(depth: int) -> QoSProfile:
                       durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class NodeOptions(TypedDict, total=False):
-    """What a node of ours hands on to rclpy's Node."""
-
-    namespace: str
-    parameter_overrides: list[Parameter]
-
-
-class SpotNode(LifecycleNode, Generic[Config]):
+class SpotNode(ParameterNode[Config]):
     """
-    A lifecycle node whose parameters are the fields of a dataclass.
-
-    ``config`` holds their present, checked values; a change puts a new one in its place.
+    A lifecycle node that counts and tells what goes wrong.
 
     Subclasses give ``setup`` (configure), ``start`` (activate), ``stop`` (deactivate) and
     ``release`` (cleanup). An Exception that one of them raises fails the transition, whatever its
@@ -87,10 +69,7 @@ class SpotNode(LifecycleNode, Generic[Config]):
     def __init__(self, name: str, config: type[Config],
                  **options: Unpack[NodeOptions]) -> None:
         """Declare the parameters of ``config`` and start diagnostics."""
-        super().__init__(name, **options)
-        self._specs = {s.name: s for s in specs(config)}  # by full name, of queries too
-        self._values: dict[str, Value] = {}
-        self._param_error = ''
+        super().__init__(name, config, **options)
         self.last_failure = ''  # why the last transition failed
         self.failure = ''       # why the work ended early; empty when it did not
         self.closing = threading.Event()  # the process ends: what waits has to give up
@@ -100,10 +79,6 @@ class SpotNode(LifecycleNode, Generic[Config]):
         self._problems = Problems(self.get_logger().warning)
         self.problem_counts = self._problems.counts  # by kind, for diagnostics
         self.hold_problem = self._problems.hold      # what goes on, until it is over
-        for spec in specs(config):
-            self._declare(spec, spec.name)
-        self.config = self.read(config)
-        self.add_on_set_parameters_callback(self._on_set)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._diagnostics_timer = self.create_timer(1.0 / self.config.diagnostics_hz,
@@ -159,14 +134,6 @@ class SpotNode(LifecycleNode, Generic[Config]):
         return True
 
     # For subclasses to use
-
-    def read(self, config: type[T], prefix: str = '') -> T:
-        """Return a group of parameters, declared when first read; raise ParameterError."""
-        return read_config(config, self._lookup, prefix)
-
-    def queries(self, config: QueriesConfig) -> tuple[Query, ...]:
-        """Declare and read the parameters of the queries; raise ParameterError."""
-        return read_queries(config.queries, self._lookup)
 
     def call_at_stop(self, undo: Callable[[], object]) -> None:
         """Call ``undo`` on deactivate, last given first called."""
@@ -351,54 +318,6 @@ class SpotNode(LifecycleNode, Generic[Config]):
         while self._advertised:
             self.destroy_lifecycle_publisher(self._advertised.pop())
 
-    # Parameters
-
-    def _lookup(self, spec: ParameterSpec, name: str) -> Value | None:
-        return self._values[name] if name in self._values else self._declare(spec, name)
-
-    def _declare(self, spec: ParameterSpec, name: str) -> Value | None:
-        """Declare one parameter; return its checked value, or raise ParameterError."""
-        # Typed by our own check: rclpy's own errors name neither range nor remedy.
-        given = self._parameter_overrides.get(name)
-        given = None if given is None else given.value
-        if spec.optional and given is None:
-            return None
-        try:
-            value = spec.default if given is None else spec.check(given, name)
-        except ParameterError as error:
-            self._param_error = self._param_error or str(error)
-            self._values[name] = spec.default
-            if name not in self._specs:
-                raise
-            return spec.default
-        # An empty list has no type in ROS, so a parameter that holds one has no value there.
-        typed = Parameter(name, Parameter.Type.STRING_ARRAY, value) \
-            if isinstance(value, list) else Parameter(name, value=value)
-        if not self.has_parameter(name):
-            self.declare_parameter(name, typed.value, _descriptor(spec), ignore_override=True)
-        self._values[name] = value
-        self._specs.setdefault(name, spec)
-        return value
-
-    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
-        checked = {}
-        for parameter in parameters:
-            spec = self._specs.get(parameter.name)
-            if spec is None:
-                continue
-            try:
-                checked[parameter.name] = spec.check(parameter.value, parameter.name)
-            except ParameterError as error:
-                return SetParametersResult(successful=False, reason=str(error))
-            state = self._state_machine.current_state[1]
-            if spec.changeable == 'before_configure' and state not in (
-                    'unconfigured', 'configuring'):
-                return SetParametersResult(successful=False, reason=f'{parameter.name} is read '
-                                           'at configure; deactivate and clean up the node first')
-        self._values.update(checked)
-        self.config = self.read(type(self.config))
-        return SetParametersResult(successful=True)
-
     # Other graphs, clock and diagnostics
 
     def _look_for_namesakes(self) -> None:
@@ -450,16 +369,3 @@ class SpotNode(LifecycleNode, Generic[Config]):
             values=[KeyValue(key=k, value=f'{v:.4g}' if isinstance(v, float) else str(v))
                     for k, v in values.items()])]
         self._diagnostics.publish(message)
-
-
-def _descriptor(spec: ParameterSpec) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(
-        description=spec.description + (f'; {spec.allowed}' if spec.choices else ''),
-        read_only=spec.changeable == 'at_start', dynamic_typing=True)
-    if type(spec.default) is int and spec.high is not None:
-        descriptor.integer_range = [IntegerRange(
-            from_value=int(spec.low or 0), to_value=int(spec.high), step=0)]
-    elif type(spec.default) is float and spec.high is not None:
-        descriptor.floating_point_range = [FloatingPointRange(
-            from_value=float(spec.low or 0.0), to_value=float(spec.high), step=0.0)]
-    return descriptor

@@ -26,10 +26,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer
 from typing_extensions import Unpack
 
-from .base import DOUBLES_S, NodeOptions, RELIABLE, Report, SpotNode
+from .base import DOUBLES_S, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .health import Pulse, Trouble
 from .input import FrameInput
+from .parameters import NodeOptions
 from .publishers import frame_topic, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
 from ..config.spec import ParameterError

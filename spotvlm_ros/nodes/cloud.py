@@ -25,10 +25,12 @@ import time
 from spotvlm_msgs.msg import Answer, CloudStatus
 from typing_extensions import Unpack
 
-from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
+from .base import latched, RELIABLE, Report, SpotNode
 from .convert import cloud_answer_msg, duration_msg
 from .health import ERROR, Trouble
 from .input import FrameInput
+from .parameters import NodeOptions
+from .standing_queries import StandingQueries
 from ..cloud.bridge import CloudBridge
 from ..cloud.budget import Budget, Cost
 from ..cloud.client import cloud_server, CloudServer
@@ -40,7 +42,7 @@ from ..config.profiles import fallback_prefix
 from ..config.spec import ParameterError
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub
-from ..method.facts import cameras
+from ..method.facts import cameras, Query
 from ..method.keyframes import is_unsure, SceneCutDetector
 from ..mini.shipped import model_name_or_path
 
@@ -63,13 +65,14 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._embedded: EmbeddedServer | None = None
         self._encoder = KeyframeEncoder()
         self._inputs: list[FrameInput] = []
+        self._standing = StandingQueries(self, self._take_queries)
         self._cameras: dict[str, str] = {}       # query -> its camera
         self._frame_ids: dict[str, str] = {}     # by camera
         self._scene_cuts: dict[str, SceneCutDetector] = {}  # by camera
 
     def setup(self) -> None:
         """Read the address, start the embedded server if it is that; nothing is sent yet."""
-        self._queries = self.queries(self.config)
+        self._queries = self._standing.setup()
         self._cameras = {q.id: q.camera for q in self._queries}
         if not self.config.base_url:
             self._embedded = self._embed()
@@ -89,13 +92,14 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             self._servers, self._queries, self._on_answer, self.config,
             budget=Budget(limits, time.monotonic()),
             on_error=lambda text: self.count_problem('request_errors', text))
-        self._inputs = [FrameInput(self, self._hub, self._offer, partial(self._reset, camera),
-                                   camera) for camera in cameras(self._queries)]
+        self._inputs = []
+        self._listen()
         if self.config.unsure_below:
             self.subscribe(Answer, 'answers', RELIABLE, self._on_edge_answer)
         self.call_every(STATUS_S, self._publish_status)
         if self._embedded is not None:
             self.call_every(TEND_S, self._tend)
+        self._standing.start()
         self._publish_status()
 
     def stop(self) -> None:
@@ -106,6 +110,7 @@ class CloudNode(SpotNode[CloudNodeConfig]):
 
     def release(self) -> None:
         """Forget the configuration."""
+        self._standing.release()
         self._servers = []
         if self._embedded is not None:
             self._embedded.stop()
@@ -174,6 +179,21 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         """Return where frames come from and answers go."""
         return f'frames from {", ".join(f.where for f in self._inputs)}, answers to ' \
             f'{self._answers.topic_name}'
+
+    def _listen(self) -> None:
+        """Listen to the frames of the cameras that queries are about."""
+        heard = [frames.camera for frames in self._inputs]
+        self._inputs += [
+            FrameInput(self, self._hub, self._offer, partial(self._reset, camera), camera)
+            for camera in cameras(self._queries) if camera not in heard]
+
+    def _take_queries(self, queries: tuple[Query, ...]) -> None:
+        """Ask other queries from now on."""
+        self._queries = queries
+        self._cameras = {q.id: q.camera for q in queries}
+        if self._bridge is not None:
+            self._bridge.replace(queries)
+        self._listen()
 
     def _embed(self) -> EmbeddedServer:
         """Return the embedded server, not started yet."""

@@ -26,11 +26,14 @@ import time
 from spotvlm_msgs.msg import Answer, Context as ContextMsg
 from typing_extensions import Unpack
 
-from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
+from .base import latched, RELIABLE, Report, SpotNode
 from .convert import context_msg, gate_of, stamp_ns, turn_from_msg
 from .health import ERROR, Pulse, SILENCE_S, Trouble, WARN
 from .input import FrameInput
+from .parameters import NodeOptions
+from .standing_queries import StandingQueries
 from ..config.nodes import ContextNodeConfig, NodeConfig
+from ..config.query_changes import MAX_QUERIES
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub, HEAD_START_S, Mailbox
 from ..frames.pixels import FrameError
@@ -59,6 +62,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         super().__init__('context', ContextNodeConfig, **options)
         self._hub = hub
         self._queries: dict[str, Query] = {}
+        self._standing = StandingQueries(self, self._take_queries)
         self._transfers = Transfers((), TransferConfig())
         self._empty_gate: dict[str, int] = {}  # why a history is empty, until it fills again
         self._frame_ids: dict[str, str] = {}   # by camera
@@ -73,11 +77,12 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._running = False
         self._ending = threading.Event()
         self._pulses: dict[Source, Pulse] = {}  # of answers
+        self._waits: dict[Source, float] = {}   # for them, at least, until that is said [s]
         self._thread: threading.Thread | None = None
 
     def setup(self) -> None:
         """Read the queries."""
-        queries = self.queries(self.config)
+        queries = self._standing.setup()
         self._queries = {q.id: q for q in queries}
         config = self.config.transfer
         self._transfers = Transfers(queries, config)
@@ -87,16 +92,14 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 lambda why: self.count('recording_losses', why))
             self._recorder.write('start', queries=[plain(q) for q in queries],
                                  config=plain(config))
-        self._contexts = self.advertise(ContextMsg, 'context', latched(len(self._queries)))
+        self._contexts = self.advertise(ContextMsg, 'context',
+                                        latched(max(MAX_QUERIES, len(queries))))
 
     def start(self) -> None:
         """Listen to both kinds of answers, and to frames if regions are to be carried."""
         self._forget(ContextMsg.GATE_EMPTY)
-        rates = [q.rate_hz for q in self._queries.values()]
-        periods = [q.cloud_period_s for q in self._queries.values() if q.cloud_period_s]
-        self._pulses = {Source.EDGE: Pulse(max(SILENCE_S, 3.0 / max(rates)))}
-        if periods:
-            self._pulses[Source.CLOUD] = Pulse(max(CLOUD_S, 3.0 * min(periods)))
+        self._waits = {}
+        self._expect()
         for topic, source in (('answers', Source.EDGE), ('cloud/answers', Source.CLOUD)):
             self.subscribe(Answer, topic, RELIABLE, partial(self._on_answer, source))
         self.call_every(1.0 / self.config.rate_hz, self._publish_all)
@@ -105,9 +108,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
-            for camera in self._transfers.cameras:
-                self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
-                                                  partial(self._restart, camera), camera)
+        self._listen()
+        self._standing.start()
 
     def stop(self) -> None:
         """End the flow thread."""
@@ -121,6 +123,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
 
     def release(self) -> None:
         """Forget everything."""
+        self._standing.release()
         with self._lock:
             self._queries, self._transfers = {}, Transfers((), TransferConfig())
             if self._recorder is not None:
@@ -177,6 +180,36 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         frames = ''.join(f', frames from {f.where}' for f in self._inputs.values())
         answers = ' and '.join(map(self.resolve_topic_name, ('answers', 'cloud/answers')))
         return f'answers from {answers}{frames}, context to {self._contexts.topic_name}'
+
+    def _expect(self) -> None:
+        """Begin to wait for answers of both kinds, as often as the queries ask for them."""
+        rates = [q.rate_hz for q in self._queries.values()]
+        periods = [q.cloud_period_s for q in self._queries.values() if q.cloud_period_s]
+        waits = {Source.EDGE: max(SILENCE_S, 3.0 / max(rates))}
+        if periods:
+            waits[Source.CLOUD] = max(CLOUD_S, 3.0 * min(periods))
+        self._pulses = {source: self._pulses[source] if self._waits.get(source) == wait_s
+                        else Pulse(wait_s) for source, wait_s in waits.items()}
+        self._waits = waits
+
+    def _listen(self) -> None:
+        """Listen to the frames of the cameras that queries are about."""
+        for camera in self._transfers.cameras if self._running else ():
+            if camera not in self._inputs:
+                self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
+                                                  partial(self._restart, camera), camera)
+
+    def _take_queries(self, queries: tuple[Query, ...]) -> None:
+        """Have other queries from now on; the histories of those that stay go on."""
+        with self._flow_lock, self._lock:
+            self._transfers.replace(queries)
+            self._queries = {q.id: q for q in queries}
+            self._empty_gate = {q.id: self._empty_gate.get(q.id, int(ContextMsg.GATE_EMPTY))
+                                for q in queries}
+            if self._recorder is not None:
+                self._recorder.write('queries', queries=[plain(q) for q in queries])
+        self._expect()
+        self._listen()
 
     # Answers
 
@@ -278,8 +311,9 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         image = frame.rgb()
         with self._flow_lock:
             source = self._inputs.get(camera)
-            if source is None or stamp_ns > source.order.newest_ns:
-                return  # taken before the stream started over
+            if source is None or stamp_ns > source.order.newest_ns or \
+                    camera not in self._transfers.cameras:
+                return  # taken before the stream started over, or nothing is asked about it
             self._tracked_ns[camera] = stamp_ns
             transfer = self._transfers.of_camera(camera)
             with self._lock:

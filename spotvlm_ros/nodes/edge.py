@@ -23,7 +23,7 @@ enqueues.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 import statistics
 import threading
@@ -35,12 +35,14 @@ from typing_extensions import Unpack
 from .answered import AnsweredFrame
 from .ask_server import AskGoal, AskServer
 from .audit import ContextAudit
-from .base import latched, NodeOptions, RELIABLE, Report, SpotNode
+from .base import latched, RELIABLE, Report, SpotNode
 from .context_inbox import ContextInbox
 from .detections import FocusDetections
 from .health import Pulse, SILENCE_S, Trouble
 from .input import FrameInput
+from .parameters import NodeOptions
 from .remote_edge import load_edge_model, RemoteEdge
+from .standing_queries import QueryDoor
 from ..config.nodes import EdgeConfig, NodeConfig
 from ..edge.answer import EdgeVLM
 from ..frames.frame import Frame
@@ -66,12 +68,15 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._hub, self._load = hub, load
         self._model: EdgeVLM | None = None
         self._queries: dict[str, Query] = {}
+        self._recorded: dict[str, Query] = {}  # as the recording knows them
         self._schedule = Schedule(())
         self._contexts = ContextInbox(self)
         self._mailbox = Mailbox()
         self._last: dict[str, Frame] = {}  # newest that was looked at, by camera
         self._inputs: list[FrameInput] = []
         self._ask = AskServer(self, self._mailbox.wake)
+        self._door = QueryDoor(self, self._take_queries,
+                               lambda: [f.camera for f in self._inputs], self._mailbox.wake)
         self._audit = ContextAudit(self)
         self._detections = FocusDetections(self)
         self._recorder: Recorder | None = None
@@ -94,7 +99,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
 
     def setup(self) -> None:
         """Load the model."""
-        self._queries = {q.id: q for q in self.queries(self.config)}
+        self._queries = self._recorded = {q.id: q for q in self._door.setup()}
         self._schedule = Schedule(tuple(self._queries.values()))
         self._model = self._load(self.config)
         if self.config.record_dir:
@@ -110,8 +115,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def start(self) -> None:
         """Warm up, listen, answer."""
         self._forget()
-        self._pulses = {q.id: Pulse(max(SILENCE_S, 3.0 / q.rate_hz))
-                        for q in self._queries.values()}
+        self._pulses = {q.id: _pulse(q) for q in self._queries.values()}
         self._running = True
         warm = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(warm,), name='edge', daemon=True)
@@ -124,6 +128,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit.start()
         self._ask.start(self._queries, self._cameras())
+        self._door.start()
 
     def stop(self) -> None:
         """End the inference thread; a model call under way is asked to stop early."""
@@ -133,9 +138,11 @@ class EdgeNode(SpotNode[EdgeConfig]):
             self._thread.join(5.0)
             self._thread = None
         self._ask.stop()
+        self._door.stop()
 
     def release(self) -> None:
         """Free the model."""
+        self._door.release()
         if self._model is not None:
             if self._remote is not None:
                 self._remote.close()
@@ -152,6 +159,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
     def report(self) -> Report:
         """Return what /diagnostics shows."""
         values: Report = {
+            'queries': ', '.join(self._queries),
             'answers': self._published, 'frames_dropped': self._mailbox.dropped,
             'stamp_to_answer_p50_s': _median(self._latency_s),
             'inference_p50_s': _median(self._inference_s),
@@ -218,6 +226,17 @@ class EdgeNode(SpotNode[EdgeConfig]):
             if camera is None or query.camera == camera:
                 self._contexts.forget(query.id)
 
+    def _take_queries(self, queries: Sequence[Query]) -> None:
+        """Answer other queries from now on; those that stay go on undisturbed."""
+        before, self._queries = self._queries, {q.id: q for q in queries}
+        self._pulses = {q.id: self._pulses[q.id] if before.get(q.id) is q else _pulse(q)
+                        for q in queries}
+        self._schedule.replace(queries)
+        self._ask.know(self._queries)
+        for query in before.values():
+            if not query.asks_as(self._queries.get(query.id)):
+                self._contexts.forget(query.id)
+
     def _cameras(self) -> list[str]:
         return list(dict.fromkeys([*cameras(self._queries.values()), *self.config.cameras]))
 
@@ -234,6 +253,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 asked = self._ask.take(self._newest_frame)
                 if asked is not None:
                     self._answer_goal(*asked)
+                self._door.run_trial(self.model, self._standing_wait)
                 self._answer_next_frame(IDLE_S if asked is None else 0.0)
             except Exception as error:
                 self.count_error('errors', error)
@@ -280,7 +300,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._busy = True
         try:
             answered = self._answer(frame, query, frame.received + query.deadline_s)
-            if self._running:
+            if not query.asks_as(self._queries.get(query.id)):
+                self.count_problem('answers_of_old_queries')
+            elif self._running:
                 self._publish(answered)
             until = time.monotonic() + query.deadline_s
             self._audit.check(answered, self.model,
@@ -356,7 +378,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._answers.publish(answered.message)
         self._published += 1
         if answered.message.error_code in (Answer.ERROR_NONE, Answer.ERROR_TIMEOUT):
-            self._pulses[answered.query.id].beat(answered.frame.stamp_ns)
+            pulse = self._pulses.get(answered.query.id)
+            if pulse is not None:
+                pulse.beat(answered.frame.stamp_ns)
         self._latency_s.append((self.now_ns() - answered.frame.stamp_ns) / NS)
         self._detections.publish(answered)
 
@@ -367,11 +391,15 @@ class EdgeNode(SpotNode[EdgeConfig]):
         assert result is not None
         recorder.write(
             'answer', stamp_ns=frame.stamp_ns, query_id=query.id,
-            **({} if query.id in self._queries else {'query': plain(query)}),
+            **({} if query == self._recorded.get(query.id) else {'query': plain(query)}),
             frame=recorder.frame(frame.stamp_ns, frame.rgb(), frame.jpeg, frame.reference,
                                  frame.camera),
             context=plain(context) if context is not None else None, text=result.text,
             facts=[plain(f) for f in result.facts], partial=result.partial)
+
+
+def _pulse(query: Query) -> Pulse:
+    return Pulse(max(SILENCE_S, 3.0 / query.rate_hz))
 
 
 def _median(values: deque[float]) -> float:

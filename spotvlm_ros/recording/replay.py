@@ -177,6 +177,8 @@ class ContextReplay:
             case 'start':
                 start = from_plain(ContextStart, line)
                 self._method = Transfers(start.queries, start.config)
+            case 'queries':
+                self._method.replace(from_plain(tuple[Query, ...], line['queries']))
             case 'clear':
                 camera = line.get('camera')
                 for name in self._method.cameras if camera is None else [str(camera)]:

@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import get_args, get_origin, get_type_hints, Literal, TypeVar
 
 Changeable = Literal['at_start', 'before_configure', 'while_running']
 Value = bool | int | float | str | list[str]  # what ROS can hold of it
 T = TypeVar('T')
+_specs: dict[type, tuple[ParameterSpec, ...]] = {}  # hints are slow to read
 
 _KINDS = {str: 'a string', bool: 'true or false', int: 'a whole number', float: 'a number'}
 
@@ -109,14 +109,15 @@ def parameter(default: T, description: str, low: float | None = None, high: floa
         'sources': sources})
 
 
-@lru_cache(64)
 def specs(config: type) -> tuple[ParameterSpec, ...]:
     """Return the parameters of a dataclass made of `parameter` fields, in their order."""
-    hints = get_type_hints(config)
-    return tuple(ParameterSpec(
-        f.name, _default(f.default),
-        choices=get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else (),
-        **f.metadata) for f in fields(config))
+    if config not in _specs:
+        hints = get_type_hints(config)
+        _specs[config] = tuple(ParameterSpec(
+            f.name, _default(f.default),
+            choices=get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else (),
+            **f.metadata) for f in fields(config))
+    return _specs[config]
 
 
 def _default(value: object) -> Value:

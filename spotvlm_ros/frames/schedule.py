@@ -37,9 +37,10 @@ class Schedule:
         self._due_ns: dict[str, float] = {}
 
     def replace(self, queries: Sequence[Query]) -> None:
-        """Take other queries from now on; those that stay are due when they were."""
+        """Take other queries from now on; those that stay are due when they were, and first."""
+        last = max(self._due_ns.values(), default=0.0)
+        self._due_ns = {q.id: self._due_ns.get(q.id, last) for q in queries}
         self._queries = queries
-        self._due_ns = {q.id: self._due_ns[q.id] for q in queries if q.id in self._due_ns}
 
     def clear(self, camera: str | None = None) -> None:
         """Make the queries about a camera due, or all of them."""

@@ -47,6 +47,7 @@ from ..system.text_file import read_text_file
 
 MAX_FILE = 1 << 20  # bytes of a file of changes
 MAX_TRIALS = 4      # definitions that may wait for their trial
+PATIENCE_S = 0.5    # of a trial while standing answers wait
 TRIAL_S = 0.15      # of the model's time for one, at most, but for a pass under way
 MAX_REASON = 1000   # characters of why a change is refused
 SHARE = 0.08        # of the model's time for all trials, at most
@@ -116,7 +117,7 @@ class QueryDoor(StandingQueries):
         super().__init__(node, take)
         self._edge, self._cameras, self._wake = node, cameras, wake
         self._kept = NONE  # what the file holds
-        self._trials: list[tuple[Query, Future[str]]] = []
+        self._trials: list[tuple[Query, Future[str], float]] = []  # and since when
         self._next_trial = 0.0  # steady clock [s]
 
     def setup(self) -> tuple[Query, ...]:
@@ -151,9 +152,11 @@ class QueryDoor(StandingQueries):
 
     def run_trial(self, model: EdgeVLM, standing_wait: Callable[[], bool]) -> None:
         """Try the query that has waited longest; called by the inference thread."""
-        if not self._trials or time.monotonic() < self._next_trial and standing_wait():
+        now = time.monotonic()
+        if not self._trials or standing_wait() and (
+                now < self._next_trial or now - self._trials[0][2] < PATIENCE_S):
             return
-        query, done = self._trials.pop(0)
+        query, done, _ = self._trials.pop(0)
         began = time.monotonic()
         try:
             model.answer(np.full((480, 640, 3), 127, np.uint8), query, None, 0,
@@ -216,7 +219,7 @@ class QueryDoor(StandingQueries):
         if len(self._trials) >= MAX_TRIALS:
             return f'{MAX_TRIALS} definitions wait already; try again later'
         done: Future[str] = Future(executor=self._node.executor)
-        self._trials.append((query, done))
+        self._trials.append((query, done, time.monotonic()))
         self._wake()
         return str(await done)
 

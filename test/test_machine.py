@@ -16,11 +16,13 @@
 """Figures say when the host of a virtual machine spoiled them."""
 
 from collections import namedtuple
+import gc
+import weakref
 
 import psutil
 import pytest
 from spotvlm_ros.system.machine import machine, StealTime
-from spotvlm_ros.system.memory import trim
+from spotvlm_ros.system.memory import settle, trim
 
 LINUX = namedtuple('LINUX', 'user system idle steal guest')
 ELSEWHERE = namedtuple('ELSEWHERE', 'user system idle')
@@ -50,3 +52,26 @@ def test_memory_between_blocks_in_use_is_given_back():
     held = psutil.Process().memory_info().rss
     trim()
     assert held - psutil.Process().memory_info().rss > 100e6 and len(kept) == 400
+
+
+class Ring:
+    """Refers to itself."""
+
+    def __init__(self):
+        self.me = self
+
+
+def test_garbage_is_looked_for_among_what_is_new_and_in_all_when_asked():
+    try:
+        early = Ring()
+        settle()
+        assert gc.get_freeze_count() > 1000 and gc.get_count()[2] == 0
+        late = Ring()
+        freed = [weakref.ref(early), weakref.ref(late)]
+        del early, late
+        gc.collect()
+        assert freed[0]() is not None and freed[1]() is None
+        settle()
+        assert freed[0]() is None
+    finally:
+        gc.unfreeze()

@@ -51,7 +51,7 @@ from ..frames.pixels import FrameError
 from ..frames.schedule import Schedule
 from ..method.facts import cameras, NS, Query
 from ..recording.recorder import plain, recorded_load, Recorder
-from ..system.memory import give_back
+from ..system.memory import give_back, settle
 
 IDLE_S = 0.1   # the inference thread looks up at least this often
 QUIET_S = 0.5  # without a frame for this long, none is expected
@@ -122,6 +122,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._thread.start()
         while not warm.wait(0.1) and self._thread.is_alive():
             pass  # frames are of no use before
+        settle()
         self._inputs = [
             FrameInput(self, self._hub, self._mailbox.put, partial(self._forget, camera), camera)
             for camera in self._cameras()]

@@ -186,7 +186,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('out/faults/results.json'),
                         metavar='FILE', help='write the figures there')
     parser.add_argument('--update', type=Path, metavar='FILE',
-                        help='put the tables into this Markdown file, between its marks')
+                        help='put the tables of what was done into this Markdown file, between '
+                        'its marks')
     return parser.parse_args(argv)
 
 
@@ -202,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_results(results(attacked), arguments.out)
     print(f'wrote {arguments.out}')
     if arguments.update is not None:
-        replace_between(arguments.update, markdown(attacked, meanwhile.fraction), MARKS)
+        for name, part in attacked.parts().items():
+            replace_between(arguments.update, markdown(part, meanwhile.fraction), MARKS[name])
     for text in attacked.failures():
         print(f'bar not met: {text}')
     return 1 if attacked.failures() else 0

@@ -34,8 +34,9 @@ from ...system.markdown import table
 
 MOST_MB = 600.0   # of the composed graph, at any time
 GROWTH_MB = 5.0   # that a soak may take
-MARKS = ('<!-- figures: made by `spotvlm perf faults --update docs/reliability.md` -->',
-         '<!-- end of figures -->')
+PARTS = ('each', 'soak', 'replies')  # of the page; a run of some leaves the others as they are
+MARKS = {part: (f'<!-- {part}: made by `spotvlm perf faults --update docs/reliability.md` -->',
+                f'<!-- end of {part} -->') for part in PARTS}
 HEAD = ('attack', 'tried', 'edge [Hz]', 'of undisturbed', 'lost', 'gap [s]', 'back [s]',
         'memory [MB]', 'threads', 'sockets', 'exceptions')
 WIDTH = 160  # of the table where the output is no terminal
@@ -66,6 +67,18 @@ class Attacked:
         fifth = len(self.soak_mb) // 5
         return statistics.median(self.soak_mb[-fifth:]) - statistics.median(
             self.soak_mb[:fifth]) if fifth else 0.0
+
+    def parts(self) -> dict[str, Attacked]:
+        """Return what was done by itself, of PARTS."""
+        exits = {soak: {k: v for k, v in self.exits.items() if (k == 'soak') == soak}
+                 for soak in (False, True)}
+        done = {
+            'each': Attacked(turns=self.turns, broken=self.broken, exits=exits[False]),
+            'soak': Attacked(soaked=self.soaked, first_mb=self.first_mb, soak_mb=self.soak_mb,
+                             broken=self.broken, exits=exits[True]),
+            'replies': Attacked(replies=self.replies)}
+        return {name: part for name, part in done.items()
+                if part.turns or part.soaked or part.replies is not None}
 
     def _soak_marks(self) -> list[float]:
         return [*self.first_mb[:1], *self.first_mb[-1:], self.soak_mb[-1]]
@@ -194,17 +207,17 @@ def _rows(turn: Turn) -> Iterator[PerfResult]:
                          value / base if base else None, machine())
 
 
-def markdown(attacked: Attacked, stolen: float) -> str:
-    """Return what stands in docs/reliability.md."""
+def markdown(part: Attacked, stolen: float) -> str:
+    """Return what stands in docs/reliability.md about one part."""
     today = datetime.date.today().isoformat()
-    others = max((t.others for t in attacked.turns + attacked.soaked), default=0.0)
+    others = max((t.others for t in part.turns + part.soaked), default=0.0)
     parts = [f'{today}, {machine()}; the host took {stolen:.0%} of the CPU time, other processes '
              f'and the host together at most {others:.1f} cores within one attack.']
-    if attacked.turns:
-        parts.append(table(HEAD, [cells(turn) for turn in attacked.of_kind()]))
-    if attacked.soaked:
-        parts += [f'All kinds in random turns, {sum(t.seconds for t in attacked.soaked):.0f} s '
+    if part.turns:
+        parts.append(table(HEAD, [cells(turn) for turn in part.of_kind()]))
+    if part.soaked:
+        parts += [f'All kinds in random turns, {sum(t.seconds for t in part.soaked):.0f} s '
                   'under attack and about as long between:',
-                  table(HEAD, [cells(turn) for turn in groups(attacked.soaked)])]
-    parts += ['\n'.join(f'- {line}' for line in attacked.remarks())]
+                  table(HEAD, [cells(turn) for turn in groups(part.soaked)])]
+    parts += ['\n'.join(f'- {line}' for line in part.remarks())]
     return '\n\n'.join(parts)

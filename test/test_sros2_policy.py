@@ -24,6 +24,7 @@ from spotvlm_ros.nodes.camera import CameraNode
 from spotvlm_ros.nodes.cloud import CloudNode
 from spotvlm_ros.nodes.context import ContextNode
 from spotvlm_ros.nodes.edge import EdgeNode
+from spotvlm_ros.system.memory import settle
 from test_nodes_graph import graph, overlay, wait_for
 
 POLICY = Path(__file__).resolve().parents[1] / 'config' / 'sros2_policy.xml'
@@ -65,11 +66,15 @@ def seen(tmp_path_factory):
     file = overlay(tmp_path_factory.mktemp('policy'), edge={'audit_truth': True},
                    cloud={'base_url': 'http://127.0.0.1:9/v1'})
     for make in (composed.make_nodes, separate):
-        with graph(make, files=('driving', str(file))) as (probe, _):
+        with graph(make, files=('driving', str(file))) as (probe, running):
             wait_for(lambda: probe.answers and probe.status and probe.contexts, 60.0)
             for node in NODES:
                 for kept, more in zip(found[node], used(probe, node)):
                     kept.update(more)
+        # Nodes live until they are collected, and those that come after have the same names.
+        running.nodes.clear()
+        del probe
+        settle()
     return found
 
 

@@ -17,7 +17,6 @@
 
 from array import array
 import os
-from pathlib import Path
 import subprocess
 
 from fakes import FakeEdge, wait_for

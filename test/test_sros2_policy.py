@@ -73,7 +73,6 @@ def seen(tmp_path_factory):
                     kept.update(more)
         # Nodes live until they are collected, and those that come after have the same names.
         running.nodes.clear()
-        del probe
         settle()
     return found
 

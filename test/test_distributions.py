@@ -25,7 +25,7 @@ from spotvlm_ros.system import bootstrap, host
 from spotvlm_ros.system.requirements import WHEEL_DISTROS
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of rclpy, launch and launch_ros of Humble: what each module has, what each class has.
+# What each module and class of rclpy, launch and launch_ros has in Humble.
 HUMBLE = {name: set(there.split()) for name, _, there in (
     line.partition(':') for line in (ROOT / 'test/data/humble.txt').read_text().splitlines()
     if not line.startswith('#'))}

@@ -47,9 +47,9 @@ def paths(text: str) -> set[str]:
 
 
 def exists(path: str) -> bool:
-    """Return whether there is such a file or folder, or a message of that type."""
+    """Return whether there is such a file or folder, or an interface of that type."""
     interface = path.replace('/', '/msg/') + '.msg' if path.count('/') == 1 else path
-    return any(any(ROOT.glob(name)) for name in (path.rstrip('/'), interface)) or (
+    return any(any(ROOT.glob(name)) for name in (path.rstrip('/'), interface, f'{path}.srv')) or (
         path.endswith('.py') and any(
             any((ROOT / folder).rglob(path)) for folder in ('spotvlm_ros', 'launch')))
 

@@ -42,9 +42,10 @@ PARAMETERS = {
     'autostart': (NODES, 'autostart', 'Configure and activate the nodes at start (true, false)'),
     'model': (('edge',), 'model', 'Checkpoint of the model on board: a shipped one or a folder'),
     'device': (('edge',), 'device', 'torch device of that model, such as cpu or cuda'),
-    'source': (('camera',), 'source', 'Where frames come from: topic, usb, video, images, bag or '
-               'mini; topic if image is given'),
-    'path': (('camera',), 'path', 'Video file, folder of images or bag, for these sources'),
+    'source': (('camera',), 'source', 'Where frames come from: topic, usb, stream, video, images, '
+               'bag or mini; topic if image is given'),
+    'path': (('camera',), 'path', 'Video file, folder of images or bag, address of a stream, '
+             'name of a USB camera'),
     'image_transport': (NODES, 'image_transport', 'raw: subscribe to image; compressed: to '
                         'image/compressed'),
     'base_url': (('cloud',), 'base_url', 'OpenAI-compatible server, as http://127.0.0.1:8000/v1'),
@@ -85,7 +86,7 @@ def layers(value, config):
     files = [named if named.is_file() else value('profile')]
     if value('embedded_cloud') != 'false':
         files.insert(0, config / 'embedded_cloud.yaml')
-    if value('source') in ('usb', 'video', 'images', 'bag'):
+    if value('source') in ('usb', 'stream', 'video', 'images', 'bag'):
         files.append(config / 'recorded.yaml')  # the profile's rate is for the miniature
     if value('params_file'):
         files.append(value('params_file'))

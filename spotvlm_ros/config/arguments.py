@@ -30,7 +30,8 @@ from .sections import Names
 from .spec import ParameterError
 
 TOPICS = ('image', 'image/compressed', 'answers', 'cloud/answers', 'context', 'cloud/status',
-          'focus/detections', 'audit', 'truth', 'ask', 'diagnostics', 'clock')
+          'focus/detections', 'debug_image', 'debug_image/compressed', 'audit', 'truth', 'ask',
+          'diagnostics', 'clock')
 
 
 @dataclass(frozen=True)

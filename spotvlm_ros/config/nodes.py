@@ -39,7 +39,7 @@ EngineKind = Literal['fast', 'generate']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
 RECORDED = ('video', 'images', 'bag')  # sources of node camera that are files
-MADE = ('mini', 'usb', *RECORDED)      # and those whose frames it publishes
+MADE = ('mini', 'usb', 'stream', *RECORDED)  # and those whose frames it publishes
 MAX_ASK_S = 600.0      # time limits of action ask, also where the goal names them [s]
 MAX_ASK_TOKENS = 4096  # and its longest answers [tokens]
 
@@ -83,14 +83,22 @@ class QueriesConfig(NodeConfig):
 class CameraConfig(ImageInputConfig):
     """Parameters of node camera."""
 
-    source: Literal['mini', 'video', 'images', 'usb', 'bag', 'topic'] = parameter(
-        'mini', 'where frames come from; topic: subscribe to image')
-    path: str = parameter('', 'video file, folder of images or of a bag', sources=RECORDED)
+    source: Literal['mini', 'video', 'images', 'usb', 'stream', 'bag', 'topic'] = parameter(
+        'mini', 'where frames come from; stream: a camera on the network; topic: subscribe to '
+        'image')
+    path: str = parameter(
+        '', 'video file, folder of images or of a bag; usb: name of the camera or its path in '
+        '/dev/v4l/by-id, empty: device; stream: rtsp:// or http:// address or a pipeline of '
+        'GStreamer, or a file of mode 600 that holds one with user and password',
+        sources=('usb', 'stream', *RECORDED))
     device: int = parameter(0, 'number of the USB camera', 0, 63, sources=('usb',))
+    timeout_s: float = parameter(
+        5.0, 'connect a stream anew when it gives no picture for this long [s]; three times as '
+        'long at its beginning', 0.2, 600.0, sources=('stream',))
     topic: str = parameter('', 'image topic in the bag; empty: the only one there is',
                            sources=('bag',))
-    rate_hz: float = parameter(0.0, 'frames per second; 0: as recorded (20 in the miniature, 10 '
-                               'for images)', 0.0, 240.0, sources=MADE)
+    rate_hz: float = parameter(0.0, 'frames per second, of a stream at most; 0: as recorded (20 '
+                               'in the miniature, 10 for images)', 0.0, 240.0, sources=MADE)
     loop: bool = parameter(False, 'start over at the end', sources=RECORDED)
     keep_stamps: bool = parameter(
         False, 'bag only: keep the stamps in the bag instead of restamping to now; needs '

@@ -26,6 +26,7 @@ from functools import partial
 from itertools import chain
 import json
 from pathlib import Path
+import re
 
 import cv2
 import numpy as np
@@ -33,17 +34,21 @@ import numpy as np
 from .bags import bag
 from .pixels import FrameError, Image
 from .source_frame import natural_order, RecordedClock, SourceError, SourceFrame
+from .streams import open_stream
 from ..config.nodes import CameraConfig
+from ..method.prompt import printable
 from ..mini.worlds import make_world
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.webp')
 
 
-def open_source(config: CameraConfig, stop: Callable[[], bool]) -> Iterator[SourceFrame]:
+def open_source(config: CameraConfig, stop: Callable[[], bool],
+                lost: Callable[[str], None] = lambda why: None) -> Iterator[SourceFrame]:
     """
     Return the stream that node camera is to show, its first frame read already.
 
-    So SourceError comes at once. ``stop`` ends the endless miniature world.
+    So SourceError comes at once. ``stop`` ends the endless ones. A stream of a network is not
+    waited for; ``lost`` is told when and why it gives nothing, and '' when it gives pictures.
     """
     frames: Iterator[SourceFrame]
     match config.source:
@@ -54,7 +59,10 @@ def open_source(config: CameraConfig, stop: Callable[[], bool]) -> Iterator[Sour
         case 'images':
             frames = images(config.path, config.rate_hz)
         case 'usb':
-            frames = usb(config.device, config.rate_hz)
+            device = video_device(config.path) if config.path else config.device
+            frames = usb(device, config.rate_hz)
+        case 'stream':
+            return open_stream(config, stop, lost)
         case _:
             frames = bag(config.path, config.topic, config.rate_hz)
     first = next(frames)
@@ -108,6 +116,38 @@ def images(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
             yield SourceFrame(at_s, jpeg=file.read_bytes())
         except OSError as error:
             yield SourceFrame(at_s, partial(_unreadable, f'{file}: {error.strerror}'))
+
+
+def video_device(name: str, names: Path = Path('/sys/class/video4linux')) -> int:
+    """
+    Return the number of a USB camera by its path in /dev/v4l/by-id, or by its name.
+
+    That is what ``v4l2-ctl --list-devices`` shows; a part of it will do. Raise SourceError.
+    """
+    if name.startswith('/'):
+        number = re.fullmatch(r'video(\d+)', Path(name).resolve().name)
+        if number is None or not Path(name).exists():
+            raise SourceError(f'path {name!r} is no camera that is there; see ls -l '
+                              '/dev/v4l/by-id /dev/v4l/by-path')
+        return int(number[1])
+    found = {int(folder.name[5:]): card for folder in names.glob('video[0-9]*')
+             if _line(folder / 'index') in ('', '0')  # the others are metadata of the same camera
+             and (card := _line(folder / 'name'))}
+    fitting = [n for n, card in found.items() if card == name] or \
+        [n for n, card in found.items() if name.lower() in card.lower()]
+    if len(fitting) == 1:
+        return fitting[0]
+    those = ', '.join(f'{found[n]} (video{n})' for n in sorted(fitting or found)[:8])
+    raise SourceError(f'path {name!r} is the name of {len(fitting) or "no"} camera'
+                      f'{"s" * (len(fitting) > 1)}; there are: {those or "none"}. Give the whole '
+                      'name, or a path in /dev/v4l/by-id')
+
+
+def _line(file: Path) -> str:
+    try:
+        return printable(file.read_bytes()[:200].decode('utf-8', 'replace').strip())
+    except OSError:
+        return ''
 
 
 def usb(device: int, rate_hz: float = 0.0) -> Iterator[SourceFrame]:

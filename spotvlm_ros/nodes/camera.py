@@ -28,7 +28,7 @@ from typing_extensions import Unpack
 
 from .base import DOUBLES_S, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
-from .health import Pulse, Trouble
+from .health import ERROR, Pulse, Trouble
 from .input import FrameInput
 from .parameters import NodeOptions
 from .publishers import frame_topic, image_topic
@@ -40,6 +40,7 @@ from ..frames.pace import Pace
 from ..frames.pixels import encode_jpeg
 from ..frames.source_frame import SourceError, SourceFrame
 from ..frames.sources import open_source
+from ..frames.streams import shown_address
 
 
 class CameraNode(SpotNode[CameraConfig]):
@@ -62,6 +63,7 @@ class CameraNode(SpotNode[CameraConfig]):
         self._truth: LifecyclePublisher | None = None
         self._stream: Iterator[SourceFrame] | None = None
         self._sent = 0
+        self._lost = ''  # why a stream gives nothing
         self._pulse = Pulse()
         self._listened = threading.Event()
         self.finished = self.hub.finished
@@ -93,6 +95,7 @@ class CameraNode(SpotNode[CameraConfig]):
                                 for name in self.config.cameras or ('',)]
             return
         self._stop.clear()
+        self._lost = ''
         self._listened.clear()
         self.call_every(DOUBLES_S, lambda: self.look_for_publishers(self._image.topic_name))
         self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
@@ -133,9 +136,13 @@ class CameraNode(SpotNode[CameraConfig]):
         if not self._listened.is_set():
             return [Trouble('the first frame waits for node edge to listen, at most '
                             f'{config.wait_for_listener_s:g} s (wait_for_listener_s)')]
-        if silence := self._pulse.silence(f'frame from source {config.source}', (
-                'is the camera connected? see dmesg' if config.source == 'usb' else
-                f'can {config.path or "it"} be read, and is the machine overloaded?')):
+        if self._lost:
+            return [Trouble(self._lost, ERROR)]
+        if silence := self._pulse.silence(f'frame from source {config.source}', {
+                'usb': 'is the camera connected? see dmesg',
+                'stream': f'{shown_address(config.path)} is connected anew after timeout_s'}.get(
+                    config.source,
+                    f'can {config.path or "it"} be read, and is the machine overloaded?')):
             return [silence]
         if slow_hz := self._pulse.slow_hz(config.rate_hz):
             return [Trouble(f'{config.source} gives {slow_hz:.1f} frames per second, and rate_hz '
@@ -145,7 +152,8 @@ class CameraNode(SpotNode[CameraConfig]):
     def setting(self) -> str:
         """Return where frames come from."""
         config = self.config
-        what = {'mini': f'world {config.world}', 'usb': f'device {config.device}'}
+        what = {'mini': f'world {config.world}', 'stream': shown_address(config.path),
+                'usb': config.path or f'device {config.device}'}
         rate = f', {config.rate_hz:g} Hz' if config.rate_hz else ''
         return f'source {config.source} {what.get(config.source, config.path)}'.rstrip() + rate
 
@@ -162,7 +170,13 @@ class CameraNode(SpotNode[CameraConfig]):
         return self.config.exit_when_finished and self.finished.is_set()
 
     def _open(self) -> Iterator[SourceFrame]:
-        return open_source(self.config, self._stop.is_set)
+        return open_source(self.config, self._stop.is_set, self._on_lost)
+
+    def _on_lost(self, why: str) -> None:
+        """Count that a stream has to be connected again; '': it gives pictures."""
+        self._lost = why
+        if why:
+            self.count_problem('reconnects', why)
 
     def _run(self) -> None:
         try:

@@ -37,6 +37,7 @@ from .ask_server import AskGoal, AskServer
 from .audit import ContextAudit
 from .base import latched, RELIABLE, Report, SpotNode
 from .context_inbox import ContextInbox
+from .debug_image import DebugImage
 from .detections import FocusDetections
 from .health import Pulse, SILENCE_S, Trouble
 from .input import FrameInput
@@ -78,7 +79,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._door = QueryDoor(self, self._take_queries,
                                lambda: [f.camera for f in self._inputs], self._mailbox.wake)
         self._audit = ContextAudit(self)
-        self._detections = FocusDetections(self)
+        self._detections, self._debug = FocusDetections(self), DebugImage(self)
         self._recorder: Recorder | None = None
         self._running = self._busy = False
         self._thread: threading.Thread | None = None
@@ -111,6 +112,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._audit.setup()
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         self._detections.setup()
+        self._debug.setup()
 
     def start(self) -> None:
         """Warm up, listen, answer."""
@@ -128,6 +130,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             for camera in self._cameras()]
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit.start()
+        self._debug.start()
         self._ask.start(self._queries, self._cameras())
         self._door.start()
 
@@ -165,7 +168,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             'stamp_to_answer_p50_s': _median(self._latency_s),
             'inference_p50_s': _median(self._inference_s),
             'model': self._model.name if self._model is not None else '',
-            **self._audit.report(),
+            **self._audit.report(), **self._debug.report(),
             **(self._remote.report() if self._remote is not None else {})}
         if self._recorder is not None:
             values['recording_dropped'] = self._recorder.dropped
@@ -384,6 +387,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 pulse.beat(answered.frame.stamp_ns)
         self._latency_s.append((self.now_ns() - answered.frame.stamp_ns) / NS)
         self._detections.publish(answered)
+        self._debug.publish(answered)
 
     def _record(self, recorder: Recorder, answered: AnsweredFrame) -> None:
         """Record an answer and what it was made of."""

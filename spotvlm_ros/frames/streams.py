@@ -26,7 +26,6 @@ import os
 from pathlib import Path
 import re
 import stat
-import sys
 import time
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -39,7 +38,7 @@ from .source_frame import SourceError, SourceFrame
 from .stream_process import is_url, LONGEST_PICTURE
 from ..config.nodes import CameraConfig
 from ..method.prompt import printable
-from ..system.processes import Child
+from ..system.processes import Child, PYTHON
 
 SCHEMES = ('rtsp', 'rtsps', 'http', 'https', 'rtmp', 'rtp', 'udp', 'tcp', 'srt')
 LONGEST_ADDRESS = 4096                     # [bytes]
@@ -193,8 +192,8 @@ class _Reader:
             self._pipe, theirs = multiprocessing.Pipe()
             with theirs, open(os.devnull, 'wb') as nowhere:
                 self._child = Child(
-                    [sys.executable, '-P', '-m', 'spotvlm_ros.frames.stream_process',
-                     str(theirs.fileno())], log=nowhere, inherited=(theirs.fileno(),))
+                    [*PYTHON, '-m', 'spotvlm_ros.frames.stream_process', str(theirs.fileno())],
+                    log=nowhere, inherited=(theirs.fileno(),))
         except OSError as error:
             raise _LostError(f'no process can be started ({error.strerror})') from error
         self._send(json.dumps({'address': address, 'timeout_s': timeout_s,

@@ -79,6 +79,7 @@ def middleware_problem(environment: Mapping[str, str]) -> tuple[str, str] | None
 def free_buffers(environment: MutableMapping[str, str]) -> None:
     """Have Fast DDS free the buffers of messages, unless it was set up by somebody else."""
     if not any(map(environment.get, SET_UP)) and not any(Path(p).exists() for p in PROFILES_HERE):
-        for name in PROFILES:
-            environment[name] = str(Path(__file__).with_name('fastdds.xml'))
+        # With both, rmw_fastrtps reads the file twice and says that it is wrong.
+        old = environment.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
+        environment[PROFILES[old]] = str(Path(__file__).with_name('fastdds.xml'))
         environment[FROM_XML] = '1'

@@ -31,14 +31,12 @@ from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.cloud.reply import RawReply  # noqa: E402
 from spotvlm_ros.config.nodes import EdgeConfig  # noqa: E402
 from spotvlm_ros.config.spec import ParameterError  # noqa: E402
-from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region  # noqa: E402
 from spotvlm_ros.nodes import process  # noqa: E402
-from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.remote_edge import confidence, RemoteEdge, RemoteEdgeError  # noqa: E402
 from test_nodes_ask import ask, send_goal  # noqa: E402
-from test_nodes_graph import graph, GREY, keep_sending, overlay  # noqa: E402
+from test_nodes_graph import graph, GREY, keep_sending, overlay, send_to  # noqa: E402
 
 SCENE = Query('scene', 'What is ahead?', 'facts', {
     'light': ('none', 'red', 'green'), 'lead': ('none', 'braking')})
@@ -232,14 +230,12 @@ def test_slow_dead_and_mended_servers_never_hold_a_frame_up(server, tmp_path):
     over = overlay(tmp_path, edge={'remote_url': server.url, 'model': 'm', 'queries': ['scene'],
                                    'scene.deadline_s': 0.3, 'scene.rate_hz': 5.0})
 
-    def send(stamp):
-        probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
-
     def is_told(*words):
         level, text = probe.health.get('edge', (None, ''))
         return level != DiagnosticStatus.OK and all(word in text for word in words)
     go.set()
     with graph(lambda: [EdgeNode()], files=('driving', over)) as (probe, _):
+        send = send_to(probe.image)
         keep_sending(probe, send, lambda: probe.health.get('edge') == (DiagnosticStatus.OK, 'ok'))
         assert codes(probe) == {Answer.ERROR_NONE}
         assert probe.answers[-1].model == 'm' and probe.answers[-1].facts[0].value == 'red'
@@ -276,8 +272,7 @@ def test_a_server_that_is_dead_at_the_start_is_asked_later(server, tmp_path):
     over = overlay(tmp_path, edge={'remote_url': server.url, 'model': 'm', 'queries': ['action'],
                                    'action.rate_hz': 5.0})
     with graph(lambda: [EdgeNode()], files=('driving', over)) as (probe, _):
-        def send(stamp):
-            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        send = send_to(probe.image)
         keep_sending(probe, send, lambda: probe.answers)
         assert server.url in probe.answers[0].error_msg
         server.start()
@@ -289,8 +284,7 @@ def test_ask_is_answered_by_the_server_within_its_timeout(server, tmp_path):
     over = overlay(tmp_path, edge={'remote_url': server.url, 'model': 'm', 'queries': ['action'],
                                    'action.rate_hz': 0.1})
     with graph(lambda: [EdgeNode()], files=('driving', over)) as (probe, _):
-        def send(stamp):
-            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        send = send_to(probe.image)
         keep_sending(probe, send, lambda: probe.answers)
         result = ask(probe, prompt='What?', max_age_s=60.0)
         assert result.error_code == 0 and result.answer.text == 'A dog.'

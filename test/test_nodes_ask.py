@@ -26,19 +26,13 @@ from rosgraph_msgs.msg import Clock  # noqa: E402, I100
 from sensor_msgs.msg import Image  # noqa: E402
 from spotvlm_msgs.action import Ask  # noqa: E402
 from spotvlm_msgs.msg import Answer, Fact  # noqa: E402
-from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.method.facts import Fact as FactOfMethod, NS  # noqa: E402
 from spotvlm_ros.nodes.base import RELIABLE  # noqa: E402
 from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
-from spotvlm_ros.nodes.convert import duration_msg, fact_msg, header_msg, image_msg, \
-    stamp_ns, time_msg  # noqa: E402
+from spotvlm_ros.nodes.convert import duration_msg, fact_msg, header_msg, stamp_ns, \
+    time_msg  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
-from test_nodes_graph import graph, GREY, keep_sending, overlay  # noqa: E402
-
-
-def send_to(topic, name='eye'):
-    """Return what publishes a frame of a stamp."""
-    return lambda stamp: topic.publish(image_msg(Frame(stamp, name, pixels=GREY)))
+from test_nodes_graph import graph, keep_sending, overlay, send_to  # noqa: E402
 
 
 def send_goal(probe, timeout_s=5.0, max_age_s=0.0, **goal):

@@ -30,16 +30,11 @@ from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region  # noqa: E402
 from spotvlm_ros.nodes import debug_image  # noqa: E402
 from spotvlm_ros.nodes.answered import AnsweredFrame  # noqa: E402
-from spotvlm_ros.nodes.convert import duration_msg, image_msg, stamp_ns  # noqa: E402
+from spotvlm_ros.nodes.convert import duration_msg, stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
-from test_nodes_graph import graph, GREY, keep_sending  # noqa: E402
+from test_nodes_graph import graph, GREY, keep_sending, send_to  # noqa: E402
 
 SCENE = Query('scene', 'What?', 'facts', {'light': ('red', 'green'), 'lead': ('car', 'none')})
-
-
-def send_to(probe):
-    """Return what sends a frame."""
-    return lambda s: probe.image.publish(image_msg(Frame(s, 'eye', pixels=GREY)))
 
 
 def test_nothing_is_drawn_until_somebody_subscribes_and_after(monkeypatch):
@@ -48,7 +43,7 @@ def test_nothing_is_drawn_until_somebody_subscribes_and_after(monkeypatch):
     monkeypatch.setattr(debug_image, 'annotate', lambda *a: drawn.append(1) or draw(*a))
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):
-        send = send_to(probe)
+        send = send_to(probe.image)
         keep_sending(probe, send, lambda: len(probe.answers) >= 5)
         assert not drawn and 'debug_images' not in probe.diagnostics.get('edge', {})
         raw = probe.create_subscription(Image, 'debug_image', seen.append, 5)
@@ -84,7 +79,7 @@ def test_answers_do_not_wait_for_a_picture_that_takes_long(monkeypatch):
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):
         probe.create_subscription(Image, 'debug_image', lambda m: None, 5)
-        send = send_to(probe)
+        send = send_to(probe.image)
         keep_sending(probe, send, begun.is_set)
         mark = len(probe.answers)
         keep_sending(probe, send, lambda: len(probe.answers) >= mark + 10)
@@ -99,9 +94,10 @@ def test_a_picture_that_fails_is_counted_and_answers_go_on(monkeypatch):
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):
         probe.create_subscription(Image, 'debug_image', lambda m: None, 5)
-        keep_sending(probe, send_to(probe), lambda: probe.count('edge', 'callback_errors') >= 2)
+        keep_sending(probe, send_to(probe.image),
+                     lambda: probe.count('edge', 'callback_errors') >= 2)
         mark = len(probe.answers)
-        keep_sending(probe, send_to(probe), lambda: len(probe.answers) > mark)
+        keep_sending(probe, send_to(probe.image), lambda: len(probe.answers) > mark)
 
 
 def answered(**fields):

@@ -118,6 +118,11 @@ def overlay(tmp_path, **nodes):
     return path
 
 
+def send_to(topic, name='eye'):
+    """Return what publishes a grey frame of a given stamp."""
+    return lambda stamp: topic.publish(image_msg(Frame(stamp, name, pixels=GREY)))
+
+
 def keep_sending(probe, send, condition, timeout_s=30.0):
     """Send frames until the condition holds."""
     until = time.monotonic() + timeout_s
@@ -516,8 +521,7 @@ def test_an_ask_about_a_camera_without_frames_holds_nothing_up(tmp_path):
         topic = probe.create_publisher(Image, 'rear/image', 1)
         wait_for(probe.ask.server_is_ready)
 
-        def send(stamp):
-            topic.publish(image_msg(Frame(stamp, 'rear', pixels=GREY)))
+        send = send_to(topic, 'rear')
         keep_sending(probe, send, lambda: probe.answers)
         timeout = Ask.Goal().timeout
         timeout.sec = 60
@@ -578,8 +582,7 @@ def test_an_ask_without_end_holds_standing_answers_up_for_a_bounded_time():
             Parameter('ask_timeout_s', value=0.5)])]) as (probe, _):
         wait_for(probe.ask.server_is_ready)
 
-        def send(stamp):
-            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        send = send_to(probe.image)
         keep_sending(probe, send, lambda: probe.answers)
         timeout = Ask.Goal().timeout
         timeout.sec = 60
@@ -676,8 +679,7 @@ def test_lifecycle_can_be_cycled():
     with graph(lambda: [EdgeNode(load=edge.load)]) as (probe, running):
         node = running.nodes[-1]
 
-        def send(stamp):
-            probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
+        send = send_to(probe.image)
         for _ in range(2):
             keep_sending(probe, send, lambda: probe.answers)
             for step in ('deactivate', 'cleanup', 'configure', 'activate'):

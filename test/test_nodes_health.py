@@ -22,20 +22,13 @@ pytest.importorskip('rclpy')
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
 from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.cloud.budget import Cost  # noqa: E402
-from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.nodes.camera import CameraNode  # noqa: E402
 from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
-from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
-from test_nodes_graph import graph, GREY, keep_sending, overlay  # noqa: E402
+from test_nodes_graph import graph, keep_sending, overlay, send_to  # noqa: E402
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-
-
-def send_to(probe):
-    """Return what sends a grey frame with a given stamp."""
-    return lambda stamp: probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
 
 
 class DeafEdge(FakeEdge):
@@ -51,7 +44,7 @@ def test_an_answer_after_its_deadline_says_so_in_every_format(tmp_path):
     late = {'rate_hz': 5.0, 'deadline_s': 0.05}
     over = overlay(tmp_path, edge={'scene': late, 'action': late, 'queries': ['scene', 'action']})
     with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, _):
-        keep_sending(probe, send_to(probe),
+        keep_sending(probe, send_to(probe.image),
                      lambda: {m.query_id for m in probe.answers} == {'scene', 'action'}
                      and probe.count('edge', 'late_answers'))
         for message in probe.answers:
@@ -102,12 +95,12 @@ def test_edge_and_context_are_ok_while_answers_come_and_only_then(tmp_path):
     with graph(lambda: [EdgeNode(load=edge.load), ContextNode()],
                files=('driving', over)) as (probe, _):
         wait_for(lambda: is_at(probe, 'edge', WARN, 'no usable frame from /image yet'))
-        keep_sending(probe, send_to(probe),
+        keep_sending(probe, send_to(probe.image),
                      lambda: is_at(probe, 'edge', OK) and is_at(probe, 'context', OK))
         wait_for(lambda: is_at(probe, 'edge', ERROR, 'from /image for', '1 publish it: /probe'))
         wait_for(lambda: is_at(probe, 'context', ERROR, 'from /image for'))
         edge.answer = broken_answer
-        keep_sending(probe, send_to(probe),
+        keep_sending(probe, send_to(probe.image),
                      lambda: is_at(probe, 'edge', ERROR, 'no good answer', 'out of memory'))
 
 
@@ -119,11 +112,11 @@ def test_answers_and_frames_below_the_wanted_rate_are_said_with_the_figures(tmp_
     edge = FakeEdge(0.2)
     over = overlay(tmp_path, edge={'scene.rate_hz': 20.0, 'scene.deadline_s': 5.0})
     with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, _):
-        keep_sending(probe, send_to(probe), lambda: is_at(
+        keep_sending(probe, send_to(probe.image), lambda: is_at(
             probe, 'edge', WARN, '20 are wanted', 'scene.rate_hz', 'takes the model 0.2'))
     edge = FakeEdge()
     with graph(lambda: [EdgeNode(load=edge.load)], files=('driving', over)) as (probe, _):
-        send = send_to(probe)
+        send = send_to(probe.image)
         keep_sending(probe, lambda stamp: stamp // 20_000_000 % 10 or send(stamp),
                      lambda: is_at(probe, 'edge', WARN, '21 Hz are wanted',
                                    'set image_transport to compressed'))
@@ -135,15 +128,15 @@ def test_a_dead_server_and_a_spent_budget_are_said_with_the_address(server, tmp_
     with graph(lambda: [CloudNode()], files=('driving', overlay(tmp_path, cloud=values))) \
             as (probe, running):
         wait_for(lambda: is_at(probe, 'cloud', WARN, 'no usable frame'))
-        keep_sending(probe, send_to(probe), lambda: is_at(probe, 'cloud', OK))
-        keep_sending(probe, send_to(probe), lambda: is_at(
+        keep_sending(probe, send_to(probe.image), lambda: is_at(probe, 'cloud', OK))
+        keep_sending(probe, send_to(probe.image), lambda: is_at(
             probe, 'cloud', WARN, 'budget_tokens_per_hour is spent'))
         running.nodes[-1]._bridge.budget.per_hour = Cost()
         server.stop()
-        keep_sending(probe, send_to(probe), lambda: is_at(
+        keep_sending(probe, send_to(probe.image), lambda: is_at(
             probe, 'cloud', WARN, server.url, 'base_url of cloud'))
         running.nodes[-1]._bridge._due_at -= 60.0
-        keep_sending(probe, send_to(probe), lambda: is_at(
+        keep_sending(probe, send_to(probe.image), lambda: is_at(
             probe, 'cloud', ERROR, f'no answer from {server.url}', 'fallbacks'))
         server.start()
-        keep_sending(probe, send_to(probe), lambda: is_at(probe, 'cloud', OK))
+        keep_sending(probe, send_to(probe.image), lambda: is_at(probe, 'cloud', OK))

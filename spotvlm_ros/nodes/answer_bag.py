@@ -153,8 +153,7 @@ class AnswerBag:
                               self._told.pop((query.id, frame.stamp_ns), 0))
             self.used['context'] += answer.used_context
             self.used['focus'] += answer.used_focus
-            if answer.rejected and not answer.facts:
-                answered.fail(Answer.ERROR_PARSE, '; '.join(answer.rejected[:4]))
+            answered.fail_unread()
         else:
             answered.fail(Answer.ERROR_IMAGE if result.bad_image else Answer.ERROR_MODEL,
                           result.error)

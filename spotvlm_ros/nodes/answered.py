@@ -71,3 +71,11 @@ class AnsweredFrame:
     def fail(self, code: int, text: str) -> None:
         """Put an error into the message."""
         self.message.error_code, self.message.error_msg = code, text
+
+    def fail_unread(self) -> bool:
+        """Put an error into the message where nothing could be read; return whether it was so."""
+        result = self.result
+        if result is None or result.facts or not result.rejected:
+            return False
+        self.fail(Answer.ERROR_PARSE, '; '.join(result.rejected[:4]))
+        return True

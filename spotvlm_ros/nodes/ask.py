@@ -17,21 +17,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-import sys
-import time
 
-import rclpy
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from spotvlm_msgs.action import Ask
 
+from .command import Command, command, fail
 from .convert import duration_msg
 from ..method.prompt import printable
-from ..system.signals import StopSignal
 
 EXTRA_S = 2.0  # transport and the end of a model step, on top of the goal's own time limit
 
@@ -49,31 +42,16 @@ class Question:
 
 def ask(question: Question, namespace: str, timeout_s: float) -> int:
     """Ask, print the answer as it comes, return the exit code; Ctrl-C cancels the goal."""
-    stop = StopSignal()
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node('spotvlm_ask', namespace=namespace)
     goal = Ask.Goal(prompt=question.prompt, query_id=question.query_id, camera=question.camera,
                     max_tokens=question.max_tokens, timeout=duration_msg(timeout_s),
                     max_frame_age=duration_msg(question.max_age_s))
-    try:
-        return _ask(node, goal, timeout_s + EXTRA_S, stop)
-    finally:
-        node.destroy_node()
-        rclpy.shutdown()
-        stop.ignore()
+    with command('spotvlm_ask', namespace, timeout_s + EXTRA_S) as running:
+        return _ask(running, goal)
 
 
-def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    client = ActionClient(node, Ask, 'ask')
-    until = time.monotonic() + timeout_s
+def _ask(running: Command, goal: Ask.Goal) -> int:
+    client = ActionClient(running.node, Ask, 'ask')
     printed = ''
-
-    def wait(condition: Callable[[], bool]) -> bool:
-        while not condition() and time.monotonic() < until and not stop():
-            executor.spin_once(timeout_sec=0.05)
-        return condition()
 
     def on_feedback(message: Ask.Impl.FeedbackMessage) -> None:
         nonlocal printed
@@ -81,25 +59,19 @@ def _ask(node: Node, goal: Ask.Goal, timeout_s: float, stop: StopSignal) -> int:
         if text.startswith(printed):  # else it is printed as a whole at the end
             print(text[len(printed):], end='', flush=True)
             printed = text
-    if not wait(client.server_is_ready):
-        return _fail(f'no edge node offers {node.get_namespace().rstrip("/")}/ask; is spotvlm run '
-                     'active there, with the same ROS_DOMAIN_ID?')
+    if not running.wait(client.server_is_ready):
+        return fail(f'no edge node offers {running.node.get_namespace().rstrip("/")}/ask; is '
+                    'spotvlm run active there, with the same ROS_DOMAIN_ID?')
     sent = client.send_goal_async(goal, feedback_callback=on_feedback)
-    if not wait(sent.done) or not sent.result().accepted:
-        return _fail('the edge node did not take the question; is it active?')
+    if not running.wait(sent.done) or not sent.result().accepted:
+        return fail('the edge node did not take the question; is it active?')
     done = sent.result().get_result_async()
-    if not wait(done.done):
-        until = time.monotonic() + EXTRA_S
+    if not running.wait(done.done):
         canceled = sent.result().cancel_goal_async()
-        stop.requested = False
-        wait(canceled.done)
-        return _fail('given up')
+        running.allow(EXTRA_S)
+        running.wait(canceled.done)
+        return fail('given up')
     result = done.result().result
     text = printable(result.answer.text)
     print(text[len(printed):] if text.startswith(printed) else f'\n{text}')
-    return 0 if result.error_code == Ask.Result.ERROR_NONE else _fail(result.error_msg)
-
-
-def _fail(text: str) -> int:
-    print(f'error: {text}', file=sys.stderr)
-    return 1
+    return 0 if result.error_code == Ask.Result.ERROR_NONE else fail(result.error_msg)

@@ -374,8 +374,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_TIMEOUT, f'cut short after {self.config.ask_timeout_s:g} '
                           's: standing answers wait; lower max_tokens, or raise ask_timeout_s')
             self.count_problem('asks_cut_short')
-        elif result.rejected and not result.facts:
-            answered.fail(Answer.ERROR_PARSE, '; '.join(result.rejected[:4]))
+        elif answered.fail_unread():
             self.count_problem('parse_errors', answered.message.error_msg)
 
     def _publish(self, answered: AnsweredFrame) -> None:

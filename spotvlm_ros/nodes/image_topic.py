@@ -60,9 +60,11 @@ class ImageTopic:
 
     def look(self) -> None:
         """Go back to reliable when the best-effort publisher has gone."""
+        if self.reliable is not False:
+            return
         offered = {info.qos_profile.reliability
                    for info in self._node.get_publishers_info_by_topic(self.topic)}
-        if self.reliable is False and offered == {ReliabilityPolicy.RELIABLE}:
+        if offered == {ReliabilityPolicy.RELIABLE}:
             self._close()
             self._open(reliable=True)
 

@@ -17,32 +17,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-import sys
-import time
-
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from spotvlm_msgs.msg import Queries
 from spotvlm_msgs.srv import RemoveQuery, SetQuery
 
 from .base import latched
+from .command import Command, command, fail
 from ..method.prompt import printable
-from ..system.signals import StopSignal
-
-Wait = Callable[[Callable[[], bool]], bool]
 
 
 def list_queries(namespace: str, timeout_s: float) -> int:
     """Print the standing queries; return the exit code."""
-    with _client(namespace, timeout_s) as (node, wait):
+    with command('spotvlm_query', namespace, timeout_s) as running:
         told: list[Queries] = []
-        node.create_subscription(Queries, 'queries', told.append, latched(1))
-        if not wait(lambda: bool(told)):
-            return _no_edge(node)
+        running.node.create_subscription(Queries, 'queries', told.append, latched(1))
+        if not running.wait(lambda: bool(told)):
+            return _no_edge(running)
         for query_id, definition in zip(told[0].ids, told[0].definitions):
             print(printable(f'{query_id}:\n  ' + definition.strip().replace('\n', '\n  ')))
     return 0
@@ -62,48 +51,21 @@ def remove_query(query_id: str, persist: bool, namespace: str, timeout_s: float)
 
 
 def _call(kind: type, name: str, request: object, namespace: str, timeout_s: float) -> int:
-    with _client(namespace, timeout_s) as (node, wait):
-        client = node.create_client(kind, name)
-        if not wait(client.service_is_ready):
-            return _no_edge(node)
+    with command('spotvlm_query', namespace, timeout_s) as running:
+        client = running.node.create_client(kind, name)
+        if not running.wait(client.service_is_ready):
+            return _no_edge(running)
         done = client.call_async(request)
-        if not wait(done.done):
-            return _fail('node edge did not reply in time; is its model busy?')
+        if not running.wait(done.done):
+            return fail('node edge did not reply in time; is its model busy?')
         response = done.result()
         text = printable(response.message.strip())
         if not response.success:
-            return _fail(text)
+            return fail(text)
         print(text)
     return 0
 
 
-@contextmanager
-def _client(namespace: str, timeout_s: float) -> Iterator[tuple[Node, Wait]]:
-    """Have a node, and what spins it until a condition holds, the time is over or Ctrl-C."""
-    stop = StopSignal()
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node('spotvlm_query', namespace=namespace)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    until = time.monotonic() + timeout_s
-
-    def wait(condition: Callable[[], bool]) -> bool:
-        while not condition() and time.monotonic() < until and not stop():
-            executor.spin_once(timeout_sec=0.05)
-        return condition()
-    try:
-        yield node, wait
-    finally:
-        node.destroy_node()
-        rclpy.shutdown()
-        stop.ignore()
-
-
-def _no_edge(node: Node) -> int:
-    return _fail(f'no active node edge in namespace {node.get_namespace()}; is spotvlm run active '
-                 'there, with the same ROS_DOMAIN_ID?')
-
-
-def _fail(text: str) -> int:
-    print(f'error: {text}', file=sys.stderr)
-    return 1
+def _no_edge(running: Command) -> int:
+    return fail(f'no active node edge in namespace {running.node.get_namespace()}; is spotvlm run '
+                'active there, with the same ROS_DOMAIN_ID?')

@@ -13,11 +13,7 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""
-Encodings of pixels: those of sensor_msgs/Image, of rclpy and rosbags alike, JPEG and PNG.
-
-cv_bridge is not used: its compiled part breaks with NumPy 2, and this is faster than its copies.
-"""
+"""Encodings of pixels: those of sensor_msgs/Image, of rclpy and rosbags alike, JPEG and PNG."""
 
 from __future__ import annotations
 
@@ -61,6 +57,8 @@ ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     'bayer_rggb8': (1, 1, cv2.COLOR_BayerBG2RGB), 'bayer_bggr8': (1, 1, cv2.COLOR_BayerRG2RGB),
     'bayer_gbrg8': (1, 1, cv2.COLOR_BayerGR2RGB), 'bayer_grbg8': (1, 1, cv2.COLOR_BayerGB2RGB),
 }
+ENCODINGS |= {name[:-1] + '16': (2, 1, conversion) for name, (_, _, conversion)
+              in ENCODINGS.items() if name.startswith('bayer')}
 DEPTH = ('16UC1', '32FC1')  # encodings of depth images (REP-118)
 
 # What libjpeg warns of (jerror.h), to fill up with grey or go on elsewhere in the picture.

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
 
 from .base import M, SENSOR, SpotNode
 from ..config.nodes import ImageInputConfig
@@ -43,6 +44,7 @@ class ImageTopic:
         self._node = node
         self._subscribe = lambda qos, mismatch: node.subscribe(kind, topic, qos, callback,
                                                                mismatch)
+        self.raw = kind is Image
         self.topic = node.resolve_topic_name(topic)
         self.reliable: bool | None = None  # None: as the user says
         if node.overrides_reliability(self.topic):

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 import time
 
 from sensor_msgs.msg import CompressedImage, Image
@@ -25,12 +26,13 @@ from sensor_msgs.msg import CompressedImage, Image
 from .base import Report, SpotNode
 from .convert import stamp_ns
 from .health import Pulse, SILENCE_S, Trouble
+from .image_converter import CONVERTER
 from .image_topic import ImageTopic
 from .publishers import frame_topic, image_topic, who_publishes
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub
-from ..frames.pixels import check_image, FrameError, image_to_rgb
+from ..frames.pixels import check_image, FrameError
 from ..frames.stamps import StampOrder
 
 
@@ -70,6 +72,8 @@ class FrameInput:
         self.frames, self._since = 0, now
         values: Report = {'input_hz': rate, 'restarts': self.order.restarts}
         values |= {str(why): count for why, count in self.order.rejected.items()}
+        if self._images is not None and self._images.raw:
+            values['converter'] = CONVERTER.name
         return {f'{self.camera}.{k}' if self.camera else k: v for k, v in values.items()}
 
     @property
@@ -116,8 +120,9 @@ class FrameInput:
         except FrameError as error:
             self._node.count_problem('bad_images', f'image: {error}')
             return
+        pixels = partial(CONVERTER.rgb, message, partial(self._node.count_problem, 'cv_bridge'))
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
-                         pixels=lambda: image_to_rgb(message), camera=self.camera))
+                         pixels=pixels, camera=self.camera))
 
     def _compressed(self, message: CompressedImage) -> None:
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,

@@ -44,6 +44,7 @@ import urllib.request
 import uuid
 import warnings
 
+from .cv_bridge import check_cv_bridge
 from .middleware import middleware_problem
 from .requirements import LIBRARIES, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
 
@@ -284,10 +285,10 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def check_ros_extras() -> Iterator[Finding]:
-    """Look for the ROS packages that are used where they are installed."""
+    """Look for the ROS packages that are used where they are installed, and work."""
     for name, without in ROS_OPTIONAL.items():
         if is_installed(name):
-            yield Finding(name, OK, 'installed')
+            yield cv_bridge() if name == 'cv_bridge' else Finding(name, OK, 'installed')
             continue
         distro = os.environ.get('ROS_DISTRO', '')
         # On PyPI these names are other projects, and there is no wheel of them.
@@ -295,6 +296,16 @@ def check_ros_extras() -> Iterator[Finding]:
         if distro and not is_installed('ros_wheels_bootstrapper'):
             remedy = f'sudo apt-get install -y ros-{distro}-{name.replace("_", "-")}'
         yield Finding(name, OPTIONAL, f'not installed: {without}', remedy)
+
+
+def cv_bridge() -> Finding:
+    """Return whether cv_bridge converts images, and why it does not."""
+    verdict = check_cv_bridge()
+    if not verdict.kinds:
+        return Finding('cv_bridge', OPTIONAL, f'installed, not used: {verdict.why}; '
+                                              f'{ROS_OPTIONAL["cv_bridge"]}')
+    return Finding('cv_bridge', OK, f'converts {", ".join(verdict.encodings)} as spotvlm does, '
+                                    'which converts all others')
 
 
 def check_checkpoints() -> Iterator[Finding]:

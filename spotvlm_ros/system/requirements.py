@@ -94,6 +94,7 @@ ROS_OPTIONAL = {
     'launch': 'no launch files; `spotvlm run` starts the same graph',
     'launch_ros': 'no launch files; `spotvlm run` starts the same graph',
     'vision_msgs': 'focus/detections is not published',
+    'cv_bridge': 'images are converted by spotvlm, to the same pixels',
 }
 
 # The rest is for `make setup` alone. Distributions that are on PyPI as wheels, and how the names

@@ -25,11 +25,12 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from spotvlm_ros.bench.faults.chaos_faults import FAULTS  # noqa: E402, I100
 from spotvlm_ros.bench.faults.intruder import ATTACKS  # noqa: E402
+from spotvlm_ros.bench.faults.kills import Kill, MODES, OTHERS, SIGNS  # noqa: E402
 from spotvlm_ros.bench.faults.kinds import Kind, KINDS, REPLIES, SCENES  # noqa: E402
 from spotvlm_ros.bench.faults.replies import KNOWN, mutate, parse_all, Parsed, QUERY  # noqa: E402
 from spotvlm_ros.bench.faults.scene import Turn  # noqa: E402
 from spotvlm_ros.bench.perf import faults  # noqa: E402
-from spotvlm_ros.bench.perf.faults_report import Attacked, MARKS, results  # noqa: E402
+from spotvlm_ros.bench.perf.faults_report import Attacked, markdown, MARKS, results  # noqa: E402
 from spotvlm_ros.cloud.parse import parse_reply  # noqa: E402
 
 FINE = Turn(Kind('forged', 'context', 'mini', 0.9), 6.0, 99, 7.0, 6.9, 0.3, 1.0, (500, 520, 510),
@@ -42,7 +43,7 @@ def test_a_few_kinds_on_the_running_graph(tmp_path):
     page.write_text('\n'.join([*MARKS['each'], *MARKS['soak']]))
     code = faults.main([
         '--faults', 'whole reply: endless 1xx', 'forged: answers', 'images: compressed',
-        '--seconds', '0', '--soak', '11', '--replies', '0', '--tolerance', '0.7',
+        '--seconds', '0', '--soak', '11', '--kills', '0', '--replies', '0', '--tolerance', '0.7',
         '--out', str(out), '--update', str(page)])
     rows = {row['name']: row for row in json.loads(out.read_text())}
     tried = [n['value'] for name, n in rows.items() if name.endswith('_tried')]
@@ -81,6 +82,26 @@ def test_other_bars_are_named():
     assert growing.failures() == [
         'graph mini: exit status -11', 'soak: memory grew by 10.0 MB, not 5',
         'replies: KeyError: 1', 'replies: 1 wrong facts, 10 right']
+
+
+def test_a_kill_that_costs_too_much_is_named(tmp_path):
+    rates = {'camera': 12.0, 'edge': 7.0, 'cloud': 1.2, 'contexts': 10.0}
+    fine = Kill('--multi-process', 'cloud', 10.0, rates, rates | {'cloud': 0.0}, 0.3, 5.0, 6.0)
+    slow = replace(fine, after=rates | {'edge': 6.6})
+    late = replace(fine, victim='edge', after=rates | {'edge': 3.0, 'cloud': 1.0}, context_s=8.5)
+    never = replace(fine, back_s=float('inf'), context_s=float('inf'))
+    assert Attacked(kills=[fine]).failures() == []
+    assert Attacked(kills=[slow, late, never], exits={'run composed': 1}).failures() == [
+        'cloud (multi-process): edge has 94.3% of its rate, not 95%',
+        'edge (multi-process): context is back after 8.5 s, not 8',
+        'cloud (multi-process): context is back after inf s, not 8',
+        'graph run composed: exit status 1']
+    attacked = Attacked(turns=[FINE], kills=[late, never], exits={'mini': 0, 'run composed': 0})
+    json.dumps([row.value for row in results(attacked)], allow_nan=False)
+    parts = attacked.parts()
+    assert set(parts) == {'each', 'kills'} and parts['each'].exits == {'mini': 0}
+    assert '12.00 12.00 (100.0%) | 7.00 3.00 | 1.20 1.00 (83.3%)' in markdown(parts['kills'], 0.0)
+    assert {name for names in MODES.values() for name in names} == set(OTHERS) == set(SIGNS)
 
 
 def test_every_kind_names_what_there_is():

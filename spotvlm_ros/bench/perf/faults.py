@@ -18,7 +18,8 @@ The running graph under attack: hostile replies, forged messages, image bombs, a
 
 ``spotvlm perf faults`` starts the composed process of ``spotvlm run driving --mini`` and does to
 it what `kinds` lists, from other processes: each kind by itself, then all in random turns
-(``--soak``), then random and mutated replies through HTTP and the parser alone. Judged are the
+(``--soak``), then kills processes of ``spotvlm run`` (``--kills``), then sends random and mutated
+replies through HTTP and the parser alone. Judged are the
 edge's answers per second against those just before and after, its memory, and the exceptions that
 were logged. ``--network`` puts robot and cloud into two network namespaces and takes the link
 down instead.
@@ -35,9 +36,11 @@ from random import Random
 import sys
 import time
 
-from .faults_report import Attacked, markdown, MARKS, print_table, results
+from .faults_report import (Attacked, kill_cells, KILLS_HEAD, markdown, MARKS, print_table,
+                            results)
 from .result import write_results
 from ..faults import network
+from ..faults.kills import Kill, kill_all, MODES
 from ..faults.kinds import Kind, KINDS, SOAK_SCENE
 from ..faults.replies import MUTATED, parse_all, RANDOM
 from ..faults.scene import LinkScene, meet, Scene, Turn
@@ -47,6 +50,7 @@ from ...system.processes import PYTHON
 
 SOAK_S = 480.0
 FIRST_S = 0.5  # of each kind, before the soak
+KILLS_S = 10.0
 
 
 def meet_all(attacked: Attacked, name: str, kinds: Iterator[Kind],
@@ -121,6 +125,21 @@ def show(turn: Turn) -> None:
           f'exceptions; others took {turn.others:.1f} cores', flush=True)
 
 
+def kills(attacked: Attacked, only: Sequence[str], seconds: float, rest_s: float) -> None:
+    """Kill each process in each mode, or those that are asked for."""
+    victims = {mode: [name for name in names if not only or any(
+        word in f'kill: {name} {mode}' for word in only)] for mode, names in MODES.items()}
+    done, exits = kill_all({m: n for m, n in victims.items() if n}, seconds, rest_s, show_kill)
+    attacked.kills += done
+    attacked.exits |= exits
+
+
+def show_kill(kill: Kill) -> None:
+    """Print a line."""
+    print(', '.join(f'{name} {cell}' for name, cell in zip(KILLS_HEAD, kill_cells(kill))),
+          flush=True)
+
+
 def real_network(attacked: Attacked, least: float, lengths: Sequence[float],
                  clean_s: float) -> None:
     """Meet a killed server and a lost link; this process must be in a namespace of its own."""
@@ -157,6 +176,8 @@ def run(arguments: argparse.Namespace) -> Attacked:
         each(attacked, kinds, arguments.seconds, arguments.clean, arguments.times)
     if arguments.soak:
         soak(attacked, kinds, arguments.soak, arguments.seed)
+    if arguments.kills:
+        kills(attacked, only, arguments.kills, arguments.clean)
     if arguments.replies:
         attacked.replies = parse_all(
             arguments.replies, max(1, arguments.replies * MUTATED // RANDOM), arguments.seed)
@@ -178,6 +199,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         'low up to so often; all of it counts')
     parser.add_argument('--soak', type=float, default=SOAK_S, metavar='S',
                         help='length of the soak with all kinds in random turns; 0: none')
+    parser.add_argument('--kills', type=float, default=KILLS_S, metavar='S', help='time that '
+                        'rates are taken over before and after each kill; 0: none')
     parser.add_argument('--replies', type=int, default=RANDOM, metavar='N',
                         help='number of random replies, and a twentieth of it mutated; 0: none')
     parser.add_argument('--seed', type=int, default=0, help='of turns and replies')

@@ -26,6 +26,7 @@ import statistics
 import sys
 
 from .result import PerfResult
+from ..faults.kills import Kill, OTHERS
 from ..faults.kinds import Kind, SOAK_SCENE
 from ..faults.replies import Parsed
 from ..faults.scene import Turn
@@ -34,11 +35,13 @@ from ...system.markdown import table
 
 MOST_MB = 600.0   # of the composed graph, at any time
 GROWTH_MB = 5.0   # that a soak may take
-PARTS = ('each', 'soak', 'replies')  # of the page; a run of some leaves the others as they are
+PARTS = ('each', 'soak', 'kills', 'replies')  # of the page; a run of some leaves the others as they are
 MARKS = {part: (f'<!-- {part}: made by `spotvlm perf faults --update docs/reliability.md` -->',
                 f'<!-- end of {part} -->') for part in PARTS}
 HEAD = ('attack', 'tried', 'edge [Hz]', 'of undisturbed', 'lost', 'gap [s]', 'back [s]',
         'memory [MB]', 'threads', 'sockets', 'exceptions')
+KILLS_HEAD = ('killed', 'camera [Hz]', 'edge [Hz]', 'cloud [Hz]', 'gap [s]', 'back [s]',
+              'context [s]', 'others [cores]')
 WIDTH = 160  # of the table where the output is no terminal
 
 
@@ -52,6 +55,7 @@ class Attacked:
     soak_mb: list[float] = field(default_factory=list)   # memory after each turn of the soak
     broken: list[str] = field(default_factory=list)      # by what graphs were, in words
     exits: dict[str, int | None] = field(default_factory=dict)  # of graphs, by scene
+    kills: list[Kill] = field(default_factory=list)
     replies: Parsed | None = None
 
     def of_kind(self) -> list[Turn]:
@@ -70,15 +74,18 @@ class Attacked:
 
     def parts(self) -> dict[str, Attacked]:
         """Return what was done by itself, of PARTS."""
-        exits = {soak: {k: v for k, v in self.exits.items() if (k == 'soak') == soak}
-                 for soak in (False, True)}
+        exits: dict[str, dict[str, int | None]] = {part: {} for part in PARTS}
+        for name, code in self.exits.items():
+            exits[name if name == 'soak' else 'kills' if name.startswith('run ') else 'each'][
+                name] = code
         done = {
-            'each': Attacked(turns=self.turns, broken=self.broken, exits=exits[False]),
+            'each': Attacked(turns=self.turns, broken=self.broken, exits=exits['each']),
             'soak': Attacked(soaked=self.soaked, first_mb=self.first_mb, soak_mb=self.soak_mb,
-                             broken=self.broken, exits=exits[True]),
+                             broken=self.broken, exits=exits['soak']),
+            'kills': Attacked(kills=self.kills, exits=exits['kills']),
             'replies': Attacked(replies=self.replies)}
         return {name: part for name, part in done.items()
-                if part.turns or part.soaked or part.replies is not None}
+                if part.turns or part.soaked or part.kills or part.replies is not None}
 
     def _soak_marks(self) -> list[float]:
         return [*self.first_mb[:1], *self.first_mb[-1:], self.soak_mb[-1]]
@@ -95,6 +102,7 @@ class Attacked:
                 found.append(f'{turn.kind.title}: {turn.exceptions} exceptions')
             if turn.counted.get('answers_out_of_choices'):
                 found.append(f'{turn.kind.title}: answers that are no choice')
+        found += [text for kill in self.kills for text in kill.failures()]
         found += self.broken
         found += [f'graph {name}: exit status {code}' for name, code in self.exits.items() if code]
         if self.growth_mb > GROWTH_MB:
@@ -155,14 +163,28 @@ def cells(turn: Turn) -> list[str]:
             '{} {}'.format(*turn.threads), '{} {}'.format(*turn.sockets), str(turn.exceptions)]
 
 
+def kill_cells(kill: Kill) -> list[str]:
+    """Return a line of the table of kills: rates before and after, the judged ones in percent."""
+    rates = [f'{kill.before[name]:.2f} {kill.after[name]:.2f}'
+             + f' ({kill.ratio(name):.1%})' * (name in OTHERS[kill.victim])
+             for name in ('camera', 'edge', 'cloud')]
+    return [kill.title, *rates, f'{kill.gap_s:.2f}', f'{kill.back_s:.1f}',
+            f'{kill.context_s:.1f}', f'{kill.others:.1f}']
+
+
 def print_table(attacked: Attacked) -> None:
     """Print what came of it on the terminal."""
     from rich.console import Console
     from rich.table import Table
-    shown = Table(*HEAD)
-    for turn in (*attacked.of_kind(), *groups(attacked.soaked)):
-        shown.add_row(*cells(turn))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for head, rows in (
+            (HEAD, [cells(t) for t in (*attacked.of_kind(), *groups(attacked.soaked))]),
+            (KILLS_HEAD, [kill_cells(kill) for kill in attacked.kills])):
+        shown = Table(*head)
+        for row in rows:
+            shown.add_row(*row)
+        if rows:
+            console.print(shown)
     for line in attacked.remarks():
         print(line)
 
@@ -172,13 +194,15 @@ def results(attacked: Attacked) -> list[PerfResult]:
     rows = [row for turn in (*attacked.of_kind(), *groups(attacked.soaked))
             for row in _rows(turn)]
     here = machine()
+    for kill in attacked.kills:
+        rows += _kill_rows(kill)
     if attacked.soak_mb:
         rows.append(PerfResult('faults_soak_growth_mb', attacked.growth_mb, 'MB',
                                f'what is allowed, {GROWTH_MB:g} MB',
                                attacked.growth_mb / GROWTH_MB, here))
     for scene, code in attacked.exits.items():
-        rows.append(PerfResult(f'faults_exit_status_{scene}', code or 0, 'exit status', '', None,
-                               here))
+        rows.append(PerfResult(f'faults_exit_status_{_word(scene)}', code or 0, 'exit status', '',
+                               None, here))
     parsed = attacked.replies
     if parsed is not None:
         for name in ('random', 'mutated', 'told', 'right', 'wrong', 'rejected'):
@@ -189,8 +213,23 @@ def results(attacked: Attacked) -> list[PerfResult]:
     return rows
 
 
+def _word(title: str) -> str:
+    return re.sub(r'\W+', '_', title.casefold()).strip('_')
+
+
+def _kill_rows(kill: Kill) -> Iterator[PerfResult]:
+    name = f'faults_kill_{_word(kill.title)}'
+    for who in OTHERS[kill.victim]:
+        yield PerfResult(f'{name}_{who}_rate', kill.after[who], 'Hz',
+                         f'before, {kill.before[who]:.2f} Hz', kill.ratio(who), machine())
+    for figure, value in (('gap', kill.gap_s), ('back', kill.back_s),
+                          ('context_back', kill.context_s)):
+        if math.isfinite(value):
+            yield PerfResult(f'{name}_{figure}', value, 's', '', None, machine())
+
+
 def _rows(turn: Turn) -> Iterator[PerfResult]:
-    name = 'faults_' + re.sub(r'\W+', '_', turn.kind.title.casefold()).strip('_')
+    name = f'faults_{_word(turn.kind.title)}'
     before, most, after = turn.memory_mb
     yield PerfResult(f'{name}_rate', turn.hz, 'Hz', f'undisturbed, {turn.clean_hz:.2f} Hz',
                      turn.ratio, machine())
@@ -210,11 +249,14 @@ def _rows(turn: Turn) -> Iterator[PerfResult]:
 def markdown(part: Attacked, stolen: float) -> str:
     """Return what stands in docs/reliability.md about one part."""
     today = datetime.date.today().isoformat()
-    others = max((t.others for t in part.turns + part.soaked), default=0.0)
+    others = max([t.others for t in part.turns + part.soaked]
+                 + [kill.others for kill in part.kills], default=0.0)
     parts = [f'{today}, {machine()}; the host took {stolen:.0%} of the CPU time, other processes '
              f'and the host together at most {others:.1f} cores within one attack.']
     if part.turns:
         parts.append(table(HEAD, [cells(turn) for turn in part.of_kind()]))
+    if part.kills:
+        parts.append(table(KILLS_HEAD, [kill_cells(kill) for kill in part.kills]))
     if part.soaked:
         parts += [f'All kinds in random turns, {sum(t.seconds for t in part.soaked):.0f} s '
                   'under attack and about as long between:',

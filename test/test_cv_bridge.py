@@ -19,18 +19,23 @@ import sys
 import time
 from types import SimpleNamespace
 
-from fakes import wait_for
+from fakes import FakeEdge, wait_for
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
+from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.frames.pixels import fast_bytes, image_to_rgb  # noqa: E402
+from spotvlm_ros.nodes.convert import image_msg  # noqa: E402
+from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.image_converter import (  # noqa: E402
     compare, ImageConverter, kind_of, samples)
 from spotvlm_ros.system import doctor  # noqa: E402
 from spotvlm_ros.system.cv_bridge import ABSENT, check_cv_bridge, Verdict  # noqa: E402
+from test_nodes_graph import graph, GREY, keep_sending  # noqa: E402
 
-# Reads an image as cv_bridge 4 does: rows are cut at whole pixels, wide values are scaled.
+# Reads an image as cv_bridge does: rows are cut at whole pixels, wide values are scaled, and
+# NumPy 2 has no newbyteorder.
 STAND_IN = """
 import cv2
 import numpy as np
@@ -50,13 +55,14 @@ class CvBridge:
             'uyvy': 'YUV2', 'yuy2': 'YUV2'}.get(name[:4], name.upper().rstrip('168') + '2')
         if name[:2].isdigit() or name == 'yuyv' or img_msg.encoding == 'uyvy':
             raise CvBridgeError('[%s] is not a color format' % name)
+        if img_msg.is_bigendian:
+            raise AttributeError("'numpy.ndarray' object has no attribute 'newbyteorder'")
         kind = np.dtype('u2' if name.endswith('16') else 'u1')
         channels = {'mono': 1, 'baye': 1, 'uyvy': 2, 'yuy2': 2}.get(name[:4], len(colour) - 1)
         shape = (img_msg.height, img_msg.step // kind.itemsize // channels, channels)
-        pixels = np.ndarray(shape, kind.newbyteorder('>' if img_msg.is_bigendian else '<'),
-                            img_msg.data)[:, :img_msg.width].astype(kind)
+        pixels = np.ndarray(shape, kind, img_msg.data)[:, :img_msg.width].copy()
         code = 'COLOR_' + colour + 'RGB' + ('_' + name.upper() if colour == 'YUV2' else '')
-        pixels = pixels.copy() if colour == 'RGB2' else cv2.cvtColor(pixels, getattr(cv2, code))
+        pixels = pixels if colour == 'RGB2' else cv2.cvtColor(pixels, getattr(cv2, code))
         return np.round(pixels / 257).astype('u1') if kind.itemsize == 2 else pixels
 """
 
@@ -89,7 +95,8 @@ def test_it_converts_what_it_converts_as_we_do(tmp_path, monkeypatch):
     assert used >= {'bgr8', 'rgba8', 'bgra8', 'mono8', 'yuv422', 'yuv422_yuy2', 'bayer_rggb8'}
     assert used == set(converter.verdict.encodings)
     # Twelve bits in sixteen would be black, rows that are no whole number of pixels askew.
-    assert not any('16' in kind or 'ragged' in kind for kind in converter.verdict.kinds)
+    assert not any(word in kind for kind in converter.verdict.kinds
+                   for word in ('16', 'ragged', 'big'))
     monkeypatch.setattr(doctor, 'check_cv_bridge', lambda: converter.verdict)
     finding, = (f for f in doctor.check_ros_extras() if f.name == 'cv_bridge')
     assert finding.status == doctor.OK and 'bayer_rggb8' in finding.detail
@@ -158,3 +165,20 @@ def test_wide_bayer_is_narrow_bayer_with_more_bits(pattern):
                     for bits in (16, 8))
     narrow.data = fast_bytes((np.frombuffer(wide.data, '<u2') >> 8).astype(np.uint8))
     assert np.array_equal(image_to_rgb(wide), image_to_rgb(narrow))
+
+
+@pytest.mark.parametrize('use', ['true', 'false'])
+def test_the_node_says_who_converts(tmp_path, monkeypatch, use):
+    install(tmp_path, monkeypatch, STAND_IN)
+    monkeypatch.setattr('spotvlm_ros.nodes.input.CONVERTER', ImageConverter())
+    edge = FakeEdge()
+    with graph(lambda: [EdgeNode(load=edge.load)], f'use_cv_bridge:={use}') as (probe, _):
+        def send(stamp):
+            message = image_msg(Frame(stamp, 'eye', pixels=GREY))
+            message.encoding = 'bgr8'
+            probe.image.publish(message)
+        said = {'true': 'cv_bridge', 'false': 'spotvlm (use_cv_bridge is false)'}[use]
+        keep_sending(probe, send, lambda: probe.diagnostics.get(
+            'edge', {}).get('converter') == said)
+        keep_sending(probe, send, lambda: any(not a.error_code for a in probe.answers))
+    assert ('cv_bridge' in sys.modules) == (use == 'true')

@@ -61,6 +61,9 @@ class ImageInputConfig(NodeConfig):
     image_transport: Literal['raw', 'compressed'] = parameter(
         'raw', 'subscribe to image or to image/compressed; unused where frames are shared in '
         'memory')
+    use_cv_bridge: bool = parameter(
+        True, 'convert raw images by cv_bridge where that is installed and gives the same pixels '
+        'as our own converter, which is faster')
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ImageConverter:
     """
 
     def __init__(self, check: Callable[[], Verdict] = check_cv_bridge) -> None:
-        """Do nothing before the first image."""
+        """Do nothing before the first image; ``check`` runs in a thread then."""
         self._check, self._lock = check, threading.Lock()
         self._bridge: Any = None
         self.verdict: Verdict | None = None
@@ -123,17 +123,18 @@ def samples() -> Iterator[ImageMsg]:
 def compare(bridge: Any) -> Verdict:
     """Return the kinds of images of which ``bridge`` makes the same as we do."""
     kinds, unlike = set(), set()
-    faults: Counter[str] = Counter()
+    faults: Counter[str] = Counter()  # of those that it should manage
     for message in samples():
         kind = kind_of(message)
         kinds.add(kind)
         try:
-            if np.array_equal(_bridged(bridge, message), image_to_rgb(message)):
-                continue
-            faults['its pixels are not those of ours'] += 1
+            equal = np.array_equal(_bridged(bridge, message), image_to_rgb(message))
+            fault = '' if equal else 'its pixels are not those of ours'
         except Exception as error:
-            faults[_text(error)] += 1
-        unlike.add(kind)
+            fault = _text(error)
+        if fault:
+            unlike.add(kind)
+            faults[fault] += kind == message.encoding
     return Verdict(frozenset(kinds - unlike), faults.most_common(1)[0][0] if faults else '')
 
 

@@ -32,7 +32,7 @@ from .publishers import frame_topic, image_topic, who_publishes
 from ..config.nodes import ImageInputConfig
 from ..frames.frame import Frame
 from ..frames.hub import FrameHub
-from ..frames.pixels import check_image, FrameError
+from ..frames.pixels import check_image, FrameError, image_to_rgb
 from ..frames.stamps import StampOrder
 
 
@@ -73,7 +73,8 @@ class FrameInput:
         values: Report = {'input_hz': rate, 'restarts': self.order.restarts}
         values |= {str(why): count for why, count in self.order.rejected.items()}
         if self._images is not None and self._images.raw:
-            values['converter'] = CONVERTER.name
+            values['converter'] = CONVERTER.name if self._node.config.use_cv_bridge else \
+                'spotvlm (use_cv_bridge is false)'
         return {f'{self.camera}.{k}' if self.camera else k: v for k, v in values.items()}
 
     @property
@@ -120,7 +121,8 @@ class FrameInput:
         except FrameError as error:
             self._node.count_problem('bad_images', f'image: {error}')
             return
-        pixels = partial(CONVERTER.rgb, message, partial(self._node.count_problem, 'cv_bridge'))
+        pixels = partial(CONVERTER.rgb, message, partial(self._node.count_problem, 'cv_bridge')) \
+            if self._node.config.use_cv_bridge else partial(image_to_rgb, message)
         self._take(Frame(stamp_ns(message.header.stamp), message.header.frame_id,
                          pixels=pixels, camera=self.camera))
 

@@ -21,6 +21,10 @@ which only those count that flow back to where they came from (forward-backward 
 al., ICPR 2010) and that move like most of them do. A region with too few such corners is sought
 as a whole nearby; where that fails, too, it moves with the camera; where that goes on for too long
 it is lost, and a lost region is dropped rather than guessed.
+
+Where it is known how the camera turned between two frames (`ego`), the earlier one is turned first
+and flow finds the rest. What such a turn takes out of the picture is kept for a while: it may come
+back.
 """
 
 from __future__ import annotations
@@ -28,18 +32,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .appearance import Appearance, appearance_of, FLAT, Grey, similarity_of, thumbnail
+from .ego import farthest_move, Matrix, rescaled, turned_points, turned_region
 from .facts import NS, Region
 
 Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
 Key = TypeVar('Key', bound=Hashable)  # by which a region is known
 REACH_PX = 32                     # corners are looked for within this of where they were
+OVERLAP = 0.25                    # less than this of a frame does not tell of a scene cut
+TURN_PX = 1.0                     # a turn that moves no pixel farther is left to flow
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Track:
     corners: Points = field(default_factory=lambda: np.empty((0, 2), np.float32))
     coasting_ns: int = 0          # for how long it has only moved with the camera
     first: Appearance | None = None  # in the cloud's frame
+    away: bool = False            # the camera has turned away from it
 
 
 def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
@@ -115,6 +123,24 @@ def step(before: Grey, after: Grey, tracks: Mapping[Key, Track], scale: float,
             continue  # it leaves the frame
         result[key] = Track(carried, there[part][same], coasting, track.first)
     return result
+
+
+def turned(before: Grey, tracks: Mapping[Key, Track], scale: float, turn: Matrix,
+           ) -> tuple[Grey, dict[Key, Track]]:
+    """Return a grey frame and its tracks as the camera would have seen them, turned already."""
+    height, width = before.shape
+    picture = cv2.warpPerspective(before, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    result: dict[Key, Track] = {}
+    for key, track in tracks.items():
+        region = turned_region(_scaled(track.region, scale), turn)
+        if region is None or abs(region.x) > 2 * width or abs(region.y) > 2 * width:
+            continue  # too far to the side to come back soon
+        corners = turned_points(track.corners, turn)
+        inside = ((corners >= 0) & (corners < (width, height))).all(axis=1)
+        away = not _centred_in(region, before)
+        result[key] = replace(track, region=_scaled(region, 1 / scale), away=away,
+                              corners=corners[inside & (not away)])
+    return np.asarray(picture, dtype=np.uint8), result
 
 
 def _renewed(grey: Grey, track: Track, scale: float, config: FlowConfig) -> Points:
@@ -165,6 +191,16 @@ def _matched(before: Grey, after: Grey, region: Region, camera: _Move,
     dx, dy = u0 + u - x0, v0 + v - y0
     g, cx, cy = camera.growth, x0 + w / 2, y0 + h / 2
     return _Move(g, (cx + dx - g * cx, cy + dy - g * cy))
+
+
+def _similarity(before: Appearance, after: Appearance, turn: Matrix | None, width: int) -> float:
+    """Return how alike thumbnails are in what both show after a turn; 1 where that is little."""
+    if turn is None:
+        return similarity_of(before, after)
+    small = rescaled(turn, before.shape[1] / width)
+    moved = cv2.warpPerspective(before, small, before.shape[::-1], borderValue=float('nan'))
+    both = np.isfinite(moved)
+    return similarity_of(moved[both], after[both]) if both.mean() > OVERLAP else 1.0
 
 
 @dataclass(frozen=True)
@@ -251,6 +287,13 @@ def _flow(before: Grey, after: Grey, points: Points, config: FlowConfig,
     return np.asarray(there, dtype=np.float32), np.asarray(trusted, dtype=bool)
 
 
+class _Buffered(NamedTuple):
+    stamp_ns: int
+    grey: Grey
+    scale: float           # its width over that of the camera frame
+    turn: Matrix | None    # moves pixels of the frame before to this one, where known and large
+
+
 @dataclass
 class RegionTracker(Generic[Key]):
     """
@@ -265,36 +308,44 @@ class RegionTracker(Generic[Key]):
     lost: int = 0                 # regions dropped since start
     cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
     cuts: int = 0                 # since start
-    _frames: deque[tuple[int, Grey, float]] = field(default_factory=deque)  # stamp, grey, scale
+    _frames: deque[_Buffered] = field(default_factory=deque)
     _thumbnail: Appearance | None = None
 
     @property
     def newest_ns(self) -> int:
         """Stamp of the newest frame; 0 before the first."""
-        return self._frames[-1][0] if self._frames else 0
+        return self._frames[-1].stamp_ns if self._frames else 0
 
-    def add(self, stamp_ns: int, frame: npt.NDArray[np.uint8]) -> None:
-        """Take the next frame and carry all regions to it; frames must come in order."""
+    def add(self, stamp_ns: int, frame: npt.NDArray[np.uint8], turn: Matrix | None = None) -> None:
+        """
+        Take the next frame and carry all regions to it; frames must come in order.
+
+        ``turn``: how the camera's turn since the last one moves pixels of the camera frame.
+        """
         if self._frames and stamp_ns <= self.newest_ns:
             raise ValueError(f'frame {stamp_ns} is not newer than {self.newest_ns}; clear() '
                              'before a stream starts over')
         grey = shrink(frame, self.config)
         scale = grey.shape[1] / frame.shape[1]
-        if self._frames and (self._frames[-1][1].shape != grey.shape
-                             or self._frames[-1][2] != scale):
+        if self._frames and (self._frames[-1].grey.shape != grey.shape
+                             or self._frames[-1].scale != scale):
             self._frames.clear()  # another camera mode: old frames cannot be compared
             self.tracks = {}
+        if turn is not None:
+            turn = rescaled(turn, scale)
+            turn = turn if farthest_move(turn, grey.shape) > TURN_PX else None
         last, self._thumbnail = self._thumbnail, thumbnail(grey)
         if self._frames and last is not None and \
-                similarity_of(last, self._thumbnail) < self.cut_below:
+                _similarity(last, self._thumbnail, turn, grey.shape[1]) < self.cut_below:
             self.lost += len(self.tracks)
             self._frames.clear()
             self.tracks, self.cut_ns, self.cuts = {}, stamp_ns, self.cuts + 1
+        frame_now = _Buffered(stamp_ns, grey, scale, turn)
         if self._frames:
-            self.tracks = self._step(self.tracks, len(self._frames) - 1, grey, stamp_ns)
-        self._frames.append((stamp_ns, grey, scale))
+            self.tracks = self._step(self.tracks, self._frames[-1], frame_now)
+        self._frames.append(frame_now)
         while (len(self._frames) > self.config.max_frames
-               or stamp_ns - self._frames[0][0] > self.config.history_s * NS):
+               or stamp_ns - self._frames[0].stamp_ns > self.config.history_s * NS):
             self._frames.popleft()
 
     def start(self, regions: Mapping[Key, Region], stamp_ns: int) -> None:
@@ -304,18 +355,18 @@ class RegionTracker(Generic[Key]):
         The nearest buffered frame stands for that frame; without one within half a second the
         regions are lost. Other regions go on as they were.
         """
-        stamps = np.array([f[0] for f in self._frames], dtype=np.int64)
+        stamps = np.array([f.stamp_ns for f in self._frames], dtype=np.int64)
         first = int(np.abs(stamps - stamp_ns).argmin()) if len(stamps) else 0
         self.keep([key for key in self.tracks if key not in regions])
         if not len(stamps) or abs(int(stamps[first]) - stamp_ns) > NS // 2:
             self.lost += len(regions)
             return
-        _, grey, scale = self._frames[first]
+        grey, scale = self._frames[first].grey, self._frames[first].scale
         tracks: dict[Key, Track] = {
             key: Track(region, first=appearance_of(grey, _scaled(region, scale)))
             for key, region in regions.items()}
         for i in range(first, len(self._frames) - 1):
-            tracks = self._step(tracks, i, self._frames[i + 1][1], self._frames[i + 1][0])
+            tracks = self._step(tracks, self._frames[i], self._frames[i + 1])
         self.tracks |= tracks
 
     def keep(self, keys: Collection[Key]) -> None:
@@ -324,14 +375,14 @@ class RegionTracker(Generic[Key]):
 
     def regions(self) -> dict[Key, Region]:
         """Return the regions in the newest frame [pixels of the camera frame]."""
-        return {key: track.region for key, track in self.tracks.items()}
+        return {key: track.region for key, track in self.tracks.items() if not track.away}
 
     def similarities(self) -> dict[Key, float]:
         """Return how much each region looks as it did in the cloud's frame, -1 to 1."""
         similarities = {}
         for key, track in self.tracks.items():
-            _, grey, scale = self._frames[-1]
-            now = appearance_of(grey, _scaled(track.region, scale))
+            newest = self._frames[-1]
+            now = appearance_of(newest.grey, _scaled(track.region, newest.scale))
             if track.first is not None and now is not None:
                 similarities[key] = similarity_of(track.first, now)
         return similarities
@@ -341,9 +392,17 @@ class RegionTracker(Generic[Key]):
         self._frames.clear()
         self.tracks, self.cut_ns = {}, 0
 
-    def _step(self, tracks: Mapping[Key, Track], at: int, grey: Grey,
-              stamp_ns: int) -> dict[Key, Track]:
-        before_ns, before, scale = self._frames[at]
-        after = step(before, grey, tracks, scale, stamp_ns - before_ns, self.config)
-        self.lost += len(tracks) - len(after)
-        return after
+    def _step(self, tracks: Mapping[Key, Track], before: _Buffered,
+              after: _Buffered) -> dict[Key, Track]:
+        elapsed_ns, grey, away = after.stamp_ns - before.stamp_ns, before.grey, {}
+        here = tracks
+        if tracks and after.turn is not None:
+            grey, here = turned(grey, tracks, before.scale, after.turn)
+        if after.turn is not None or any(track.away for track in tracks.values()):
+            away = {key: replace(track, coasting_ns=track.coasting_ns + elapsed_ns)
+                    for key, track in here.items() if track.away
+                    and track.coasting_ns + elapsed_ns <= self.config.max_coasting_s * NS}
+            here = {key: track for key, track in here.items() if not track.away}
+        result = step(grey, after.grey, here, before.scale, elapsed_ns, self.config) | away
+        self.lost += len(tracks) - len(result)
+        return result

@@ -30,6 +30,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .ego import Matrix
 from .facts import cameras, Context, Fact, NS, Query, Region, Source, Turn
 from .flow import FlowConfig, RegionTracker
 from .gate import Drop, GateConfig
@@ -143,9 +144,10 @@ class Transfer:
 
     # Frames
 
-    def frame(self, stamp_ns: int, image: npt.NDArray[np.uint8]) -> None:
+    def frame(self, stamp_ns: int, image: npt.NDArray[np.uint8],
+              turn: Matrix | None = None) -> None:
         """Carry all regions to a frame, height x width x 3, RGB, or grey."""
-        self.apply(self.carry(stamp_ns, image, self.facts_to_track(stamp_ns)))
+        self.apply(self.carry(stamp_ns, image, self.facts_to_track(stamp_ns), turn))
 
     def facts_to_track(self, stamp_ns: int) -> dict[FactId, Fact]:
         """Return the facts whose regions are of use for the frame acquired at ``stamp_ns``."""
@@ -158,9 +160,13 @@ class Transfer:
         return facts
 
     def carry(self, stamp_ns: int, image: npt.NDArray[np.uint8],
-              facts: Mapping[FactId, Fact]) -> TrackingUpdate:
-        """Carry the regions of facts to a frame newer than the last; for `apply`."""
-        self._tracker.add(stamp_ns, image)
+              facts: Mapping[FactId, Fact], turn: Matrix | None = None) -> TrackingUpdate:
+        """
+        Carry the regions of facts to a frame newer than the last; for `apply`.
+
+        ``turn``: how the camera's turn since the last one moves pixels, where that is known.
+        """
+        self._tracker.add(stamp_ns, image, turn)
         self._tracker.keep(facts.keys())
         new: dict[int, dict[FactId, Region]] = {}
         for name, fact in facts.items():

@@ -217,8 +217,8 @@ def test_packed_attention_sees_windows_as_the_model_does(monkeypatch):
         usual = family.encode_images(inputs).embeddings
         family._layouts.clear()
         used = []
-        monkeypatch.setattr(packed_attention, 'varlen_attn',
-                            lambda *a: used.append(a) or per_sequence(*a))
+        monkeypatch.setattr(packed_attention, '_varlen_attn',
+                            lambda: lambda *a: used.append(a) or per_sequence(*a))
         monkeypatch.setattr(packed_attention, 'can_pack', lambda like: True)
         packed = family.encode_images(inputs).embeddings
     assert used

@@ -24,6 +24,7 @@ is a FileNotFoundError or a ValueError with the folder, the fault and a remedy.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 import json
 import math
@@ -41,6 +42,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from .chat_template import template_fault
 from .families import ModelFamily
 from .inputs import InputProcessor
+from .lean import Layout
 from ..method.facts import Context, Query
 from ..method.prompt import Message, messages
 
@@ -91,8 +93,13 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True,
                                                   trust_remote_code=False)
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, output_loading_info=True)
+        load = partial(AutoModelForImageTextToText.from_pretrained, path, local_files_only=True,
+                       trust_remote_code=False, output_loading_info=True)
+        try:
+            with Layout():
+                model, report = load()
+        except RuntimeError:  # a family, as Gemma 4, whose ranges meet tensors on device meta
+            model, report = load()
     except Exception as error:  # of any type: safetensors, tokenizers and pickle have their own
         raise ValueError(f'{path} cannot be loaded: {_fault(path, config, error)}') from error
     _check_weights(path, model, report)

@@ -22,17 +22,13 @@ elsewhere `packed` changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, PretrainedConfig
-
-try:
-    from torch.nn.attention.varlen import varlen_attn   # since torch 2.10
-except ImportError:
-    varlen_attn = None
 
 NAME = 'spotvlm_packed_flash'   # transformers hands lengths to what has "flash" in its name
 
@@ -49,6 +45,8 @@ def packed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor,
     """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     ends, longest = options['cu_seq_lens_q'], options['max_length_q']
+    varlen_attn = _varlen_attn()
+    assert varlen_attn is not None  # see `can_pack`
     return varlen_attn(query, key, value, ends, ends, longest, longest)[None], None
 
 
@@ -57,8 +55,18 @@ AttentionInterface.register(NAME, packed_attention)
 
 def can_pack(like: torch.Tensor) -> bool:
     """Return whether packed attention works for such a tensor."""
-    return (varlen_attn is not None and like.is_cuda
-            and like.dtype in (torch.bfloat16, torch.float16))
+    return (like.is_cuda and like.dtype in (torch.bfloat16, torch.float16)
+            and _varlen_attn() is not None)
+
+
+@lru_cache
+def _varlen_attn() -> Callable[..., torch.Tensor] | None:
+    """Return the kernel, None before torch 2.10; it comes with 70 MB that a CPU does without."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 @contextmanager

@@ -18,6 +18,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+import fcntl
 import os
 from pathlib import Path
 import sys
@@ -26,12 +28,54 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# One ROS domain per run, so that two checkouts can be tested on one host at once.
-os.environ.setdefault('ROS_DOMAIN_ID', str(20 + os.getpid() % 80))
+# One ROS domain per run, so that two checkouts can be tested on one host at once, and one per
+# worker of pytest-xdist.
+WORKER = os.environ.get('PYTEST_XDIST_WORKER', '')
+DOMAIN = int(os.environ.setdefault('ROS_DOMAIN_ID', str(20 + os.getpid() % 80)))
+if WORKER:
+    os.environ['ROS_DOMAIN_ID'] = str(20 + (DOMAIN - 20 + 40 * int(WORKER[2:])) % 80)
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+# Of torch. Two threads wait for each other at every step of a tiny model: on busy cores that takes
+# ten times as long. Nodes and servers have parameters for theirs.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('SPOTVLM_TEST_DATA', ROOT.parent / 'shared' / 'data'))
+
+
+def alone(item: pytest.Item) -> bool:
+    """Return whether a test wants the machine for itself."""
+    return bool(WORKER) and item.get_closest_marker('alone') is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put these tests last: the workers wait for each other once."""
+    items.sort(key=alone)
+
+
+@contextmanager
+def turn(exclusive: bool) -> Iterator[None]:
+    """Wait for a turn beside the tests of other workers, or for one that shares with nobody."""
+    # The locks are on what is there already: nothing to clean up, freed when a worker ends.
+    queue, room = (os.open(path, os.O_RDONLY) for path in (__file__, Path(__file__).parent))
+    try:
+        # Whoever waits for the room to be empty holds the queue: nobody slips in.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
+    finally:
+        # Not by closing alone: a child may have inherited the files.
+        for lock in (queue, room):
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test that is marked ``alone`` have the machine to itself."""
+    with turn(alone(item)) if WORKER else nullcontext():
+        yield
 
 
 @pytest.fixture

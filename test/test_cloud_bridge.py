@@ -66,6 +66,7 @@ def test_answer_about_its_frame(server, bridges):
     assert wait_for(lambda: bridge.in_flight == 0) and bridge.stats.answers == 1
 
 
+@pytest.mark.alone
 def test_offer_never_waits(server, bridges):
     server.reply = lambda request: (time.sleep(0.5), server.fine(request))[1]
     bridge, _ = bridges(server.url, max_in_flight=1)

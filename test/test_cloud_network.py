@@ -40,6 +40,7 @@ from spotvlm_ros.system.processes import PYTHON
 QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')})
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('link,least,most', [
     (Link(), 0.0, 0.1), (Link(delay_s=0.1), 0.2, 0.4),
     (Link(bytes_per_s=1e6), 0.2, 0.5), (Link(delay_s=0.05, jitter_s=0.02), 0.1, 1.0)])
@@ -110,6 +111,7 @@ def test_what_the_host_takes_counts_as_taken(monkeypatch):
     assert load.most == pytest.approx(1.0)
 
 
+@pytest.mark.alone
 def test_two_hosts_whose_server_dies_and_whose_link_goes_down(tmp_path):
     """
     The whole graph with the shipped edge model; 40 ms each way, 20 Mbit/s.

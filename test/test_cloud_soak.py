@@ -26,6 +26,7 @@ from spotvlm_ros.bench.perf.bridge import soak, wire  # noqa: E402
 from spotvlm_ros.method.facts import Query  # noqa: E402
 
 
+@pytest.mark.alone
 def test_soak_leaves_nothing_behind():
     """Half a minute; the command soaks for ten minutes, with the shipped model."""
     done = soak(0.4, 8.0, FakeEdge().load)
@@ -35,6 +36,7 @@ def test_soak_leaves_nothing_behind():
     assert done.growth_mb < 30.0, 'MB: more than a step of the allocator'
 
 
+@pytest.mark.alone
 def test_cost_of_the_bridge():
     rows = {row.name: row for row in wire(40)}
     assert set(rows) == {'keyframe_to_wire_p95_ms', 'reply_to_answer_p95_ms'}
@@ -43,6 +45,7 @@ def test_cost_of_the_bridge():
     assert rows['reply_to_answer_p95_ms'].value < 30.0
 
 
+@pytest.mark.alone
 def test_simulated_robots_share_a_server():
     queries = (Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=0.5),)
     server = ChaosServer(pause_s=0.05)

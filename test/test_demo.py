@@ -33,6 +33,7 @@ from spotvlm_ros.system.processes import PYTHON  # noqa: E402
 from test_nodes_run import offspring, running, SPOTVLM  # noqa: E402
 
 
+@pytest.mark.alone
 def test_demo_end_to_end(tmp_path):
     """Camera, edge, cloud server and context work together, and the summary says how well."""
     # In this episode there is something to look at from the first second.

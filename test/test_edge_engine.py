@@ -73,7 +73,7 @@ def fixed(pairs):
 @pytest.fixture(scope='module')
 def mini():
     """Return the shipped model: constrained, free, and by `generate`."""
-    config = EdgeConfig(threads=2, guard_odds=OFF)
+    config = EdgeConfig(guard_odds=OFF)
     return tuple(EdgeModel.load(c) for c in (
         config, replace(config, decoding='free'), replace(config, engine='generate')))
 

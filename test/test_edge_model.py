@@ -39,13 +39,13 @@ import transformers
 @pytest.fixture(scope='module')
 def model():
     """Return the shipped edge model."""
-    return EdgeModel.load(EdgeConfig(threads=2, guard_odds=OFF))
+    return EdgeModel.load(EdgeConfig(guard_odds=OFF))
 
 
 @pytest.fixture(scope='module')
 def guarded():
     """Return it with the guard."""
-    return EdgeModel.load(EdgeConfig(threads=2))
+    return EdgeModel.load(EdgeConfig())
 
 
 @pytest.fixture(scope='module')

@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measuring of the edge engine runs and compares what it should."""
 
+import pytest
 from spotvlm_ros.bench.perf import cameras as cameras_perf, edge_cpu as edge_perf, edge_gpu
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
@@ -38,6 +39,7 @@ def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
         assert rows[f'edge_gpu_{name}_tokens_as_generate'].value == edge_gpu.ANSWER
 
 
+@pytest.mark.alone
 def test_cameras_are_answered_in_turns(monkeypatch):
     monkeypatch.setattr(cameras_perf, 'SECONDS', 2.0)
     pictures = [[make_world('driving', TUNE_SEEDS[k]).frame(300)] * cameras_perf.FRAMES

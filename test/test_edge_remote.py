@@ -219,6 +219,7 @@ def codes(probe, since=0):
     return {a.error_code for a in probe.answers[since:]}
 
 
+@pytest.mark.alone
 def test_slow_dead_and_mended_servers_never_hold_a_frame_up(server, tmp_path):
     fine = said('{"light": "red", "limit": "none", "lead": "none", "pedestrian": "none"}', 0.99)
     go = threading.Event()

@@ -89,6 +89,7 @@ def written(tmp_path, address, mode=0o600):
     return file
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('length', [True, False], ids=['length', 'no-length'])
 def test_a_slow_reader_gets_the_newest_picture_and_never_a_queue(length):
     """Pictures are 10 ms apart and are taken every 200: what is queued would be seconds old."""

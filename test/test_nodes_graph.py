@@ -270,6 +270,7 @@ def test_focus_is_carried_from_the_clouds_frame_to_the_present_one(server, tmp_p
         assert abs(context.focus[0].x_offset - places[stamp_ns(context.header.stamp)]) < 8
 
 
+@pytest.mark.alone
 def test_edge_keeps_its_rate_while_the_server_is_gone(server, tmp_path):
     """False alarm only where the machine stalls twice in four seconds."""
     edge = FakeEdge()
@@ -493,6 +494,7 @@ class Storm:
             lambda done: self.results.append(done.result().result))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('seconds', [0.02, 0.1, 0.25])
 def test_standing_answers_keep_their_rate_under_a_storm_of_asks(seconds):
     """A model with time to spare, one with a little, and one that has none."""

@@ -93,6 +93,7 @@ def test_what_the_user_says_holds(tmp_path):
         wait_for(lambda: offered(running.nodes[1]) == [BEST_EFFORT])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('reliability, padding, file', [
     ('RELIABLE', 0, ''), ('RELIABLE', 64, ''), ('BEST_EFFORT', 0, 'fastdds_driver.xml')])
 def test_raw_images_come_at_the_rate_of_the_driver(reliability, padding, file):

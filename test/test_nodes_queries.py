@@ -143,6 +143,7 @@ def test_what_the_model_cannot_answer_is_refused():
         assert robot.set('short', 'prompt: why\nformat: text').success
 
 
+@pytest.mark.alone
 def test_the_answers_of_others_go_on_while_one_comes_and_goes_twenty_times():
     with planner(lambda: [EdgeNode(load=FakeEdge().load), ContextNode()],
                  'scene.rate_hz:=10.0') as (robot, _):

@@ -37,6 +37,7 @@ FINE = Turn(Kind('forged', 'context', 'mini', 0.9), 6.0, 99, 7.0, 6.9, 0.3, 1.0,
             (31, 31), (2, 2), 0, {}, 0.0)
 
 
+@pytest.mark.alone
 def test_a_few_kinds_on_the_running_graph(tmp_path):
     """The soak alone, where all processes take part; the rates are those of a busy machine."""
     page, out = tmp_path / 'page.md', tmp_path / 'results.json'

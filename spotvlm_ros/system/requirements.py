@@ -119,6 +119,8 @@ SETUPTOOLS = 'setuptools<80'
 BUILD = (SETUPTOOLS, 'colcon-common-extensions')
 DEVELOP = (
     'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis',
+    # Of `make test` alone, and not in package.xml: rosdep has no key for it.
+    'pytest-xdist',
     # With the plug-ins that ROS installs beside them. flake8-docstrings does the work of
     # ament_pep257 and is left out.
     'ros-ament-flake8', 'ros-ament-pep257', 'flake8-quotes', 'flake8-import-order',

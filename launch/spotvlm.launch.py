@@ -23,10 +23,13 @@ import difflib
 import json
 from pathlib import Path
 import sys
+import time
 
 from launch import LaunchDescription
-from launch.actions import (DeclareLaunchArgument, GroupAction, OpaqueFunction,
-                            SetEnvironmentVariable)
+from launch.actions import (DeclareLaunchArgument, EmitEvent, GroupAction, LogInfo,
+                            OpaqueFunction, SetEnvironmentVariable)
+from launch.events import matches_action
+from launch.events.process import ShutdownProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, PushRosNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterFile
@@ -34,6 +37,8 @@ from launch_ros.substitutions import FindPackageShare
 
 FILES = ('spotvlm.launch.py', 'driving.launch.py', 'hri.launch.py')
 NODES = ('context', 'cloud', 'edge', 'camera')
+RESPAWNS = 5   # of a process, at most, in a row: each time it ended
+ROW_S = 60.0   # or less after it was started
 KEPT = 'default: as in params_file and profile'
 
 # Arguments that are parameters: nodes, name, description.
@@ -55,7 +60,8 @@ ARGUMENTS = {
     'namespace': ('', 'Namespace of the robot'),
     'params_file': ('', 'Params file that is laid over the profile; what it leaves out stays'),
     'profile': ('driving', 'Parameters of all nodes: driving, hri or the path of a params file'),
-    'use_respawn': ('false', 'Start a process again when it crashed (true, false)'),
+    'use_respawn': ('false', 'Start a process again when it has ended, up to 5 times within a '
+                    'minute of each other (true, false)'),
     'log_level': ('info', 'Log level of the nodes'),
     'composed': ('true', 'One process that shares frames in memory, or four (true, false)'),
     'embedded_cloud': ('auto', 'Serve the miniature cloud model on this machine: auto does where '
@@ -110,6 +116,25 @@ def refuse_unknown(context):
             raise RuntimeError(f'unknown launch argument {name}; {hint}')
 
 
+class Row:
+    """Has a process not started again that ends again and again, as with a mistyped name."""
+
+    def __init__(self):
+        self._ends, self._at = 0, time.monotonic()
+
+    def __call__(self, event, context):
+        """Count that it has ended."""
+        now = time.monotonic()
+        self._ends = self._ends + 1 if now - self._at < ROW_S else 1
+        self._at = now
+        if self._ends <= RESPAWNS:
+            return None
+        return [LogInfo(msg=f'{event.process_name} has ended {self._ends} times in a row, exit '
+                        f'code {event.returncode}: it is not started again; its lines above say '
+                        'why, mend that and launch again'),
+                EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))]
+
+
 def graph(context):
     """Return the processes."""
     def value(name):
@@ -124,7 +149,7 @@ def graph(context):
         PushRosNamespace(value('namespace')),
         SetRemap('image', value('image')),
         *(Node(package='spotvlm_ros', executable=name, output='screen', parameters=files,
-               respawn=LaunchConfiguration('use_respawn'), respawn_delay=2.0,
+               respawn=LaunchConfiguration('use_respawn'), respawn_delay=2.0, on_exit=Row(),
                arguments=['--ros-args', '--log-level', value('log_level'),
                           *(word for node in nodes for word in words(value, node))],
                **({} if composed else {'name': name}))

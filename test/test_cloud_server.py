@@ -172,8 +172,8 @@ def test_the_real_server_is_shut_and_keeps_its_port_when_it_is_killed():
         status, reply = ask(server, server.key, question)
         assert status == 200 and reply['choices'][0]['message']['content']
         process = psutil.Process(server._child.process.pid)
-        for other in psutil.process_iter():
-            words = other.cmdline() if other.is_running() else []
+        for other in psutil.process_iter(['cmdline']):
+            words = other.info['cmdline'] or []
             assert not any(server.key in word or 'base64' in word for word in words)
         assert Path(f'/proc/{process.pid}/fd/1').readlink().name.endswith('(deleted)')
 
@@ -233,6 +233,23 @@ def test_serve_hands_its_key_over_in_a_private_file(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(20.0) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_did_not_come_up_is_started_anew_by_activate(tmp_path, monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    from spotvlm_ros.nodes import cloud
+    from test_nodes_graph import graph
+    free = tmp_path / 'free'
+    monkeypatch.setattr(cloud, 'EmbeddedServer', lambda *arguments, **options: EmbeddedServer(
+        *arguments, **options, command=lambda *given: [
+            'sh', '-c', f'test -e {free} || {{ echo no memory; exit 3; }}; exec "$@"', 'sh',
+            *stub(*given)]))
+    with graph(lambda: [cloud.CloudNode()], files=('driving', 'embedded_cloud')) as (_, running):
+        node = running.nodes[-1]
+        assert running.failed == ['cloud'] and 'activate: ' in node.last_failure
+        assert 'no memory' in node.last_failure and not node.active
+        free.touch()
+        assert node.trigger_activate().name == 'SUCCESS' and node._embedded.alive
 
 
 def test_the_node_starts_a_killed_server_again_and_says_so(tmp_path, monkeypatch):

@@ -236,6 +236,17 @@ def test_a_mistyped_overlay_ends_the_nodes(text, words, tmp_path):
 
 
 @needs_launch
+def test_a_process_that_ends_again_and_again_is_not_started_for_ever(tmp_path):
+    path = tmp_path / 'over.yaml'
+    path.write_text('/**/edge: {ros__parameters: {thread: 2}}')
+    with Launched(tmp_path, 'driving.launch.py', f'params_file:={path}',
+                  'use_respawn:=true') as launched:
+        launched.process.wait(60.0)
+    assert launched.log.count('did you mean threads?') == 6, launched.log
+    assert 'exit code 1: it is not started again' in launched.log
+
+
+@needs_launch
 @pytest.mark.parametrize('composed', ['true', 'false'])
 def test_starts_and_ends_cleanly(composed, tmp_path, node):
     with Launched(tmp_path, 'driving.launch.py', f'composed:={composed}', 'embedded_cloud:=false',

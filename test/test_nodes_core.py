@@ -141,6 +141,24 @@ def test_hub():
     assert [f.stamp_ns for f in seen] == [1] and hub.listeners == 0
 
 
+def test_who_starts_something_slow_is_configured_first_and_the_camera_activated_last(
+        monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
+    from spotvlm_ros.nodes.base import SpotNode
+    from spotvlm_ros.nodes.composed import make_nodes
+    from spotvlm_ros.nodes.executor import Graph
+    steps = []
+    monkeypatch.setattr(SpotNode, 'autostart', lambda node, active: steps.append(
+        (node.get_name(), active)) or True)
+    graph = Graph(make_nodes, ['--ros-args', '--log-level', 'fatal'])
+    try:
+        assert graph.started.wait(20.0)
+    finally:
+        assert graph.close()
+    assert steps == [(name, False) for name in ('cloud', 'edge', 'context', 'camera')] + [
+        (name, True) for name in ('edge', 'context', 'cloud', 'camera')]
+
+
 def test_stamp_order():
     order = StampOrder()
     assert [order.admit(s) for s in (0, 5 * NS, 5 * NS, 5 * NS - 1, 6 * NS, NS, 2 * NS)] == [

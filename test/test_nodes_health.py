@@ -78,6 +78,33 @@ def test_a_failed_transition_is_an_error_until_one_succeeds(
         wait_for(lambda: is_at(probe, name, ERROR, word))
 
 
+@pytest.mark.parametrize('name,wrong,right', [
+    ('threads', 0, 2), ('device', 3, 'cpu'), ('scene.rate_hz', -1.0, 4.0),
+    ('scene.keys', [1, 2], ['light'])])
+def test_a_wrong_parameter_is_an_error_until_it_is_mended(name, wrong, right, tmp_path):
+    from rclpy.parameter import Parameter
+    over = overlay(tmp_path, edge={'queries': ['scene'], **nested(name, wrong)})
+    with graph(lambda: [EdgeNode(load=FakeEdge().load)],
+               files=('driving', over)) as (probe, running):
+        node = running.nodes[-1]
+        wait_for(lambda: is_at(probe, 'edge', ERROR, f'ros2 param set /edge {name} '))
+        for value, mended in (wrong, False), (right, True):
+            [result] = node.set_parameters([Parameter(name, value=value)])
+            assert result.successful == mended
+        wait_for(lambda: is_at(probe, 'edge', WARN, 'unconfigured', 'lifecycle set /edge conf'))
+        assert node.trigger_configure().name == 'SUCCESS' and not node.last_failure
+        if '.' not in name:
+            assert getattr(node.config, name) == right
+        else:
+            assert list(node._queries) == ['scene']
+
+
+def nested(name, value):
+    """Return what a params file says of a parameter whose name has points."""
+    head, _, rest = name.partition('.')
+    return {head: nested(rest, value) if rest else value}
+
+
 def test_a_node_that_is_not_active_says_how_to_make_it(tmp_path):
     with graph(lambda: [ContextNode()], 'autostart:=false', namespace='calm') as (probe, running):
         wait_for(lambda: is_at(probe, 'calm/context', WARN, 'unconfigured',

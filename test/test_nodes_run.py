@@ -15,12 +15,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spotvlm run` as a process: to the end of a clip, and interrupted at any moment."""
 
+from contextlib import ExitStack
+from functools import partial
 import json
 import os
 from pathlib import Path
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import cv2
 from fakes import wait_for
@@ -143,6 +146,39 @@ def test_a_killed_node_is_named_and_started_again():
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_process_is_started_again_until_it_ends_again_and_again(monkeypatch, capsys):
+    from spotvlm_ros.config.profiles import load_profile
+    from spotvlm_ros.nodes import family as module
+    clock, made = [0.0], []
+    monkeypatch.setattr(module.time, 'monotonic', lambda: clock[0])
+
+    def process(code):
+        made.append(SimpleNamespace(
+            alive=False, killed=code < 0, end=f'has ended with {code}', stop=lambda: None,
+            process=SimpleNamespace(returncode=code)))
+        return made[-1]
+    for code, lives_s, starts in (-9, 59.0, 6), (-11, 0.0, 6), (1, 0.0, 1), (-9, 61.0, 40):
+        with ExitStack() as stack:
+            family, why = module.Family(load_profile('driving'), stack), ''
+            made.clear()
+            family.start('edge', partial(process, code))
+            family.start('camera', lambda: SimpleNamespace(alive=True, stop=lambda: None))
+            while not why and len(made) < 40:
+                clock[0] += lives_s
+                why = family.tend()
+        assert len(made) == starts and bool(why) == (starts < 40), code
+        assert not why or f'edge has ended with {code}' in why
+    assert 'started again (5 of 5 times)' in capsys.readouterr().out
+
+
+def test_a_node_that_cannot_start_ends_a_run_of_several_processes(server):
+    process = start('--video', 'none.mp4', '--multi-process', '-p',
+                    f'cloud.base_url:={server.url}')
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and 'started again' not in out
+    assert 'camera has ended with exit code 1; the lines above' in out and 'none.mp4' in out
 
 
 def test_a_run_on_a_topic_says_what_it_waits_for():

@@ -256,6 +256,20 @@ def test_what_cannot_be_processed_is_refused_with_a_remedy(bag, tmp_path, runs, 
     assert runs(bag, tmp_path / 'e') == 0
 
 
+def test_several_cameras_are_refused_and_fallbacks_are_left_out_aloud(
+        bag, tmp_path, runs, capsys):
+    one = runs.profile
+    runs.profile = one.with_values(['scene.camera:=left', 'action.camera:=right'])
+    assert runs(bag, tmp_path / 'out') == 1
+    assert re.search('cameras left, right; .*leave camera .*empty, and run once for each',
+                     capsys.readouterr().err)
+    runs.profile = one.with_values([
+        'cloud.fallbacks:=[b]', 'cloud.fallback.b.base_url:=http://127.0.0.1:9/v1',
+        'cloud.fallback.b.model:=m'])
+    assert runs(bag, tmp_path / 'out', to_s=0.5) == 0 and runs.server.requests
+    assert 'fallbacks of node cloud (b) are not asked' in capsys.readouterr().out
+
+
 def test_the_command_survives_a_kill(bag, tmp_path, server, capsys):
     overlay = tmp_path / 'cloud.yaml'
     overlay.write_text(f'/**/cloud:\n  ros__parameters:\n    base_url: {server.url}\n')

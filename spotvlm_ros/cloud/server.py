@@ -89,7 +89,11 @@ class EmbeddedServer:
         return self._child is not None and self._child.alive
 
     def start(self) -> None:
-        """Start the process, do not wait for it."""
+        """Start the process unless it runs, do not wait for it."""
+        if self.alive:
+            return
+        if self._child is not None:
+            self._child.stop()  # what it may have left behind
         self._log.close()
         self._log = tempfile.TemporaryFile()
         self._child = Child(self._command, self._env, self._log, idle=True,
@@ -130,7 +134,6 @@ class EmbeddedServer:
             return ''
         self.trouble = ''
         self._restarts.append(now)
-        self._child.stop()  # what it may have left behind
         self.start()
         return f'{why}; it is started again'
 

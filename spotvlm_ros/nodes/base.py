@@ -70,7 +70,6 @@ class SpotNode(ParameterNode[Config]):
                  **options: Unpack[NodeOptions]) -> None:
         """Declare the parameters of ``config`` and start diagnostics."""
         super().__init__(name, config, **options)
-        self.last_failure = ''  # why the last transition failed
         self.failure = ''       # why the work ended early; empty when it did not
         self.closing = threading.Event()  # the process ends: what waits has to give up
         self._active = False
@@ -91,6 +90,8 @@ class SpotNode(ParameterNode[Config]):
             post_callback=self._on_jump)
 
     # For subclasses
+
+    configured_first = False  # in its process: what it starts goes on while others load
 
     def setup(self) -> None:
         """Read parameters, create publishers, load models."""
@@ -239,16 +240,16 @@ class SpotNode(ParameterNode[Config]):
 
     def autostart(self, active: bool) -> bool:
         """Configure, or else activate, if the parameter says so; return whether that worked."""
-        if not self.config.autostart and not self._param_error:
+        if not self.config.autostart and not self._param_errors:
             return True
         change = self.trigger_activate if active else self.trigger_configure
         return bool(change() == TransitionCallbackReturn.SUCCESS)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load what the node needs."""
-        if self._param_error:
-            self.last_failure = self._param_error
-            self.get_logger().error(self._param_error)
+        if self._param_errors:
+            self.last_failure = next(iter(self._param_errors.values()))
+            self.get_logger().error(self.last_failure)
             return TransitionCallbackReturn.FAILURE
         return self._transition('configure', self.setup, self._release,
                                 lambda: super(SpotNode, self).on_configure(state), self.setting)
@@ -338,8 +339,12 @@ class SpotNode(ParameterNode[Config]):
         state = self._state_machine.current_state[1]
         step = {'inactive': 'activate', 'active': 'deactivate'}.get(state, 'configure')
         remedy = f'ros2 lifecycle set {self.get_fully_qualified_name()} {step}'
-        if self._param_error:
-            yield Trouble(f'{self._param_error}; mend that and start the node again', ERROR)
+        if self._param_errors:
+            name, text = next(iter(self._param_errors.items()))
+            fixed = self._specs[name].changeable == 'at_start'
+            yield Trouble(f'{text}; mend that and start the node again' if fixed else
+                          f'{text}; ros2 param set {self.get_fully_qualified_name()} {name} '
+                          f'VALUE, then {remedy}', ERROR)
         elif self.last_failure:
             yield Trouble(f'{state}: {self.last_failure}; mend that, then {remedy}', ERROR)
         elif not self._active:

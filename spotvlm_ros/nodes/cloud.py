@@ -50,7 +50,7 @@ BUDGETS = {'budget_bytes': 'budget_mb_per_hour', 'budget_tokens': 'budget_tokens
            'budget_money': 'budget_money_per_hour'}
 UNANSWERED_S = 10.0  # without an answer, at least, though keyframes are due: no cloud
 STATUS_S = 0.5  # CloudStatus is published this often
-TEND_S = 0.5    # and the embedded server looked after
+TEND_S = 0.2    # and the embedded server looked after
 
 
 class CloudNode(SpotNode[CloudNodeConfig]):
@@ -70,6 +70,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._frame_ids: dict[str, str] = {}     # by camera
         self._scene_cuts: dict[str, SceneCutDetector] = {}  # by camera
 
+    configured_first = True  # for the embedded server
+
     def setup(self) -> None:
         """Read the address, start the embedded server if it is that; nothing is sent yet."""
         self._queries = self._standing.setup()
@@ -82,10 +84,12 @@ class CloudNode(SpotNode[CloudNodeConfig]):
         self._status = self.advertise(CloudStatus, 'cloud/status', latched(1))
         if self._embedded is not None:
             self._embedded.start()
-            self._embedded.wait(self.closing.is_set)
 
     def start(self) -> None:
-        """Listen to frames."""
+        """Wait for the embedded server, which other nodes need not, and listen to frames."""
+        if self._embedded is not None:
+            self._embedded.start()
+            self._embedded.wait(self.closing.is_set)
         limits = Cost(self.config.budget_mb_per_hour * 1e6,
                       self.config.budget_tokens_per_hour, self.config.budget_money_per_hour)
         self._bridge = CloudBridge(

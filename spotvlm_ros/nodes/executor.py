@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 import os
 import sys
@@ -77,7 +78,11 @@ class Graph:
         for node, executor in zip(self.nodes, self._executors):
             executor.add_node(node)
         # One after another, each on its own thread: the camera must come last.
-        self._executors[0].create_task(self._autostart, 0)
+        by_haste = sorted(range(len(self.nodes)), key=lambda number: not getattr(
+            self.nodes[number], 'configured_first', False))
+        self._steps = deque([*((number, False) for number in by_haste),
+                             *((number, True) for number in range(len(self.nodes)))])
+        self._executors[by_haste[0]].create_task(self._autostart)
         self._threads = [threading.Thread(target=self._spin, args=(executor,), daemon=True,
                                           name=f'executor of {node.get_name()}')
                          for node, executor in zip(self.nodes, self._executors)]
@@ -105,15 +110,15 @@ class Graph:
         rclpy.shutdown()
         return True
 
-    def _autostart(self, turn: int) -> None:
+    def _autostart(self) -> None:
         """Configure one node after another, then activate one after another."""
-        active, number = divmod(turn, len(self.nodes))
+        number, active = self._steps.popleft()
         node = self.nodes[number]
         if isinstance(node, SpotNode) and not self._stopping and not node.last_failure and \
-                not node.autostart(bool(active)):
+                not node.autostart(active):
             self.failed.append(node.get_name())
-        if turn + 1 < 2 * len(self.nodes):
-            self._executors[(turn + 1) % len(self.nodes)].create_task(self._autostart, turn + 1)
+        if self._steps:
+            self._executors[self._steps[0][0]].create_task(self._autostart)
         else:
             self.started.set()
 

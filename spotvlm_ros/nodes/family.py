@@ -29,7 +29,8 @@ from .publishers import frame_topic, who_publishes
 from ..config.profiles import Profile
 from ..system.processes import Child
 
-RESPAWNS = 5  # of a process, at most
+RESPAWNS = 5   # of a process, at most, in a row: each time it was killed
+ROW_S = 60.0   # or less after it was started
 LIVE = ('mini', 'usb', 'topic')  # sources that go on; a recording would start over
 
 
@@ -41,12 +42,14 @@ class Family:
         self._live, self._stack = profile.camera.source in LIVE, stack
         self._children: dict[str, Child] = {}
         self._make: dict[str, Callable[[], Child]] = {}
-        self._respawns: Counter[str] = Counter()
+        self._respawns: Counter[str] = Counter()  # in a row
+        self._started: dict[str, float] = {}      # steady clock [s]
 
     def start(self, name: str, make: Callable[[], Child]) -> Child:
         """Start a process."""
         self._make[name] = make
         child = self._children[name] = make()
+        self._started[name] = time.monotonic()
         self._stack.callback(child.stop)
         return child
 
@@ -66,9 +69,11 @@ class Family:
                     'somebody has stopped it'
             if child is self.source and not self._live:
                 return f'ended early: {name} {child.end}; its recording is not started over'
+            if time.monotonic() - self._started[name] > ROW_S:
+                self._respawns[name] = 0
             if self._respawns[name] >= RESPAWNS:
                 return f'ended early: {name} {child.end}, after it was started again ' \
-                    f'{RESPAWNS} times; see spotvlm doctor, and dmesg'
+                    f'{RESPAWNS} times in a row; see spotvlm doctor, and dmesg'
             self._respawns[name] += 1
             print(f'{name} {child.end}; it is started again ({self._respawns[name]} of '
                   f'{RESPAWNS} times)', flush=True)

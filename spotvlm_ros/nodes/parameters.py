@@ -55,7 +55,8 @@ class ParameterNode(LifecycleNode, Generic[Config]):
         super().__init__(name, **options)
         self._specs = {s.name: s for s in specs(config)}  # by full name, of queries too
         self._values: dict[str, Value] = {}
-        self._param_error = ''
+        self.last_failure = ''  # why the last transition failed
+        self._param_errors: dict[str, str] = {}  # until they are mended, by full name
         for spec in specs(config):
             self._declare(spec, spec.name)
         self.config = self.read(config)
@@ -82,6 +83,7 @@ class ParameterNode(LifecycleNode, Generic[Config]):
                 self.undeclare_parameter(name)
             self._values.pop(name, None)
             self._specs.pop(name, None)
+            self._param_errors.pop(name, None)
             self._parameter_overrides.pop(name, None)
         for name, value in values.items():
             self._parameter_overrides[name] = typed = _typed(name, value)
@@ -102,19 +104,19 @@ class ParameterNode(LifecycleNode, Generic[Config]):
         given = None if given is None else given.value
         if spec.optional and given is None:
             return None
+        value, wrong = spec.default, None
         try:
             value = spec.default if given is None else spec.check(given, name)
-        except ParameterError as error:
-            self._param_error = self._param_error or str(error)
-            self._values[name] = spec.default
-            if name not in self._specs:
-                raise
-            return spec.default
+        except ParameterError as error:  # it is declared all the same, so that it can be mended
+            wrong, self._param_errors[name] = error, str(error)
+        of_query = name not in self._specs
         typed = _typed(name, value)
         if not self.has_parameter(name):
             self.declare_parameter(name, typed.value, _descriptor(spec), ignore_override=True)
         self._values[name] = value
         self._specs.setdefault(name, spec)
+        if wrong is not None and of_query:
+            raise wrong
         return value
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -132,6 +134,10 @@ class ParameterNode(LifecycleNode, Generic[Config]):
                     'unconfigured', 'configuring'):
                 return SetParametersResult(successful=False, reason=f'{parameter.name} is read '
                                            'at configure; deactivate and clean up the node first')
+        for name in checked:
+            mended = self._param_errors.pop(name, '')
+            if mended and mended in self.last_failure:
+                self.last_failure = ''
         if checked:
             self._values.update(checked)
             self.config = self.read(type(self.config))

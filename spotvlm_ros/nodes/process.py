@@ -246,6 +246,9 @@ def _announce(config: ProcessConfig, profile: Profile, extent: BagExtent,
     """Say what is going to happen, and what it will cost."""
     if is_miniature(profile.edge.model):
         print(f'note: {MINIATURE_WARNING}')
+    if profile.cloud.fallbacks:  # which of them answers would differ from run to run
+        print(f'note: fallbacks of node cloud ({", ".join(profile.cloud.fallbacks)}) are not '
+              'asked: process asks one server, base_url, and waits for it')
     print(f'{extent.topic}: {extent.images} images in {extent.duration_s:.1f} s')
     first = next((f for _, f in _frames(config, extent)), None)
     asked = [(q, _length_s(config, extent) / q.cloud_period_s) for q in queries

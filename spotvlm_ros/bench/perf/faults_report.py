@@ -35,7 +35,7 @@ from ...system.markdown import table
 
 MOST_MB = 600.0   # of the composed graph, at any time
 GROWTH_MB = 5.0   # that a soak may take
-PARTS = ('each', 'soak', 'kills', 'replies')  # of the page; a run of some leaves the others as they are
+PARTS = ('each', 'soak', 'kills', 'replies')  # of the page; others stay as they are
 MARKS = {part: (f'<!-- {part}: made by `spotvlm perf faults --update docs/reliability.md` -->',
                 f'<!-- end of {part} -->') for part in PARTS}
 HEAD = ('attack', 'tried', 'edge [Hz]', 'of undisturbed', 'lost', 'gap [s]', 'back [s]',

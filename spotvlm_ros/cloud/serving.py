@@ -158,6 +158,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a checkpoint folder on a socket that was inherited, by its number."""
+    from ..system.lean import import_transformers, Layout
+    import_transformers()  # a killed server is back two seconds earlier
     from transformers.cli.serve import Serve
     model, number = sys.argv[1:] if argv is None else argv
     key = os.environ.pop(KEY_ENV)
@@ -171,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 logging.getLogger(name).setLevel(logging.WARNING)
             super().run([socket.socket(fileno=int(number))])
     uvicorn.Server = Server  # type: ignore[misc]
-    Serve(force_model=model, device='cpu', dtype='float32', log_level='error')
+    with Layout():
+        Serve(force_model=model, device='cpu', dtype='float32', log_level='error')
 
 
 if __name__ == '__main__':

@@ -42,9 +42,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from .chat_template import template_fault
 from .families import ModelFamily
 from .inputs import InputProcessor
-from .lean import Layout
 from ..method.facts import Context, Query
 from ..method.prompt import Message, messages
+from ..system.lean import Layout
 
 LFS_POINTER = b'version https://git-lfs'
 MAX_ERROR = 400  # longest text of a library's error [characters]

@@ -333,7 +333,7 @@ def load_edge_model(config: EdgeConfig) -> EdgeVLM:
     """Return the model on another host, or load it; torch is imported here, not before."""
     if config.remote_url:
         return RemoteEdge(config)
-    from ..edge.lean import import_transformers
+    from ..system.lean import import_transformers
     import_transformers()
     from ..edge.model import EdgeModel
     return EdgeModel.load(config)

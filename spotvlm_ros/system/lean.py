@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Transformers without the compiler of torch and without sympy: 70 MB that an edge does not need.
+Transformers without the compiler of torch and without sympy: 70 MB and 2 s that nobody here needs.
 
 Transformers imports both to mark functions that are not to be compiled, for tensors shared among
 machines, and where it lays a model out on device meta. Here a stand-in has the marks for as long
@@ -49,6 +49,10 @@ def import_transformers() -> None:
         for name in IMPORTERS:
             with suppress(Exception):
                 import_module(name)
+    check: Callable[..., None] | None = getattr(torch, '_check_with', None)
+    if check is not None:  # it imports sympy before it looks
+        torch._check_with = lambda error, condition, message: \
+            None if condition is True else check(error, condition, message)
 
 
 class Layout(TorchFunctionMode):

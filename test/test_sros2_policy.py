@@ -30,8 +30,9 @@ from test_nodes_graph import graph, overlay, wait_for
 POLICY = Path(__file__).resolve().parents[1] / 'config' / 'sros2_policy.xml'
 NODES = ('camera', 'edge', 'cloud', 'context')
 RIGHTS = (('topic', 'publish'), ('topic', 'subscribe'), ('service', 'reply'))
-# Of vision_msgs, of simulated time and of another image_transport; what every node has.
-ELSEWHERE = {'/focus/detections', '/clock', '/image/compressed', '/parameter_events', '/rosout'}
+# Of vision_msgs, simulated time, another image_transport, ego-motion; what every node has.
+ELSEWHERE = {'/camera_info', '/odom', '/focus/detections', '/clock', '/image/compressed',
+             '/parameter_events', '/rosout'}
 
 
 def resolved(node, name):

@@ -119,6 +119,9 @@ class CameraConfig(ImageInputConfig):
     seed: int = parameter(1, 'episode of the miniature world', 0, MAX_INT32, sources=('mini',))
     condition: str = parameter('', 'weather and light of the miniature world; empty: by seed',
                                sources=('mini',))
+    publish_motion: bool = parameter(
+        False, 'publish camera_info, and on odom how the camera moves through the miniature '
+        'world, for ego_motion of node context', sources=('mini',))
     wait_for_listener_s: float = parameter(
         30.0, 'hold the first frame until node edge listens, at most [s]', 0.0, 600.0,
         sources=MADE)
@@ -335,6 +338,16 @@ class ContextNodeConfig(QueriesConfig, RecordingConfig, ImageInputConfig):
     cut_below: float = parameter(
         0.4, 'all facts are dropped when a frame correlates less than this with the last one '
         '(scene cut); -1: never', -1.0, 1.0)
+
+    ego_motion: Literal['none', 'odometry', 'tf'] = parameter(
+        'none', 'turns of the camera are known from camera_info, with topic odom or tf: regions '
+        'outlast turns too fast for optical flow, and times out of view')
+    ego_frame: str = parameter('odom', 'ego_motion tf: frame that stands still')
+    ego_mount: str = parameter(
+        '0 0 0', 'ego_motion odometry: how the camera is fixed to its child frame: roll, pitch, '
+        'yaw of x ahead, z up [rad]')
+    ego_rectified: bool = parameter(
+        False, 'image is rectified: P of camera_info holds, not K and D')
 
     @property
     def transfer(self) -> TransferConfig:

@@ -25,6 +25,7 @@ import re
 
 from .pixels import Image
 from ..method.facts import Fact
+from ..mini.pose import Pose
 
 LONGEST_GAP_S = 60.0  # between frames that is waited for; longer ones are jumps of a clock
 
@@ -48,6 +49,7 @@ class SourceFrame:
     log_ns: int = 0                          # when a bag's recorder got it
     frame_id: str = ''                       # in a bag: its optical frame
     truth: Callable[[int], tuple[Fact, ...]] | None = None  # frame stamp -> exact facts
+    pose: Callable[[], Pose] | None = None   # where the camera is
     reference: str = ''                      # what renders this frame again, as JSON
     warning: str = ''                        # what was odd about the recording here
 

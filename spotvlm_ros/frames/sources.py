@@ -182,7 +182,8 @@ def mini(world: str, seed: int, condition: str = '', rate_hz: float = 0.0,
         reference = json.dumps({'world': world, 'seed': seed, 'index': index,
                                 'condition': condition or None})
         yield SourceFrame(count / rate, partial(scene.frame, index),
-                          truth=partial(scene.facts, index), reference=reference)
+                          truth=partial(scene.facts, index), pose=partial(scene.pose, index),
+                          reference=reference)
         count += 1
 
 

@@ -71,11 +71,12 @@ def pinhole(values: Sequence[float], width: int, height: int) -> Lens:
     """Return the lens of a 3 x 3 camera matrix, row by row; ValueError where it is none."""
     matrix = np.array(values, np.float64).reshape(3, 3)
     fx, fy = matrix[0, 0], matrix[1, 1]
-    if not (np.isfinite(matrix).all() and min(fx, fy, width, height) > 0):
+    if not (np.isfinite(matrix).all() and min(fx, fy, width, height) > 0
+            and 0.05 * width < fx < 1e3 * width):
         raise ValueError(f'focal length {fx:g}, {fy:g} and size {width}x{height} are no '
                          'calibration; calibrate the camera')
     middle = matrix[:2, 2] / (width, height)
-    if np.abs(middle - 0.5).max() > 1.0 or max(fx, fy) > 1e3 * width or \
+    if np.abs(middle - 0.5).max() > 1.0 or not 0.1 < fx / fy < 10.0 or \
             np.abs(matrix[[1, 2, 2, 2], [0, 0, 1, 2]] - (0, 0, 0, 1)).max() > 1e-6:
         raise ValueError('matrix does not fit the size of the pictures; calibrate the camera')
     return Lens(matrix, width, height)

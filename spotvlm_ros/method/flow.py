@@ -46,7 +46,7 @@ Points = npt.NDArray[np.float32]  # n x 2, x and y [pixels of the grey frame]
 Key = TypeVar('Key', bound=Hashable)  # by which a region is known
 REACH_PX = 32                     # corners are looked for within this of where they were
 OVERLAP = 0.25                    # less than this of a frame does not tell of a scene cut
-TURN_PX = 1.0                     # a turn that moves no pixel farther is left to flow
+TURN_PX = 5.0                     # a turn that moves no pixel farther is left to flow
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,11 @@ class Transfer:
         return TrackingUpdate(stamp_ns, self._tracker.cut_ns, self._tracker.regions(),
                               self._tracker.similarities(), self._tracked_stamps)
 
+    @property
+    def carried_ns(self) -> int:
+        """Return the stamp of the last frame that `carry` took; 0 before the first."""
+        return self._tracker.newest_ns
+
     def apply(self, update: TrackingUpdate) -> None:
         """Make the contexts from now on those for the frame of an update."""
         self._tracking = update

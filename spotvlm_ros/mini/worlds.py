@@ -26,6 +26,7 @@ from .driving import scene as driving
 from .driving.world import DrivingWorld
 from .hri import scene as hri
 from .hri.world import HriWorld
+from .pose import Pose
 from ..method.facts import Fact, Query, Region
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class World(Protocol):
     fps: float
     size: tuple[int, int]                # width, height [pixels]
     queries: tuple[Query, ...]           # the first asks for facts
+    lens: tuple[float, float, float]     # focal length, column and row of the middle [pixels]
 
     def frame(self, index: int) -> npt.NDArray[np.uint8]:
         """Return the picture of a frame, height x width x 3, RGB."""
@@ -55,6 +57,9 @@ class World(Protocol):
 
     def answers(self, index: int, stamp_ns: int) -> dict[str, tuple[tuple[Fact, ...], str]]:
         """Return the exact facts and text of every query, by its id."""
+
+    def pose(self, index: int) -> Pose:
+        """Return where the camera of a frame is and how it is turned."""
 
     def follow(self, before: int, index: int) -> dict[str, Region]:
         """Return where the things that frame ``before`` was labelled with are in ``index``."""

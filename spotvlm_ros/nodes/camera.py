@@ -30,6 +30,7 @@ from .base import DOUBLES_S, RELIABLE, Report, SpotNode
 from .convert import compressed_msg, fact_msg, header_msg, image_msg, MAX_FACTS
 from .health import ERROR, Pulse, Trouble
 from .input import FrameInput
+from .mini_motion import MotionPublisher
 from .parameters import NodeOptions
 from .publishers import frame_topic, image_topic
 from ..config.nodes import CameraConfig, NodeConfig
@@ -61,6 +62,7 @@ class CameraNode(SpotNode[CameraConfig]):
         self._inputs: list[FrameInput] = []
         self._name = ''
         self._truth: LifecyclePublisher | None = None
+        self._motion: MotionPublisher | None = None
         self._stream: Iterator[SourceFrame] | None = None
         self._sent = 0
         self._lost = ''  # why a stream gives nothing
@@ -85,6 +87,8 @@ class CameraNode(SpotNode[CameraConfig]):
             CompressedImage, frame_topic(self, self._name, 'compressed'), RELIABLE)
         if self.config.source == 'mini':
             self._truth = self.advertise(Answer, 'truth', RELIABLE)
+            if self.config.publish_motion:
+                self._motion = MotionPublisher(self, self._name)
 
     def start(self) -> None:
         """Let frames flow."""
@@ -111,7 +115,7 @@ class CameraNode(SpotNode[CameraConfig]):
     def release(self) -> None:
         """Close the source."""
         self._stream = None
-        self._truth = None
+        self._truth = self._motion = None
 
     def report(self) -> Report:
         """Return what /diagnostics shows."""
@@ -231,6 +235,8 @@ class CameraNode(SpotNode[CameraConfig]):
                       reference=recorded.reference, camera=self._name)
         self._sent += 1
         self._pulse.beat(stamp)
+        if self._motion is not None and recorded.pose is not None:
+            self._motion.publish(frame, recorded.pose())
         self.hub.publish(frame)
         shared = bool(self.hub.listeners)
         if not shared:

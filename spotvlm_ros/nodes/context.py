@@ -28,6 +28,7 @@ from typing_extensions import Unpack
 
 from .base import latched, RELIABLE, Report, SpotNode
 from .convert import context_msg, gate_of, stamp_ns, turn_from_msg
+from .ego import EgoMotion
 from .health import ERROR, Pulse, SILENCE_S, Trouble, WARN
 from .input import FrameInput
 from .parameters import NodeOptions
@@ -72,6 +73,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self._flow_lock = threading.Lock()     # held while regions are carried
         self._tracked_ns: dict[str, int] = {}     # by camera: newest frame regions were carried to
         self._recorder: Recorder | None = None
+        self._ego: EgoMotion | None = None
         self._mailbox = Mailbox()
         self._inputs: dict[str, FrameInput] = {}  # by camera
         self._running = False
@@ -92,6 +94,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 lambda why: self.count('recording_losses', why))
             self._recorder.write('start', queries=[plain(q) for q in queries],
                                  config=plain(config))
+        self._ego = EgoMotion(self) if self.config.ego_motion != 'none' else None
         self._contexts = self.advertise(ContextMsg, 'context',
                                         latched(max(MAX_QUERIES, len(queries))))
 
@@ -105,6 +108,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         self.call_every(1.0 / self.config.rate_hz, self._publish_all)
         if self.config.flow_hz:
             self._running = True
+            if self._ego is not None:
+                self._ego.start()
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
@@ -133,6 +138,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
     def clock_jumped(self) -> None:
         """ROS time jumped: ages mean nothing any more."""
         self._forget(ContextMsg.GATE_CLOCK_JUMP)
+        if self._ego is not None:
+            self._ego.clear()
         if self.active:
             self._publish_all()
 
@@ -144,6 +151,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 'flow_frames_dropped': self._mailbox.dropped}
             if self._recorder is not None:
                 report['recording_dropped'] = self._recorder.dropped
+            if self._ego is not None:
+                report['turns_known'] = self._ego.known
             for query_id in self._queries:
                 transfer = self._transfers.of_query(query_id)
                 context = transfer.context(query_id)
@@ -173,7 +182,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         """Return the queries and how regions are carried."""
         return f'queries {", ".join(self._queries)}; regions are ' + (
             f'carried {self.config.flow_hz:g} times a second' if self.config.flow_hz else
-            'not carried')
+            'not carried') + (f', ego-motion from {self.config.ego_motion}' if self._ego else '')
 
     def traffic(self) -> str:
         """Return where answers and frames come from, and context goes."""
@@ -198,6 +207,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
             if camera not in self._inputs:
                 self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
                                                   partial(self._restart, camera), camera)
+                if self._ego is not None:
+                    self._ego.listen(camera)
 
     def _take_queries(self, queries: tuple[Query, ...]) -> None:
         """Have other queries from now on; the histories of those that stay go on."""
@@ -316,13 +327,15 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 return  # taken before the stream started over, or nothing is asked about it
             self._tracked_ns[camera] = stamp_ns
             transfer = self._transfers.of_camera(camera)
+            turn = self._ego.turn(frame, transfer.carried_ns) if self._ego is not None else None
             with self._lock:
                 facts = transfer.facts_to_track(stamp_ns)
                 if recorder is not None:
                     recorder.write(
                         'frame', stamp_ns=stamp_ns, camera=camera, frame=recorder.frame(
-                            stamp_ns, image, frame.jpeg, frame.reference, camera))
-            update = transfer.carry(stamp_ns, image, facts)
+                            stamp_ns, image, frame.jpeg, frame.reference, camera),
+                        **({'turn': turn.ravel().tolist()} if turn is not None else {}))
+            update = transfer.carry(stamp_ns, image, facts, turn)
             with self._lock:
                 transfer.apply(update)
                 if recorder is not None:

@@ -41,6 +41,7 @@ from ..config.nodes import EdgeConfig
 from ..edge.answer import EdgeVLM
 from ..edge.model import EdgeModel
 from ..frames.pixels import decode_image, Image
+from ..method.ego import Matrix
 from ..method.facts import Context, Fact, Query, Turn
 from ..method.focus import FocusConfig
 from ..method.guard import OFF
@@ -74,11 +75,16 @@ class ContextStart:
 
 @dataclass(frozen=True)
 class FrameLine:
-    """A frame of a camera: event `frame` before its regions are carried, `carried` after."""
+    """
+    A frame of a camera: event `frame` before its regions are carried, `carried` after.
+
+    ``turn``: the homography of the camera's turn since the last, row by row, where it is known.
+    """
 
     stamp_ns: int
     camera: str = ''
     frame: Picture = Picture()
+    turn: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,7 @@ class ContextReplay:
         self._pictures = pictures
         self._method = Transfers((), TransferConfig())
         self._image: Image | None = None
+        self._turn: Matrix | None = None            # to that image
         self._facts: Mapping[FactId, Fact] = {}     # whose regions are carried to that image
 
     def take(self, line: Line) -> None:
@@ -191,12 +198,14 @@ class ContextReplay:
                 frame = from_plain(FrameLine, line)
                 self._facts = self._method.of_camera(frame.camera).facts_to_track(frame.stamp_ns)
                 self._image = self._pictures.get(frame.frame)
+                self._turn = np.reshape(frame.turn, (3, 3)) if frame.turn else None
                 self.counts['frames'] += 1
                 self.counts['frames_missing'] += self._image is None
             case 'carried' if self._image is not None:
                 frame = from_plain(FrameLine, line)
                 transfer = self._method.of_camera(frame.camera)
-                transfer.apply(transfer.carry(frame.stamp_ns, self._image, self._facts))
+                transfer.apply(transfer.carry(frame.stamp_ns, self._image, self._facts,
+                                              self._turn))
             case 'context':
                 query_id = str(line['query_id'])
                 context = self._method.of_query(query_id).context(query_id)

@@ -87,12 +87,13 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
               'uvicorn': 'transformers'}
 
 # ROS 2 packages that are imported, by their ROS names.
-ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'lifecycle_msgs',
-       'rcl_interfaces', 'sensor_msgs', 'std_msgs')
+ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'geometry_msgs',
+       'lifecycle_msgs', 'nav_msgs', 'rcl_interfaces', 'sensor_msgs', 'std_msgs')
 # Used where they are installed, and what is missed without them.
 ROS_OPTIONAL = {
     'launch': 'no launch files; `spotvlm run` starts the same graph',
     'launch_ros': 'no launch files; `spotvlm run` starts the same graph',
+    'tf2_ros': 'no ego_motion from tf; odometry will do',
     'vision_msgs': 'focus/detections is not published',
     'cv_bridge': 'images are converted by spotvlm, to the same pixels',
 }

@@ -118,6 +118,7 @@ def focus() -> list[PerfResult]:
     """Measure what carrying six regions costs a frame, and how well they fit after 2 s."""
     import cv2
 
+    from . import ego
     from ...method.facts import NS, Region
     from ...method.flow import RegionTracker
     from ...mini.worlds import make_world, TUNE_SEEDS
@@ -147,7 +148,8 @@ def focus() -> list[PerfResult]:
     return [PerfResult('focus_step_ms', float(np.median(spent)), 'ms of CPU time', '', None, here),
             PerfResult('focus_iou_2s', iou, 'IoU, lost regions count as 0', 'regions that stay',
                        iou / still, here),
-            PerfResult('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here)]
+            PerfResult('focus_iou_gain', iou - still, 'IoU', 'regions that stay', None, here),
+            *ego.rows()]
 
 
 def measure(name: str, stop: StopSignal) -> list[PerfResult]:

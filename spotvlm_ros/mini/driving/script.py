@@ -18,10 +18,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from .scene import CONDITIONS, DrivingScene, EPISODE_S, FPS, LIMITS, RANGE, Thing
 
@@ -163,9 +164,22 @@ class DrivingEpisode:
             index, self.condition, self.variant,
             pitch=3.0 * shake * math.sin(5.1 * t + a[0]) + 16.0 * math.sin(0.17 * t + a[1]),
             yaw=125.0 * math.sin(0.16 * t + a[2]) + 3.0 * shake * math.sin(3.3 * t + a[3]),
-            curve=0.003 * math.sin(0.15 * t + a[4]),
+            curve=self._curve(t),
             blur=shake * (1.0 + 5.0 * rough ** 3), distance=float(s),
             things=tuple(self._things(i, t)))
+
+    def _curve(self, t: float) -> float:
+        """Return the curvature of the road at t seconds, to the right [1/m]."""
+        return 0.003 * math.sin(0.15 * t + self.wobble[4])
+
+    @cached_property
+    def path(self) -> npt.NDArray[np.float64]:
+        """Return x, y [m] and heading, to the left [rad], of the car in each frame."""
+        driven = np.diff(self.track[:, 0], prepend=self.track[0, 0])
+        curve = np.array([self._curve(i / FPS) for i in range(len(driven))])
+        heading = -np.cumsum(curve * driven)
+        steps = driven[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
+        return np.column_stack([np.cumsum(steps, axis=0), heading])
 
     def _things(self, i: int, t: float) -> list[Thing]:
         """Return what stands or moves ahead of the car in frame i, at t seconds."""

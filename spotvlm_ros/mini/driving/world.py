@@ -22,13 +22,16 @@ drawn again bit for bit.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from .labels import action, describe, label, labelled_things
-from .scene import (ACTION, CONDITIONS, DESCRIBE, DrivingScene, EPISODE_S, FPS, HEIGHT, SCENE,
-                    WIDTH)
+from .scene import (ACTION, CONDITIONS, DESCRIBE, DrivingScene, EPISODE_S, FOCAL, FPS, HEIGHT,
+                    HORIZON, SCENE, WIDTH)
 from .script import episode
+from ..pose import Pose
 from ...method.facts import Fact, Query, Region
 
 
@@ -39,6 +42,7 @@ class DrivingWorld:
     fps = FPS
     size = (WIDTH, HEIGHT)
     queries: tuple[Query, ...] = (SCENE, ACTION, DESCRIBE)
+    lens = (FOCAL, WIDTH / 2, HORIZON)
 
     def __init__(self, seed: int, condition: str | None = None) -> None:
         """
@@ -67,6 +71,14 @@ class DrivingWorld:
     def facts(self, index: int, stamp_ns: int) -> tuple[Fact, ...]:
         """Return the exact facts of the scene query for frame ``index``, with regions."""
         return label(self.scene(index), stamp_ns)
+
+    def pose(self, index: int) -> Pose:
+        """Return where the camera of a frame is, from the start of its drive."""
+        number, i = divmod(index, int(EPISODE_S * FPS))
+        x, y, heading = episode(self.seed, number, self.condition).path[i]
+        scene = self.scene(index)
+        return Pose(float(x), float(y), -math.atan(scene.pitch / FOCAL),
+                    float(heading) + math.atan(scene.yaw / FOCAL))
 
     def follow(self, before: int, index: int) -> dict[str, Region]:
         """Return where the things that frame ``before`` was labelled with are in ``index``."""

@@ -22,11 +22,14 @@ drawn again bit for bit. What the labels mean is said in ``labels``.
 
 from __future__ import annotations
 
+import math
+
 from .episode import episode, Hands
 from .labels import describe, intent, label, pointing_region
-from .scene import (CONDITIONS, EPISODE_S, FPS, HEIGHT, HRI_DESCRIBE, HRI_SCENE, HriScene, INTENT,
-                    WIDTH)
+from .scene import (CONDITIONS, EPISODE_S, FOCAL, FPS, HEIGHT, HRI_DESCRIBE, HRI_SCENE, HriScene,
+                    INTENT, WIDTH)
 from ..pictures import Image
+from ..pose import Pose
 from ...method.facts import Fact, Query, Region
 
 
@@ -37,6 +40,7 @@ class HriWorld:
     fps = FPS
     size = (WIDTH, HEIGHT)
     queries: tuple[Query, ...] = (HRI_SCENE, INTENT, HRI_DESCRIBE)
+    lens = (FOCAL, WIDTH / 2, HEIGHT / 2)
 
     def __init__(self, seed: int, condition: str | None = None, hands: Hands | None = None
                  ) -> None:
@@ -70,6 +74,11 @@ class HriWorld:
     def facts(self, index: int, stamp_ns: int) -> tuple[Fact, ...]:
         """Return the exact facts of the scene query for frame ``index``, with regions."""
         return label(self.scene(index), stamp_ns)
+
+    def pose(self, index: int) -> Pose:
+        """Return how the camera of a frame is turned."""
+        scene = self.scene(index)
+        return Pose(pitch=-math.atan(scene.pitch / FOCAL), yaw=math.atan(scene.yaw / FOCAL))
 
     def follow(self, before: int, index: int) -> dict[str, Region]:
         """Return where the things that frame ``before`` was labelled with are in ``index``."""

@@ -41,8 +41,8 @@ LAUNCH = [sys.executable, '-c', 'import sys; from ros2cli.cli import main; sys.e
 RUN = [*PYTHON, '-m', 'spotvlm_ros.cli', 'run']
 needs_launch = pytest.mark.skipif(
     not (importlib.util.find_spec('launch_ros') and importlib.util.find_spec('ros2launch')),
-    reason='launch is not on PyPI; it comes with an installed ROS. test_config_arguments.py and '
-    'test_nodes_run.py have the same through spotvlm run')
+    reason='launch is not on PyPI; it comes with an installed ROS. The same through spotvlm run is '
+    'here, in test_nodes_run.py and in test_config_arguments.py')
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.name)
@@ -136,14 +136,24 @@ GIVEN = {'model': '/m', 'device': 'cuda:1', 'source': 'usb', 'image_transport': 
          'base_url': 'http://robot:9/v1', 'cloud_model': 'yes', 'use_sim_time': 'true'}
 
 
-@needs_launch
-@pytest.mark.parametrize('file, composed', [
-    ('spotvlm.launch.py', 'true'), ('driving.launch.py', 'false'), ('hri.launch.py', 'true')])
+# The same by spotvlm run.
+GIVEN_TO_RUN = ['--usb', '0', '--namespace', 'robot1', *(word for rule in (
+    'edge.model:=/m', 'edge.device:=cuda:1', 'image_transport:=compressed',
+    'cloud.base_url:=http://robot:9/v1', 'cloud.model:="yes"', 'cloud.embedded_threads:=1',
+    'use_sim_time:=true') for word in ('-p', rule))]
+
+
+@pytest.mark.parametrize('program, file, mode', [
+    pytest.param(LAUNCH, 'spotvlm.launch.py', ['composed:=true'], marks=needs_launch),
+    pytest.param(LAUNCH, 'driving.launch.py', ['composed:=false'], marks=needs_launch),
+    pytest.param(LAUNCH, 'hri.launch.py', ['composed:=true'], marks=needs_launch),
+    (RUN, 'driving', ['--multi-process']), (RUN, 'hri', [])])
 def test_arguments_go_before_the_overlay_and_that_before_the_profile(
-        file, composed, overlay, tmp_path, node):
-    arguments = [f'{name}:={value}' for name, value in GIVEN.items()]
-    with Launched(tmp_path, file, f'composed:={composed}', 'namespace:=robot1',
-                  f'params_file:={overlay}', *arguments) as launched:
+        program, file, mode, overlay, tmp_path, node):
+    arguments = [*GIVEN_TO_RUN, '--params-file', str(overlay)] if program is RUN else [
+        'namespace:=robot1', f'params_file:={overlay}',
+        *(f'{name}:={value}' for name, value in GIVEN.items())]
+    with Launched(tmp_path, file, *mode, *arguments, program=program) as launched:
         edge = parameters(node, '/robot1/edge', [
             'model', 'device', 'threads', 'image_transport', 'use_sim_time', 'autostart'])
         camera = parameters(node, '/robot1/camera', ['source', 'frame_id', 'rate_hz', 'world'])
@@ -153,10 +163,10 @@ def test_arguments_go_before_the_overlay_and_that_before_the_profile(
     assert edge == {'model': '/m', 'device': 'cuda:1', 'threads': 2, 'autostart': False,
                     'image_transport': 'compressed', 'use_sim_time': True}
     assert camera == {'source': 'usb', 'frame_id': 'overlaid', 'rate_hz': 0.0,
-                      'world': 'hri' if file == 'hri.launch.py' else 'driving'}
+                      'world': file.partition('.')[0].replace('spotvlm', 'driving')}
     assert cloud == {'base_url': 'http://robot:9/v1', 'model': 'yes', 'retries': 7,
                      'image_transport': 'compressed', 'embedded_threads': 1}
-    assert context['queries'] == ['scene', 'intent' if file == 'hri.launch.py' else 'action']
+    assert context['queries'] == ['scene', 'intent' if file.startswith('hri') else 'action']
     assert 'Traceback' not in launched.log and 'has died' not in launched.log
 
 

@@ -31,6 +31,7 @@ from spotvlm_ros.cloud.client import CloudServer
 from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConfig
 from spotvlm_ros.edge.answer import EdgeAnswer
 from spotvlm_ros.method.facts import Context, Fact, Query
+from spotvlm_ros.method.guard import Judge
 
 WHAT = Query('what', 'What?', 'text')
 T = TypeVar('T')
@@ -57,7 +58,8 @@ class FakeEdge:
     def answer(self, rgb: npt.NDArray[np.uint8], query: Query, context: Context | None,
                stamp_ns: int,
                on_text: Callable[[str, int], None] | None = None,
-               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+               should_stop: Callable[[], bool] | None = None,
+               judge: Judge | None = None) -> EdgeAnswer:
         """Answer word by word when somebody listens."""
         started = time.monotonic()
         self.seen.append((stamp_ns, context))

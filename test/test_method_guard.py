@@ -21,7 +21,8 @@ from hypothesis import given, strategies as st
 import pytest
 
 from spotvlm_ros.method.facts import Context, Fact, Query
-from spotvlm_ros.method.guard import guarded_answer, is_confident, OFF, select_by_odds, SURE
+from spotvlm_ros.method.guard import (FixedOdds, guarded_answer, is_confident, OFF,
+                                      select_by_odds, SURE)
 
 SCENE = Query('scene', 'q', 'facts', {'light': ('red', 'green'), 'lead': ('none', 'braking')})
 CONFIDENCE = st.floats(0.0, 1.0)
@@ -108,7 +109,7 @@ def test_a_second_pass_is_made_where_it_can_count(query, context, odds, alone, i
     def pass_(given):
         asked.append(given)
         return alone if given is None else informed
-    answer = guarded_answer(query, context, odds, pass_,
+    answer = guarded_answer(query, context, FixedOdds(query, odds), pass_,
                             lambda first, second, facts: replace(second, facts=facts))
     assert asked == passes and answer.facts[0].value == light
 
@@ -121,10 +122,11 @@ def test_where_the_pass_with_context_raises_the_answer_without_it_stands(query, 
             raise error
         return DOUBT
     error, errors = RuntimeError('prompt too long'), []
-    assert guarded_answer(query, CONTEXT, odds, pass_, None, errors.append) is DOUBT
+    judge = FixedOdds(query, odds)
+    assert guarded_answer(query, CONTEXT, judge, pass_, None, errors.append) is DOUBT
     assert errors == [error]
     with pytest.raises(RuntimeError, match='too long'):
-        guarded_answer(query, CONTEXT, odds, pass_, None)
+        guarded_answer(query, CONTEXT, judge, pass_, None)
 
 
 def test_an_error_without_context_is_raised():
@@ -133,4 +135,5 @@ def test_an_error_without_context_is_raised():
     for odds in (4.0, OFF):
         for context in (None, CONTEXT):
             with pytest.raises(RuntimeError, match='no memory'):
-                guarded_answer(SCENE, context, odds, pass_, None, lambda error: None)
+                guarded_answer(SCENE, context, FixedOdds(SCENE, odds), pass_, None,
+                               lambda error: None)

@@ -34,7 +34,7 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 class DeafEdge(FakeEdge):
     """Its one pass cannot be interrupted, and its answer is complete."""
 
-    def answer(self, rgb, query, context, stamp_ns, on_text=None, should_stop=None):
+    def answer(self, rgb, query, context, stamp_ns, on_text=None, should_stop=None, judge=None):
         return super().answer(rgb, query, context, stamp_ns)
 
 

@@ -180,6 +180,9 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         ODDS, 'a value that repeats the context counts when its odds are this many times those of '
         "the edge's own, which takes a second pass where the edge is unsure; 0: one pass, and "
         'context always counts', 0.0, 1000.0)
+    calibrate: bool = parameter(
+        True, "learn from the cloud's answers, when they come, whom to believe: the edge alone, "
+        'the edge with context, or the cloud; false: guard_odds always')
     audit_share: float = parameter(
         0.02, 'share of the answers with context that are given once more without it, to measure '
         'on the robot how often context changes them', 0.0, 1.0)
@@ -381,6 +384,10 @@ class QueryConfig:
     camera: str = parameter(
         '', 'camera that the question is about: its frames come on <camera>/image; empty: on '
         'image')
+    harm_at_most: float = parameter(
+        1.0, 'share of facts that may be right without context and wrong in the answer, measured '
+        "by the cloud's later answers; where there is more, the edge alone is believed more; "
+        '1: no bound', 0.0, 1.0)
     cloud_prompt: str = parameter('', 'the question as the cloud is asked it; empty: prompt')
     cloud_examples: tuple[str, ...] = parameter(
         (), 'lines that follow the question to the cloud under "Examples:"')

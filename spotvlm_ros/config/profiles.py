@@ -27,7 +27,7 @@ import yaml
 
 from .nodes import (CameraConfig, CloudNodeConfig, ContextNodeConfig, EdgeConfig, NODE_CONFIGS,
                     QueryConfig, ServerConfig)
-from .queries import CHOICES, MEANINGS, read_queries, TTL
+from .queries import CHOICES, MEANINGS, read_queries, TTL, WEIGHTS
 from .sections import ANYWHERE, Names, titled
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, T, Value
 from .strict_yaml import read_yaml
@@ -323,7 +323,9 @@ def _allowed(section: Section, node: str) -> dict[str, ParameterSpec]:
             allowed[f'{query_id}.choices.{key}'] = CHOICES
             allowed[f'{query_id}.ttl_s.{key}'] = TTL
             allowed[f'{query_id}.meanings.{key}'] = MEANINGS
+            allowed[f'{query_id}.weights.{key}'] = WEIGHTS
         allowed[f'{query_id}.meanings.{query_id}'] = MEANINGS
+        allowed[f'{query_id}.weights.{query_id}'] = WEIGHTS
         allowed[f'{query_id}.ttl_s.{query_id}'] = allowed[f'{query_id}.ttl_s.default'] = TTL
     for server in _names(section, 'fallbacks') if 'fallbacks' in allowed else ():
         allowed |= {fallback_prefix(server) + s.name: s for s in specs(ServerConfig)}

@@ -18,10 +18,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import math
 
 from .nodes import QueryConfig
 from .spec import Lookup, ParameterError, ParameterSpec, read_config, specs, Value
 from ..method.facts import CloudWording, Query
+from ..method.stacking import NAMES
 
 CHOICES = ParameterSpec('choices.<key>', [], 'facts only: the allowed values of a fact, quoted '
                         'strings')
@@ -30,6 +32,9 @@ TTL = ParameterSpec('ttl_s.<key>', DEFAULT_TTL_S, 'a cloud fact is forgotten aft
                     'default for the others', 0.01, 86400.0, optional=True)
 MEANINGS = ParameterSpec('meanings.<key>', [], 'what values mean, told to the cloud alone, each '
                          "'<value>: <meaning>'; <key> of a choice is the query's id")
+WEIGHTS = ParameterSpec('weights.<key>', [], 'whom to believe of a fact, as spotvlm calibrate '
+                        "writes it, each '<name>: <number>' with a name of "
+                        f'{", ".join(NAMES)}; empty: begin with the guard')
 UNREAD = {'facts': ('choices',), 'choice': ('keys',), 'text': ('keys', 'choices')}
 
 
@@ -70,15 +75,17 @@ def _read_query(query_id: str, lookup: Lookup) -> Query:
     ttl_s = {key: _seconds(lookup, f'{query_id}.ttl_s.{key}') for key in (*choices, 'default')}
     default = ttl_s['default'] or DEFAULT_TTL_S
     meanings = {key: _meanings(lookup, f'{query_id}.meanings.{key}') for key in choices}
+    weights = {key: _weights(lookup, f'{query_id}.weights.{key}') for key in choices}
     try:
         return Query(
             query_id, config.prompt, config.format, choices, rate_hz=config.rate_hz,
             deadline_s=config.deadline_s, cloud_period_s=config.cloud_period_s,
             ttl_s={key: seconds or default for key, seconds in ttl_s.items()},
             max_new_tokens=config.max_new_tokens, context_tokens=config.context_tokens,
-            camera=config.camera,
+            camera=config.camera, harm_at_most=config.harm_at_most,
             cloud=CloudWording(config.cloud_prompt, {k: m for k, m in meanings.items() if m},
-                               config.cloud_examples, config.language))
+                               config.cloud_examples, config.language),
+            weights={k: w for k, w in weights.items() if w})
     except ValueError as error:
         raise ParameterError(str(error)) from error
 
@@ -93,6 +100,21 @@ def _meanings(lookup: Lookup, name: str) -> dict[str, str]:
                                  "['red: we must stop']")
         meanings[value.strip()] = meaning.strip()
     return meanings
+
+
+def _weights(lookup: Lookup, name: str) -> dict[str, float]:
+    """Return weights by name."""
+    weights = {}
+    for text in _strings(lookup, WEIGHTS, name):
+        weight, _, number = text.partition(':')
+        try:
+            weights[weight.strip()] = float(number)
+        except ValueError:
+            weights[''] = 0.0
+        if not set(weights) <= set(NAMES) or not math.isfinite(weights[weight.strip()]):
+            raise ParameterError(f"{name} holds {text!r}; write '<name>: <number>' with one of "
+                                 f'{", ".join(NAMES)}, as spotvlm calibrate does')
+    return weights
 
 
 def _strings(lookup: Lookup, spec: ParameterSpec, name: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import yaml
 
 from .nodes import NODE_CONFIGS, QueryConfig, ServerConfig
-from .queries import CHOICES, MEANINGS, TTL
+from .queries import CHOICES, MEANINGS, TTL, WEIGHTS
 from .spec import Changeable, specs
 from ..system.markdown import table
 
@@ -36,7 +36,8 @@ MARKS = ('<!-- parameters: made by `spotvlm params --update docs/parameters.md` 
 def markdown() -> str:
     """Return one table per node, then those of queries and of fallback servers."""
     groups = {node: specs(config) for node, config in NODE_CONFIGS.items()}
-    groups['each query, as <id>.*'] = (*specs(QueryConfig), CHOICES, MEANINGS, TTL)
+    groups['each query, as <id>.*'] = (
+        *specs(QueryConfig), CHOICES, MEANINGS, TTL, WEIGHTS)
     groups['cloud, each fallback server, as fallback.<name>.*'] = specs(ServerConfig)
     lines = []
     for title, parameters in groups.items():

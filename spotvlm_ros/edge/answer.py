@@ -45,6 +45,7 @@ class EdgeAnswer:
     passes: int = 0              # forward passes of the decoder
     computed_tokens: int = 0     # that went through it; the others were cached
     told_keys: frozenset[str] = frozenset()  # of facts said when the context was told
+    held_keys: frozenset[str] = frozenset()  # of facts that are the cloud's, about another frame
     context_error: str = ''      # why a pass with context failed; the answer is the one without
 
 
@@ -60,17 +61,18 @@ class EdgeVLM(Protocol):
 
     def answer(self, frame: Image, query: Query, context: Context | None, stamp_ns: int,
                on_text: OnText | None = None,
-               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+               should_stop: Callable[[], bool] | None = None,
+               judge: guard.Judge | None = None) -> EdgeAnswer:
         """
         Answer a query about a frame.
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with the
         answer so far and its number of tokens; `should_stop` is asked before each forward pass,
-        and where it says so the answer is partial.
+        and where it says so the answer is partial. `judge` takes the place of the guard's rule.
         """
 
 
-def guarded_answer(query: Query, context: Context | None, odds: float,
+def guarded_answer(query: Query, context: Context | None, judge: guard.Judge,
                    pass_: Callable[[Context | None, OnText | None], EdgeAnswer],
                    on_text: OnText | None = None) -> EdgeAnswer:
     """
@@ -81,20 +83,25 @@ def guarded_answer(query: Query, context: Context | None, odds: float,
     raises.
     """
     told = context is not None and not (context.empty and not context.focus)
-    streamed = None if guard.is_guarded(query, odds) and told else on_text
+    streamed = None if judge.guards(query) and told else on_text
     errors: list[Exception] = []
-    answer = guard.guarded_answer(query, context, odds, lambda given: pass_(given, streamed),
+    answer = guard.guarded_answer(query, context, judge, lambda given: pass_(given, streamed),
                                   partial(_combined, query), errors.append)
     return answer if not errors else replace(
         answer, context_error=f'{type(errors[0]).__name__}: {errors[0]}')
 
 
-def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer,
+def _combined(query: Query, first: EdgeAnswer, second: EdgeAnswer | None,
               facts: tuple[Fact, ...]) -> EdgeAnswer:
-    """Return the answer of the guard's two passes."""
-    return replace(
-        second, facts=facts, told_keys=frozenset(f.key for f in facts if f not in first.facts),
-        text=prompt.answer_text(query, facts) if facts else second.text,
-        preprocess_s=first.preprocess_s + second.preprocess_s,
+    """Return the answer of the guard's passes, where the facts are not those of the first."""
+    said = (*first.facts, *(second.facts if second is not None else ()))
+    held = {f.key for f in facts if all((f.key, f.value) != (s.key, s.value) for s in said)}
+    own = {(f.key, f.value) for f in first.facts}
+    whole = replace(
+        first if second is None else second, facts=facts, held_keys=frozenset(held),
+        told_keys=frozenset(f.key for f in facts if (f.key, f.value) not in own) - held,
+        text=prompt.answer_text(query, facts) if facts else (second or first).text)
+    return whole if second is None else replace(
+        whole, preprocess_s=first.preprocess_s + second.preprocess_s,
         inference_s=first.inference_s + second.inference_s, passes=first.passes + second.passes,
         computed_tokens=first.computed_tokens + second.computed_tokens)

@@ -189,16 +189,18 @@ class EdgeModel:
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
                on_text: OnText | None = None,
-               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+               should_stop: Callable[[], bool] | None = None,
+               judge: guard.Judge | None = None) -> EdgeAnswer:
         """
         Answer a query about a frame.
 
         `frame` is height x width x 3, RGB, acquired at `stamp_ns`. `on_text` is called with
         the answer so far and its number of tokens; `should_stop` is asked before each forward
-        pass. Raise ValueError where prompt and answer are too long for the engine.
+        pass; `judge` takes the place of the guard's rule. Raise ValueError where prompt and answer
+        are too long for the engine.
         """
         return guarded_answer(
-            query, context, self._odds,
+            query, context, judge or guard.FixedOdds(query, self._odds),
             lambda given, streamed: self._answer_once(
                 self._request(frame, query, given, stamp_ns), streamed, should_stop), on_text)
 
@@ -216,7 +218,7 @@ class EdgeModel:
     def _request(self, frame: focus.Image, query: Query, context: Context | None,
                  stamp_ns: int) -> _Request:
         """Return a request; the guard's answer without context has a prefix of its own."""
-        alone = context is None and guard.is_guarded(query, self._odds)
+        alone = context is None and guard.FixedOdds(query, self._odds).guards(query)
         return _Request(f'{query.id} alone' if alone else query.id, frame, query, context,
                         stamp_ns)
 

@@ -100,6 +100,9 @@ class Query:
     ``choices`` maps each key to its allowed values; a choice query has one key, its own id;
     a text query has none. Durations are seconds. ``context_tokens`` bounds the history in the
     prompt. ``camera`` names the camera that the question is about; '' where there is one only.
+    ``harm_at_most`` bounds the share of facts, 0 to 1, that are right without context and wrong
+    in the answer; 1: no bound. ``weights`` are those of `stacking`, by key and name, that an
+    earlier calibration has found.
     """
 
     id: str  # noqa: A003
@@ -114,6 +117,8 @@ class Query:
     context_tokens: int = 256
     camera: str = ''
     cloud: CloudWording = CloudWording()
+    harm_at_most: float = 1.0
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Reject what no model could answer."""
@@ -127,6 +132,9 @@ class Query:
             raise ValueError(f'query {self.id!r}: a facts query needs at least one key')
         if self.format == 'text' and self.choices:
             raise ValueError(f'query {self.id!r}: a text query takes no choices')
+        if not 0.0 <= self.harm_at_most <= 1.0:
+            raise ValueError(f'query {self.id!r}: harm_at_most = {self.harm_at_most}; give a '
+                             'share of facts, 0 to 1, as 0.02; 1 is no bound')
         for key, values in self.choices.items():
             if len(values) < 2 or len(set(values)) != len(values):
                 raise ValueError(f'query {self.id!r}: key {key!r} needs two or more different '

@@ -27,6 +27,7 @@ no second answer: then the first stands, token by token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from .facts import Context, Fact, Query
@@ -51,22 +52,55 @@ class PassAnswer(Protocol):
 A = TypeVar('A', bound=PassAnswer)
 
 
-def is_guarded(query: Query, odds: float) -> bool:
-    """Return whether answers to a query are guarded: a text has no facts to compare."""
-    return odds > OFF and query.format != 'text'
+class Judge(Protocol):
+    """Says which facts of two passes count: `FixedOdds`, or a `calibration.FrameJudge`."""
+
+    def guards(self, query: Query) -> bool:
+        """Return whether answers to a query are guarded: a text has no facts to compare."""
+
+    def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
+        """Return whether an answer without context needs no second pass."""
+
+    def select(self, first: Sequence[Fact], second: Sequence[Fact] | None,
+               context: Context | None) -> tuple[Fact, ...]:
+        """Return the facts that count, of an answer in one pass or in two."""
 
 
-def guarded_answer(query: Query, context: Context | None, odds: float,
+@dataclass(frozen=True)
+class FixedOdds:
+    """The guard's own rule, with the same odds for every key."""
+
+    query: Query
+    odds: float = ODDS
+
+    def guards(self, query: Query) -> bool:
+        """Return whether answers to a query are guarded."""
+        return self.odds > OFF and query.format != 'text'
+
+    def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
+        """Return whether an answer without context is confident in every key."""
+        return is_confident(self.query, facts)
+
+    def select(self, first: Sequence[Fact], second: Sequence[Fact] | None,
+               context: Context | None) -> tuple[Fact, ...]:
+        """Return the facts that count."""
+        if second is None or context is None:
+            return tuple(first)
+        return select_by_odds(self.query, first, second, context, self.odds)
+
+
+def guarded_answer(query: Query, context: Context | None, judge: Judge,
                    pass_: Callable[[Context | None], A],
-                   combine: Callable[[A, A, tuple[Fact, ...]], A],
+                   combine: Callable[[A, A | None, tuple[Fact, ...]], A],
                    on_error: Callable[[Exception], None] | None = None) -> A:
     """
     Return the answer to a query about a frame, in one pass of the model or in two.
 
     ``pass_`` answers once, with a context or without. ``combine`` is given the answers without
-    and with context and the facts that count, and returns the whole. A second pass that is
-    stopped early is forgotten: the first one's answer stands. So does the answer without context
-    where a pass with it raises, if there is ``on_error`` to tell.
+    and with context, None where there was no second pass, and the facts that count, where they
+    are not those of the first; it returns the whole. A second pass that is stopped early is
+    forgotten: the first one's answer stands. So does the answer without context where a pass with
+    it raises, if there is ``on_error`` to tell.
     """
     def with_context() -> A | None:
         try:
@@ -76,19 +110,20 @@ def guarded_answer(query: Query, context: Context | None, odds: float,
                 raise
             on_error(error)
             return None
-    if not is_guarded(query, odds):
+    if not judge.guards(query):
         only = with_context() if context is not None else None
         return only if only is not None else pass_(None)
     first = pass_(None)
-    if context is None or (context.empty and not context.focus):
+    if first.partial:
         return first
-    if first.partial or is_confident(query, first.facts):
-        return first
-    second = with_context()
-    if second is None or second.partial:
-        return first
-    return combine(first, second,
-                   select_by_odds(query, first.facts, second.facts, context, odds))
+    second = None
+    if context is not None and not (context.empty and not context.focus) and \
+            not judge.leaves_no_doubt(first.facts, context):
+        second = with_context()
+        if second is not None and second.partial:
+            second = None
+    facts = judge.select(first.facts, None if second is None else second.facts, context)
+    return first if second is None and facts == first.facts else combine(first, second, facts)
 
 
 def is_confident(query: Query, facts: Sequence[Fact]) -> bool:

@@ -124,7 +124,8 @@ class RemoteEdge:
 
     def answer(self, frame: focus.Image, query: Query, context: Context | None, stamp_ns: int,
                on_text: OnText | None = None,
-               should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
+               should_stop: Callable[[], bool] | None = None,
+               judge: guard.Judge | None = None) -> EdgeAnswer:
         """
         Answer a query about a frame; see `EdgeVLM`. Raise RemoteEdgeError.
 
@@ -132,8 +133,10 @@ class RemoteEdge:
         cut off nobody knows how it ends.
         """
         asked = _Asked(frame, query, stamp_ns, on_text is None, should_stop or (lambda: False))
-        odds = guard.OFF if self._probabilities is False else self._odds
-        return guarded_answer(query, context, odds,
+        if judge is None or self._probabilities is False:
+            odds = guard.OFF if self._probabilities is False else self._odds
+            judge = guard.FixedOdds(query, odds)
+        return guarded_answer(query, context, judge,
                               lambda given, streamed: self._answer_once(asked, given, streamed),
                               on_text)
 

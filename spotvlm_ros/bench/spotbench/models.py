@@ -71,18 +71,20 @@ class CachedEdge:
         self._blank: Image | None = None
 
     def __call__(self, stamp_ns: int, context: Context | None = None, blank: bool = False,
-                 guarded: bool = True) -> CachedAnswer:
+                 guarded: bool = True, judge: guard.Judge | None = None) -> CachedAnswer:
         """
         Answer about a frame, or about a blank picture in its place.
 
-        Without the guard there is one pass.
+        Without the guard there is one pass; ``judge`` takes the place of its rule.
         """
         if context is not None and context.empty and not context.focus:
             context = None
         return guard.guarded_answer(
-            self._stream.query, context, self._odds if guarded else guard.OFF,
+            self._stream.query, context, judge or guard.FixedOdds(
+                self._stream.query, self._odds if guarded else guard.OFF),
             lambda given: self._pass(stamp_ns, given, blank),
-            lambda first, second, facts: replace(second, facts=facts, passes=2))
+            lambda first, second, facts: replace(second or first, facts=facts,
+                                                 passes=1 + (second is not None)))
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> CachedAnswer:
         key = _key(stamp_ns, context, blank)

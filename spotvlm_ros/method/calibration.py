@@ -1,0 +1,343 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Delayed truth: what the cloud says about a frame, compared with what was answered about it.
+
+The cloud's answer comes too late to be the robot's, but not too late to tell who was right: the
+edge alone, the edge with context, or the cloud's answer before. Of that `Calibration` learns, key
+by key, whom to believe from now on. Three things bound what it may do:
+
+- It begins with the guard's rule, and leaves it for a key only when what it has learned has been
+  right more often than that rule on delayed truth; it comes back when that is so no more.
+- A cloud that says the same whatever is seen, or anything at any time, teaches nothing.
+- ``harm_at_most`` of a query bounds how often a value of the edge alone that was right may be
+  replaced by one that is wrong: each time it happens, more must speak for another value from then
+  on (online risk control: Feldman, Ringel, Bates and Romano, arXiv 2205.09095; Gibbs and Candes,
+  arXiv 2106.00170).
+
+It knows no labels but the cloud's. docs/method.md says what follows from its errors.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from . import stacking
+from .facts import Context, Fact, NS, Query, Turn
+from .gate import Drop
+from .guard import is_confident, select_by_odds, SURE
+from .stacking import Evidence, Stack
+
+NEAR_S = 0.25      # a frame this close to the cloud's was answered as that one
+HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateConfig.age_limit_s`
+FRAMES = 512       # answered frames that wait for their truth
+RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
+FEW = 10           # labels before anything is concluded
+BETTER = 1.64      # standard errors by which the learned rule must have been better: 95 %
+BACK = 60          # newest labels in which it may not have been worse
+ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
+ALWAYS = 0.9       # likewise of the edge's own values
+RELATED = 0.25     # Cohen's kappa from which on two series of values are related
+GAIN = 0.5         # of the margin, per harm; the margin is in log odds
+MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
+GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
+
+
+class Judged(NamedTuple):
+    """What delayed truth says about one fact of one frame."""
+
+    truth: str
+    own: str
+    said: str
+    confidence: float     # of the edge's own value
+    told: bool            # there was a second pass, with context
+    better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
+
+
+@dataclass(frozen=True)
+class KeyState:
+    """What is known of one key. Rates are shares of the newest labels, 0..1."""
+
+    labels: int = 0
+    agreement: float = 0.0        # of the edge alone with the cloud, about the same frames
+    help: float = 0.0             # noqa: A003 the edge alone was wrong, what was said was right
+    harm: float = 0.0             # the converse
+    confidence: float = 0.0       # mean, of the edge alone; to compare with agreement
+    hazard_hz: float = 0.0        # rate at which the value changes
+    margin: float = 0.0           # log odds that another value than the edge's own must be ahead
+    learned: bool = False         # the learned weights decide, not the guard
+    believed: bool = False        # the cloud's values tell something
+    weights: tuple[float, ...] = ()   # learned, in the order of `stacking.NAMES`
+
+
+@dataclass(frozen=True)
+class FrameJudge:
+    """A `guard.Judge` of the answer about one frame."""
+
+    calibration: Calibration
+    stamp_ns: int
+
+    def guards(self, query: Query) -> bool:
+        """Return whether answers are in two passes where there is doubt."""
+        return bool(query.keys)
+
+    def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
+        """Return whether an answer without context needs no second pass."""
+        return self.calibration.leaves_no_doubt(self.stamp_ns, facts, context)
+
+    def select(self, first: Sequence[Fact], second: Sequence[Fact] | None,
+               context: Context | None) -> tuple[Fact, ...]:
+        """Return the facts that count."""
+        return self.calibration.select(self.stamp_ns, first, second, context)
+
+
+class _Key:
+    """The calibration of one key."""
+
+    def __init__(self, odds: float, saved: Mapping[str, float]) -> None:
+        self.guards = stacking.prior(odds)
+        self.stack = Stack(np.array([saved.get(name, weight) for name, weight in zip(
+            stacking.NAMES, self.guards)]))
+        self.learned, self.margin = bool(saved), 0.0
+        self.judged: deque[Judged] = deque(maxlen=stacking.WINDOW)
+        self.truths: deque[tuple[int, str]] = deque(maxlen=RECENT)  # stamp, value
+        self.answers = [0, 0]   # of all frames: in one pass, in two
+
+    def add(self, evidence: Evidence, said: str, truth: str, stamp_ns: int,
+            harm_at_most: float) -> None:
+        """Take the truth about a frame."""
+        own = evidence.own.value if evidence.own is not None else ''
+        by_guard = stacking.best(replace(evidence, held=None), self.guards)
+        by_learned = stacking.best(evidence, self.stack.weights)
+        self.judged.append(Judged(
+            truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
+            evidence.context is not None, (by_learned == truth) - (by_guard == truth)))
+        self.truths.append((stamp_ns, truth))
+        self.stack.add(evidence, truth)
+        harmed = own == truth != said
+        if harm_at_most < 1.0:
+            self.margin = min(MARGIN_MAX, max(0.0, self.margin + GAIN * (harmed - harm_at_most)))
+        self.stack.learn()
+        self._decide()
+
+    def _decide(self) -> None:
+        """Leave the guard's rule for the learned one, or come back to it."""
+        better = [j.better for j in self.judged]
+        if not self.is_believed():
+            self.learned = False
+        elif self.learned:
+            self.learned = sum(better[-BACK:]) >= 0
+        else:
+            self.learned = sum(better) > BETTER * math.sqrt(sum(map(abs, better))) > 0.0
+
+    def is_believed(self) -> bool:
+        """
+        Return whether the cloud's values tell something.
+
+        They do where they stay for a while and change, or where they go with those of the edge.
+        A cloud with one value only is believed where the edge sees no change, either.
+        """
+        judged = list(self.judged)[-RECENT:]
+        if len(judged) < FEW:
+            return False
+        truths, own = [j.truth for j in judged], [j.own for j in judged]
+        with_edge = _kappa(truths, own)
+        if _largest_share(truths) > ONE_VALUE:
+            return _largest_share(own) > ALWAYS or with_edge > RELATED
+        return with_edge > RELATED or _kappa(truths[1:], truths[:-1]) > RELATED
+
+    def state(self) -> KeyState:
+        """Return what is known."""
+        judged = tuple(self.judged)
+        n = len(judged) or 1
+        return KeyState(
+            len(judged), sum(j.own == j.truth for j in judged) / n,
+            self._rate([j for j in judged if j.said == j.truth != j.own]),
+            self._rate([j for j in judged if j.own == j.truth != j.said]),
+            sum(j.confidence for j in judged) / n, self._hazard_hz(), self.margin, self.learned,
+            self.is_believed(), tuple(map(float, self.stack.weights)))
+
+    def _rate(self, found: Sequence[Judged]) -> float:
+        """
+        Return the share of all answers that those found stand for.
+
+        The cloud is asked sooner where the edge is in doubt, so answers in two passes are more
+        frequent among those judged than among all: each kind counts by its share of all.
+        """
+        rate = 0.0
+        for told in (False, True):
+            judged = sum(j.told is told for j in self.judged)
+            if judged:
+                share = self.answers[told] / max(1, sum(self.answers))
+                rate += share * sum(j.told is told for j in found) / judged
+        return rate
+
+    def _hazard_hz(self) -> float:
+        changes, seconds = 0, 0.0
+        for (before_ns, before), (after_ns, after) in zip(self.truths, list(self.truths)[1:]):
+            if 0 < after_ns - before_ns <= GAP_S * NS:
+                changes += before != after
+                seconds += (after_ns - before_ns) / NS
+        return changes / seconds if seconds else 0.0
+
+
+class Calibration:
+    """
+    Judges answers to one query, and learns from delayed truth.
+
+    A plain state machine: the same calls in the same order give the same answers, which is what
+    makes a recorded run replayable. Not thread-safe.
+    """
+
+    def __init__(self, query: Query, odds: float) -> None:
+        """Begin as the guard with these odds, or with weights of the query learned earlier."""
+        self.query, self.odds = query, odds
+        self._keys = {key: _Key(odds, query.weights.get(key, {})) for key in query.keys}
+        self._frames: dict[int, dict[str, tuple[Evidence, str]]] = {}   # by stamp, in order
+        self._held: dict[str, Fact] = {}
+
+    def forget(self) -> None:
+        """Forget frames and answers, of a stream that starts over; what was learned stays."""
+        self._frames.clear()
+        self._held.clear()
+
+    def state(self) -> dict[str, KeyState]:
+        """Return what is known, by key."""
+        return {key: calibrated.state() for key, calibrated in self._keys.items()}
+
+    # Before an answer
+
+    def of_frame(self, stamp_ns: int) -> FrameJudge:
+        """Return what judges the answer about a frame."""
+        return FrameJudge(self, stamp_ns)
+
+    def leaves_no_doubt(self, stamp_ns: int, facts: Sequence[Fact],
+                        context: Context | None) -> bool:
+        """Return whether an answer without context is sure enough to do without a second pass."""
+        if not any(k.learned for k in self._keys.values()):
+            return is_confident(self.query, facts)
+        own = {f.key: f for f in facts}
+        for key, calibrated in self._keys.items():
+            fact = own.get(key)
+            if not calibrated.learned:
+                sure = fact is not None and fact.confidence >= SURE
+            else:
+                evidence = self._evidence(key, stamp_ns, fact, None, context)
+                sure = max(stacking.probabilities(evidence, calibrated.stack.weights).values(),
+                           default=0.0) >= SURE
+            if not sure:
+                return False
+        return True
+
+    def select(self, stamp_ns: int, first: Sequence[Fact], second: Sequence[Fact] | None,
+               context: Context | None) -> tuple[Fact, ...]:
+        """
+        Return, of each key, the fact that counts: without context, with it, or the cloud's last.
+
+        ``second`` is None where there was one pass. What was answered is kept until its truth
+        comes.
+        """
+        without = {f.key: f for f in first}
+        with_context = {f.key: f for f in second or ()}
+        by_guard = {f.key: f for f in (
+            first if second is None or context is None else
+            select_by_odds(self.query, first, second, context, self.odds))}
+        selected, frame = [], {}
+        for key, calibrated in self._keys.items():
+            evidence = self._evidence(key, stamp_ns, without.get(key), with_context.get(key),
+                                      context)
+            if not calibrated.learned and not calibrated.margin:
+                fact = by_guard.get(key)
+            else:
+                fact = self._best(evidence, calibrated)
+            calibrated.answers[second is not None] += 1
+            frame[key] = evidence, fact.value if fact is not None else ''
+            if fact is not None:
+                selected.append(fact)
+        self._frames[stamp_ns] = frame
+        while len(self._frames) > FRAMES:
+            del self._frames[next(iter(self._frames))]
+        return tuple(selected)
+
+    def _best(self, evidence: Evidence, key: _Key) -> Fact | None:
+        """Return the fact of the value that wins, as said by the edge if it said so."""
+        if not key.learned:
+            evidence = replace(evidence, held=None)
+        weights = key.stack.weights if key.learned else key.guards
+        value = stacking.best(evidence, weights, key.margin)
+        for fact in (evidence.own, evidence.context, evidence.held):
+            if fact is not None and fact.value == value:
+                return fact if not key.learned else replace(
+                    fact, confidence=stacking.probabilities(evidence, weights)[value])
+        return None
+
+    def _evidence(self, key: str, stamp_ns: int, own: Fact | None, with_context: Fact | None,
+                  context: Context | None) -> Evidence:
+        told = {f.key: f.value for f in context.facts} if context is not None else {}
+        held = self._held.get(key)
+        if held is not None and not (
+                0 <= stamp_ns - held.stamp_ns <= HELD_S * NS and
+                (context is None or context.dropped.get(key) != Drop.SCENE_CUT)):
+            held = None
+        age_s = (stamp_ns - held.stamp_ns) / NS if held is not None else 0.0
+        return Evidence(own, with_context, told.get(key), held, age_s)
+
+    # When the cloud's answer has come
+
+    def truth(self, turn: Turn) -> int:
+        """
+        Take the cloud's answer about a frame, however late.
+
+        Return how many facts it judges: those answered about that frame or one close by.
+        """
+        frame = self._nearest(turn.stamp_ns)
+        judged = 0
+        for fact in turn.facts:
+            known = self._held.get(fact.key)
+            if known is None or known.stamp_ns <= fact.stamp_ns:
+                self._held[fact.key] = replace(fact, region=None)
+            if fact.key in frame:
+                evidence, said = frame.pop(fact.key)  # each counts once, whatever comes again
+                self._keys[fact.key].add(evidence, said, fact.value, turn.stamp_ns,
+                                         self.query.harm_at_most)
+                judged += 1
+        return judged
+
+    def _nearest(self, stamp_ns: int) -> dict[str, tuple[Evidence, str]]:
+        stamps = list(self._frames)
+        place = bisect_left(stamps, stamp_ns)
+        near = [s for s in stamps[max(0, place - 1):place + 1]
+                if abs(s - stamp_ns) <= NEAR_S * NS]
+        return self._frames[min(near, key=lambda s: abs(s - stamp_ns))] if near else {}
+
+
+def _largest_share(values: Sequence[str]) -> float:
+    return max(values.count(v) for v in set(values)) / len(values)
+
+
+def _kappa(some: Sequence[str], others: Sequence[str]) -> float:
+    """Return how much two series agree beyond chance, 0 to 1 (Cohen, 1960); negative: less."""
+    n = len(some)
+    agree = sum(a == b for a, b in zip(some, others)) / n
+    chance = sum(some.count(v) * others.count(v) for v in set(some)) / n ** 2
+    return (agree - chance) / (1.0 - chance) if chance < 1.0 else 0.0

@@ -1,0 +1,234 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Delayed truth: whom to believe is learned from what the cloud says about frames long gone."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from spotvlm_ros.method import stacking
+from spotvlm_ros.method.calibration import Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S
+from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
+from spotvlm_ros.method.gate import Drop
+from spotvlm_ros.method.guard import FixedOdds, guarded_answer
+
+VALUES = ('red', 'yellow', 'green', 'none')
+QUERY = Query('scene', 'What?', 'facts', {'light': VALUES})
+DELAY = 2      # of the cloud, in its periods
+PERIOD_NS = NS
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of the model said."""
+
+    facts: tuple[Fact, ...]
+    partial: bool = False
+
+
+class World:
+    """A light that changes now and then, an edge that errs, a cloud that is late."""
+
+    def __init__(self, hazard=0.15, **query):
+        self.rng = np.random.default_rng(SEED)
+        self.truths = [0]
+        for _ in range(2000):
+            other = (self.truths[-1] + self.rng.integers(1, 4)) % 4
+            self.truths.append(int(other) if self.rng.random() < hazard else self.truths[-1])
+        self.calibration = Calibration(replace(QUERY, **query), 4.0)
+        self.said, self.owns = {}, {}
+
+    def value(self, right, truth):
+        """Return the truth with a probability, else another value."""
+        wrong = (truth + self.rng.integers(1, 4)) % 4
+        return VALUES[truth if self.rng.random() < right else int(wrong)]
+
+    def run(self, begin, end, edge, cloud):
+        """Answer frames; `edge` returns both passes, `cloud` what comes of a frame."""
+        told = {}
+        for k in range(begin, end):
+            now, judge = (k + 1) * PERIOD_NS, self.calibration
+            if k >= begin + DELAY:
+                told = {'light': Fact('light', cloud(k - DELAY), now - DELAY * PERIOD_NS)}
+                judge.truth(Turn('scene', now - DELAY * PERIOD_NS, Source.CLOUD,
+                                 tuple(told.values())))
+            context = Context('scene', now, tuple(told.values()))
+            first, second = (Pass((Fact('light', v, now, p),)) for v, p in edge(k, told))
+            answer = guarded_answer(judge.query, context, judge.of_frame(now),
+                                    lambda given: first if given is None else second,
+                                    lambda one, other, facts: replace(one, facts=facts))
+            self.said[k] = answer.facts[0].value
+            self.owns[k] = first.facts[0].value
+
+    def accuracy(self, begin, end, said=None):
+        """Return the share of frames with the right value."""
+        said = self.said if said is None else said
+        return np.mean([said[k] == VALUES[self.truths[k]] for k in range(begin, end)])
+
+    def harm(self, begin, end):
+        """Return the share of frames where only the edge alone was right."""
+        return np.mean([self.owns[k] == VALUES[self.truths[k]] != self.said[k]
+                        for k in range(begin, end)])
+
+    def true(self, k):
+        """Return what a perfect cloud says."""
+        return VALUES[self.truths[k]]
+
+    def usual_edge(self, k, told):
+        """Right in 70 % alone and sure then, in 90 % with context."""
+        truth = self.truths[k]
+        own, other = self.value(0.7, truth), self.value(0.9, truth)
+        return (own, 0.97 if own == VALUES[truth] else 0.5), (other, 0.9)
+
+    def blind_edge(self, k, told):
+        """Says one value, whatever it sees, and is sure."""
+        return ('yellow', 0.999), ('yellow', 0.999)
+
+
+def test_without_truth_answers_are_those_of_the_guard():
+    rng = np.random.default_rng(SEED)
+    calibration, fixed = Calibration(QUERY, 4.0), FixedOdds(QUERY, 4.0)
+    for n in range(300):
+        facts = [tuple(Fact('light', str(rng.choice(VALUES)), 1, float(rng.random()))
+                       for _ in range(rng.integers(0, 2))) for _ in range(3)]
+        context = Context('scene', n, facts[0])
+        judge = calibration.of_frame(n)
+        assert judge.select(facts[1], facts[2], context) == fixed.select(
+            facts[1], facts[2], context)
+        assert judge.leaves_no_doubt(facts[1], context) == fixed.leaves_no_doubt(
+            facts[1], context)
+
+
+def test_the_prior_weights_are_the_guards_rule():
+    rng = np.random.default_rng(SEED)
+    for _ in range(500):
+        own, other = (Fact('light', str(rng.choice(VALUES)), 1, float(rng.uniform(0.01, 0.99)))
+                      for _ in range(2))
+        told = str(rng.choice(VALUES))
+        evidence = stacking.Evidence(own, other, told)
+        by_guard = FixedOdds(QUERY, 4.0).select(
+            (own,), (other,), Context('scene', 1, (Fact('light', told, 1),)))
+        assert stacking.best(evidence, stacking.prior(4.0)) == by_guard[0].value
+
+
+def test_an_edge_that_is_sure_and_wrong_is_outvoted_by_what_the_cloud_says():
+    world = World(hazard=0.05)
+    world.run(0, 300, world.blind_edge, world.true)
+    held = {k: world.true(k - DELAY) for k in range(DELAY, 300)}
+    assert world.accuracy(60, 300) >= world.accuracy(60, 300, held) - 0.02
+    assert world.accuracy(60, 300, world.owns) < 0.5
+    state = world.calibration.state()['light']
+    assert state.learned and state.believed and state.agreement < 0.5
+
+
+def test_confidences_that_mean_something_else_are_learned():
+    """Here all probabilities are near a half: fixed odds of 4 are never met."""
+    world = World()
+
+    def timid(k, told):
+        (own, p), (other, q) = world.usual_edge(k, told)
+        return (own, 0.55 if p > 0.6 else 0.5), (other, 0.56)
+    world.run(0, 400, timid, world.true)
+    assert world.accuracy(180, 400) > world.accuracy(180, 400, world.owns) + 0.1
+
+
+@pytest.mark.parametrize('lie', ['one value', 'anything'])
+def test_a_cloud_that_tells_nothing_teaches_nothing(lie):
+    world = World()
+    rng = np.random.default_rng(SEED)
+
+    def liar(k):
+        return 'yellow' if lie == 'one value' else str(rng.choice(VALUES))
+    world.run(0, 400, world.usual_edge, liar)
+    state = world.calibration.state()['light']
+    assert state.labels > FEW and not state.believed and not state.learned
+    assert world.accuracy(120, 400) >= world.accuracy(120, 400, world.owns) - 0.01
+
+
+@pytest.mark.parametrize('bound', [0.02, 0.06])
+def test_harm_stays_below_what_is_allowed(bound):
+    """With context the edge is right more often, and often where it is not alone."""
+    def bold(k, told):
+        truth = world.truths[k]
+        return (world.value(0.5, truth), 0.6), (world.value(0.7, truth), 0.95)
+    world = World(harm_at_most=bound)
+    world.run(0, 1200, bold, world.true)
+    free = World()
+    free.run(0, 1200, bold, free.true)
+    assert free.harm(600, 1200) > 0.11
+    # The bound of the proof: what is allowed, and the range of the margin over its gain and time.
+    assert world.harm(0, 1200) <= bound + MARGIN_MAX / (0.5 * 1200)
+    assert world.harm(600, 1200) <= bound + 0.02
+
+
+def test_when_the_model_changes_the_guard_is_back_until_it_has_learned_anew():
+    world = World(hazard=0.05)
+    world.run(0, 200, world.blind_edge, world.true)
+    assert world.calibration.state()['light'].learned
+
+    def good(k, told):
+        own = world.value(0.97, world.truths[k])
+        return (own, 0.97), (own, 0.97)
+    world.run(200, 500, good, world.true)
+    assert world.accuracy(320, 500) > 0.93
+
+
+def test_truth_is_about_the_frame_that_it_names_and_counts_once():
+    calibration = Calibration(QUERY, 4.0)
+    for second in (1, 2, 3):
+        calibration.select(second * NS, (Fact('light', 'red', second * NS, 0.9),), None, None)
+
+    def truth(stamp_ns):
+        return calibration.truth(Turn('scene', int(stamp_ns), Source.CLOUD,
+                                      (Fact('light', 'red', int(stamp_ns)),)))
+    assert truth(2 * NS) == 1 and truth(2 * NS) == 0
+    assert truth((3 + NEAR_S * 0.9) * NS) == 1      # the nearest frame that was answered
+    assert truth((1 + NEAR_S * 1.1) * NS) == 0
+    calibration.forget()
+    assert truth(1 * NS) == 0
+    assert calibration.state()['light'].labels == 2
+
+
+@pytest.mark.parametrize('age_s, dropped, counts', [
+    (1.0, {}, True), (HELD_S + 1.0, {}, False), (-1.0, {}, False),
+    (1.0, {'light': int(Drop.SCENE_CUT)}, False)])
+def test_the_clouds_last_value_counts_while_it_can_be_true(age_s, dropped, counts):
+    weights = {'light': {'held': 5.0, 'own': 0.0}}
+    calibration = Calibration(replace(QUERY, weights=weights), 4.0)
+    now = 100 * NS
+    seen = now - int(age_s * NS)
+    calibration.truth(Turn('scene', seen, Source.CLOUD, (Fact('light', 'green', seen),)))
+    fact, = calibration.select(now, (Fact('light', 'red', now, 0.9),), None,
+                               Context('scene', now, dropped=dropped))
+    assert fact.value == ('green' if counts else 'red')
+    if counts:
+        assert fact.stamp_ns == seen and 0.9 < fact.confidence < 1.0
+
+
+def test_what_changes_often_is_known_to():
+    fast, slow = World(hazard=0.5), World(hazard=0.02)
+    for world in (fast, slow):
+        world.run(0, 130, world.usual_edge, world.true)
+    hazards = [w.calibration.state()['light'].hazard_hz for w in (fast, slow)]
+    assert 0.35 < hazards[0] < 0.65 and hazards[1] < 0.06
+
+
+def test_the_same_calls_give_the_same_answers():
+    one, two = World(), World()
+    for world in (one, two):
+        world.run(0, 200, world.usual_edge, world.true)
+    assert one.said == two.said and one.calibration.state() == two.calibration.state()

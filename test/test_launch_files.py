@@ -41,7 +41,7 @@ LAUNCH = [sys.executable, '-c', 'import sys; from ros2cli.cli import main; sys.e
 RUN = [*PYTHON, '-m', 'spotvlm_ros.cli', 'run']
 needs_launch = pytest.mark.skipif(
     not (importlib.util.find_spec('launch_ros') and importlib.util.find_spec('ros2launch')),
-    reason='launch is not on PyPI; it comes with an installed ROS. The same through spotvlm run is '
+    reason='launch is not on PyPI; it comes with an installed ROS. The same by spotvlm run is '
     'here, in test_nodes_run.py and in test_config_arguments.py')
 
 

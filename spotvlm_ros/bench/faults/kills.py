@@ -99,7 +99,7 @@ class KillListener(Listener):
         self.contexts: deque[tuple[float, bool]] = deque(maxlen=KEEP)
         self.told: deque[tuple[float, float]] = deque(maxlen=KEEP)    # arrival, newest fact [s]
         self.replied: deque[tuple[float, float]] = deque(maxlen=KEEP)  # arrival, frame [s]
-        self.frames: deque[tuple[float, int]] = deque(maxlen=KEEP)    # count of the camera
+        self.frames: deque[tuple[float, int]] = deque(maxlen=KEEP)    # moment, count of the camera
         self.create_subscription(Context, 'context', lambda message: self.contexts.append(
             (time.monotonic(), True)), 50)
 
@@ -117,9 +117,11 @@ class KillListener(Listener):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         super()._on_diagnostics(message)
+        counted = Time.from_msg(message.header.stamp).nanoseconds / NS - time.time() \
+            + time.monotonic()
         for status in message.status:
             if status.name == 'camera':
-                self.frames.extend((time.monotonic(), int(entry.value))
+                self.frames.extend((counted, int(entry.value))
                                    for entry in status.values if entry.key == 'frames')
 
 

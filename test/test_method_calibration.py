@@ -135,6 +135,13 @@ def test_an_edge_that_is_sure_and_wrong_is_outvoted_by_what_the_cloud_says():
     assert state.learned and state.believed and state.agreement < 0.5
 
 
+def test_a_cloud_whose_every_answer_is_another_is_believed_where_the_edge_is_blind():
+    world = World(hazard=1.0)
+    world.run(0, 120, world.blind_edge, world.true)
+    state = world.calibration.state()['light']
+    assert state.believed and state.learned
+
+
 def test_confidences_that_mean_something_else_are_learned():
     """Here all probabilities are near a half: fixed odds of 4 are never met."""
     world = World()

@@ -154,17 +154,15 @@ class _Key:
         """
         Return whether the cloud's values tell something.
 
-        They do where they stay for a while and change, or where they go with those of the edge.
-        A cloud with one value only is believed where the edge sees no change, either.
+        They do where they go with those of the edge, or where they change and yet stay for a
+        while. Where the edge sees nothing change, nothing speaks against the cloud.
         """
         judged = list(self.judged)[-RECENT:]
         if len(judged) < FEW:
             return False
         truths, own = [j.truth for j in judged], [j.own for j in judged]
-        with_edge = _kappa(truths, own)
-        if _largest_share(truths) > ONE_VALUE:
-            return _largest_share(own) > ALWAYS or with_edge > RELATED
-        return with_edge > RELATED or _kappa(truths[1:], truths[:-1]) > RELATED
+        return _largest_share(own) > ALWAYS or _kappa(truths, own) > RELATED or (
+            _largest_share(truths) <= ONE_VALUE and _kappa(truths[1:], truths[:-1]) > RELATED)
 
     def state(self) -> KeyState:
         """Return what is known."""

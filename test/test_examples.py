@@ -21,6 +21,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 from fakes import wait_for
 import pytest
@@ -29,7 +31,8 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'examples'))
 
-from road_clear import RoadClear  # noqa: E402, I100
+from own_node import Brightness  # noqa: E402, I100
+from road_clear import RoadClear  # noqa: E402
 from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.frames.hub import FrameHub  # noqa: E402
 from spotvlm_ros.method.facts import Fact, NS  # noqa: E402
@@ -39,6 +42,7 @@ from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402
 from spotvlm_ros.nodes.context import ContextNode  # noqa: E402
 from spotvlm_ros.nodes.convert import fact_msg, header_msg, stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
+from spotvlm_ros.nodes.executor import run_nodes  # noqa: E402
 from std_msgs.msg import Float32, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from stop_and_yield import SPEED, StopAndYield  # noqa: E402
@@ -144,3 +148,17 @@ def test_the_planner_of_the_readme_goes_and_stops():
         finally:
             planner.kill()
             planner.wait()
+
+
+def test_a_node_of_ones_own_shares_process_and_frames():
+    """With the camera of the miniature world alone: no model is loaded."""
+    hub, told = FrameHub(), []
+
+    def make():
+        node = Brightness(hub)
+        node.create_subscription(Float32, 'brightness', told.append, 1)
+        return [node, CameraNode(hub)]
+    stop = SimpleNamespace(wait=lambda seconds: time.sleep(0.02) or bool(told),
+                           ignore=lambda: None)
+    assert run_nodes(make, ['--ros-args', '-p', 'source:=mini', '--log-level', 'error'], stop) == 0
+    assert 10 < told[0].data < 250

@@ -80,9 +80,10 @@ def test_regions_are_those_that_this_very_answer_was_given(monkeypatch):
         contexts = probe.create_publisher(ContextMsg, 'context', latched(8))
 
         def send(stamp):
-            context = Context('scene', stamp, (Fact('light', 'red', stamp),),
+            earlier = stamp - 10_000_000  # the frame that regions were last carried to
+            context = Context('scene', earlier, (Fact('light', 'red', earlier),),
                               focus={'light': Region(8, 4, 16, 20)})
-            contexts.publish(context_msg(context, SCENE, 'eye', ContextMsg.GATE_OPEN, 0))
+            contexts.publish(context_msg(context, SCENE, 'another', ContextMsg.GATE_OPEN, 0))
             probe.image.publish(image_msg(Frame(stamp, 'eye', pixels=GREY)))
         keep_sending(probe, send, lambda: sum(
             a.error_code == Answer.ERROR_MODEL for a in probe.answers) >= 3)
@@ -91,6 +92,9 @@ def test_regions_are_those_that_this_very_answer_was_given(monkeypatch):
     assert any(a.used_context for a in answers.values())
     for stamp, answer in answers.items():
         assert [b.id for b in boxes[stamp]] == (['light'] if answer.used_context else [])
+    # The frame whose pixels were cut out there.
+    assert {m.header.frame_id for m in collector.messages} == {'eye'}
+    assert all(b.header == m.header for m in collector.messages for b in m.detections)
     box = next(b for found in boxes.values() for b in found)
     assert (box.bbox.center.position.x, box.bbox.center.position.y) == (16, 14)
     assert (box.bbox.size_x, box.bbox.size_y) == (16, 20)

@@ -26,11 +26,12 @@ from ..config.nodes import NodeConfig
 from ..frames.hub import FrameHub
 
 
-def make_nodes() -> list[SpotNode[NodeConfig]]:
+def make_nodes(hub: FrameHub | None = None) -> list[SpotNode[NodeConfig]]:
     """
     Return the nodes in the order in which they start: the camera last, all ears are open.
 
-    They are given each frame in this order, too, so the edge comes first.
+    They are given each frame in this order, too, so the edge comes first. Whoever else is to see
+    the frames listens to ``hub``.
     """
-    hub = FrameHub()
+    hub = hub or FrameHub()
     return [EdgeNode(hub), ContextNode(hub), CloudNode(hub), CameraNode(hub)]

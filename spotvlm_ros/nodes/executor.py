@@ -32,7 +32,6 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from .base import SpotNode
-from ..config.nodes import NodeConfig
 from ..system.memory import share_arenas, trim
 from ..system.middleware import free_buffers
 from ..system.signals import StopSignal
@@ -48,10 +47,11 @@ class Graph:
 
     A SingleThreadedExecutor for each node, for callbacks only enqueue: whatever happens, an
     executor looks through all that its nodes wait for, in Python, and with one executor that was
-    some 90 things of four nodes. Not rclpy.experimental.EventsExecutor: in rclpy 9.1 it deadlocks
-    when another thread of its process (a model's, the cloud's) publishes to a subscription of this
-    process: the publisher holds the GIL and waits for the executor's queue, the executor holds the
-    queue and waits for the GIL.
+    some 90 things of four nodes. Not rclpy.experimental.EventsExecutor, though it is cheaper (see
+    docs/performance.md): Humble has none, timers' callbacks are given an argument if their
+    signature lets it, and in the wheels of Jazzy and Kilted (rclpy 7.1 and 9.1) ``spin()`` keeps
+    its queue locked while it waits: a thread that publishes to a subscription of its own process
+    waits for that queue, with the GIL, and all stands still. ``spin_once`` with a limit does not.
     """
 
     def __init__(self, make: Callable[[], Sequence[Node]], argv: Sequence[str] = ()) -> None:
@@ -141,9 +141,13 @@ def end_process(code: int) -> None:
     os._exit(code)
 
 
-def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]], argv: Sequence[str],
+def run_nodes(make: Callable[[], Sequence[Node]], argv: Sequence[str],
               stop: StopSignal | None = None, exit_on_failure: bool = False) -> int:
-    """Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0."""
+    """
+    Run nodes until SIGINT, SIGTERM or the end of a stream that ends the process; return 0.
+
+    Nodes of other packages may be among them (docs/composition.md).
+    """
     stop = stop or StopSignal()
     try:
         graph = Graph(make, argv)
@@ -151,19 +155,20 @@ def run_nodes(make: Callable[[], Sequence[SpotNode[NodeConfig]]], argv: Sequence
         print(f'error: {error}', file=sys.stderr)
         return 1
     code, trimmed = 0, time.monotonic()
+    ours = [node for node in graph.nodes if isinstance(node, SpotNode)]
     while not stop.wait(0.1):  # a signal during the imports ends this at once
         if time.monotonic() - trimmed > TRIM_S:
             trim()
             trimmed = time.monotonic()
         if exit_on_failure and graph.failed:
             code = 1
-        if code or any(node.ended for node in graph.nodes):
+        if code or any(node.ended for node in ours):
             break
     until = time.monotonic() + DRAIN_S
-    while not code and not all(node.idle for node in graph.nodes) and \
+    while not code and not all(node.idle for node in ours) and \
             time.monotonic() < until and not stop.wait(0.05):
         pass  # the last frame is answered, too
-    if any(node.failure for node in graph.nodes if node.ended):
+    if any(node.failure for node in ours if node.ended):
         code = 1
     ended = graph.close()
     stop.ignore()

@@ -53,6 +53,7 @@ PROGRAMS = {
     'remote-edge': ('spotvlm_ros.bench.perf.remote_edge',
                     'the edge model in this process against a server on localhost'),
     'bridge': ('spotvlm_ros.bench.perf.bridge', 'what the cloud side costs, and --soak MIN'),
+    'executors': ('spotvlm_ros.bench.perf.executors', 'executors of rclpy, and which hang'),
     'faults': ('spotvlm_ros.bench.perf.faults', 'the running graph under attack, and a soak'),
     'robots': ('spotvlm_ros.bench.faults.robots', 'how many robots one server carries'),
     'chaos-server': ('spotvlm_ros.bench.faults.chaos', 'a server with faults on demand'),

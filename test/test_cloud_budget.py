@@ -23,7 +23,7 @@ LIMIT = Cost(bytes=1000.0, tokens=500.0, money=1.0)
 
 
 @settings(max_examples=200)
-@given(st.lists(st.tuples(st.floats(0, 400), st.floats(0, 300), st.floats(0, 200)), max_size=300))
+@given(st.lists(st.tuples(st.floats(0, 400), st.floats(0, 300), st.floats(0, 200)), max_size=100))
 def test_no_hour_however_cut_sees_more_than_the_limit(requests):
     budget, now, taken = Budget(LIMIT), 0.0, []
     for pause, size, tokens in requests:
@@ -56,8 +56,8 @@ def test_corrections_and_the_last_hour():
 
 def test_without_limits_everything_goes_and_is_counted():
     budget = Budget()
-    for second in range(100_000):
+    for second in range(10_000):
         assert not budget.lacking(Cost(1e9, 1e9, 1e9), second)
         budget.take(Cost(1.0), second)
-    assert HOUR_S <= budget.spent(99_999).bytes <= HOUR_S + 60
+    assert HOUR_S <= budget.spent(9_999).bytes <= HOUR_S + 60
     assert len(budget._recent) <= 62

@@ -126,7 +126,7 @@ def prompt_text(query, reply):
 seen = {'facts': 0, 'text': 0, 'errors': 0, 'suspicious': 0}
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True,
+@settings(max_examples=400, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
                                  HealthCheck.data_too_large])
 @given(now=replies)

@@ -173,8 +173,8 @@ def test_context_does_not_hide_the_frame(guarded):
 
 
 def test_the_guard_takes_from_context_only_what_is_surer(model, guarded, sample):
+    world = make_world('driving', TUNE_SEEDS[7])
     for index in range(0, 1200, 100):
-        world = make_world('driving', TUNE_SEEDS[7])
         frame, stamp = world.frame(index), index * NS // 20 + NS
         told = tuple(replace(f, stamp_ns=stamp - NS) for f in world.facts(index, stamp))
         context = Context('scene', stamp, told, focus={f.key: f.region for f in told if f.region})

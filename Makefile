@@ -26,7 +26,8 @@ demo: setup  ## the whole graph for half a minute, on the shipped models
 	@$(SPOTVLM) demo $(ARGS)
 
 test: setup  ## every test (ARGS='-k focus' for some, COVERAGE=1 to measure)
-	@$(TEST_ENV) $(ROS_ENV) python -m pytest test $(if $(COVERAGE),--cov=spotvlm_ros) $(ARGS)
+	@$(TEST_ENV) $(ROS_ENV) python -m pytest test -n 2 --dist worksteal \
+	  $(if $(COVERAGE),--cov=spotvlm_ros) $(ARGS)
 
 bench: setup  ## SpotBench, the quick set; FULL=1 for the whole
 	@$(SPOTVLM) bench $(if $(FULL),--full) $(ARGS)

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 import fcntl
 import os
 from pathlib import Path
@@ -43,39 +42,46 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('SPOTVLM_TEST_DATA', ROOT.parent / 'shared' / 'data'))
 
 
-def alone(item: pytest.Item) -> bool:
+def alone(item: pytest.Item | None) -> bool:
     """Return whether a test wants the machine for itself."""
-    return bool(WORKER) and item.get_closest_marker('alone') is not None
+    return item is not None and item.get_closest_marker('alone') is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put these tests last: the workers wait for each other once."""
-    items.sort(key=alone)
+    """Put these tests in a row, so that the workers wait for each other once."""
+    if WORKER:
+        items.sort(key=alone)
 
 
-@contextmanager
-def turn(exclusive: bool) -> Iterator[None]:
-    """Wait for a turn beside the tests of other workers, or for one that shares with nobody."""
+def enter(exclusive: bool) -> int:
+    """Wait for a turn beside other workers, or for one without any; return what holds it."""
     # The locks are on what is there already: nothing to clean up, freed when a worker ends.
     queue, room = (os.open(path, os.O_RDONLY) for path in (__file__, Path(__file__).parent))
-    try:
-        # Whoever waits for the room to be empty holds the queue: nobody slips in.
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
-        yield
-    finally:
-        # Not by closing alone: a child may have inherited the files.
-        for lock in (queue, room):
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
+    # Whoever waits for the room to be empty holds the queue: nobody slips in.
+    fcntl.flock(queue, fcntl.LOCK_EX)
+    fcntl.flock(room, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    fcntl.flock(queue, fcntl.LOCK_UN)
+    os.close(queue)
+    return room
+
+
+def leave(room: int) -> None:
+    """Let the next one in."""
+    fcntl.flock(room, fcntl.LOCK_UN)  # a child may have inherited the file
+    os.close(room)
+
+
+TURN: list[int] = []
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test that is marked ``alone`` have the machine to itself."""
-    with turn(alone(item)) if WORKER else nullcontext():
-        yield
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let tests that are marked ``alone`` have the machine to themselves, all in one turn."""
+    if WORKER and not TURN:
+        TURN.append(enter(alone(item)))
+    yield
+    if TURN and not (alone(item) and alone(nextitem)):
+        leave(TURN.pop())
 
 
 @pytest.fixture

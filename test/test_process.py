@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -277,9 +276,11 @@ def test_the_command_survives_a_kill(bag, tmp_path, server, capsys):
                '--params-file', str(overlay), '--delay', '0.7', '--out']
     journal = tmp_path / 'killed' / 'journal.jsonl'
     child = subprocess.Popen([*command, str(tmp_path / 'killed')])
-    wait_for(lambda: journal.is_file() and journal.read_bytes().count(b'\n') > 8)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    try:
+        wait_for(lambda: journal.is_file() and journal.read_bytes().count(b'\n') > 8, 90.0)
+    finally:
+        child.kill()
+        child.wait()
     profile = load_profile('driving', [overlay])
     for out in ('killed', 'whole'):
         assert process(ProcessConfig(bag, tmp_path / out, delay_s=0.7), profile, bool) == 0

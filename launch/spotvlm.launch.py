@@ -149,7 +149,7 @@ def graph(context):
         PushRosNamespace(value('namespace')),
         SetRemap('image', value('image')),
         *(Node(package='spotvlm_ros', executable=name, output='screen', parameters=files,
-               respawn=LaunchConfiguration('use_respawn'), respawn_delay=2.0, on_exit=Row(),
+               respawn=LaunchConfiguration('use_respawn'), respawn_delay=1.0, on_exit=Row(),
                arguments=['--ros-args', '--log-level', value('log_level'),
                           *(word for node in nodes for word in words(value, node))],
                **({} if composed else {'name': name}))

@@ -239,8 +239,12 @@ class AnswerClient:
         self._tell_changes()
 
     def _believe(self, fact: Fact, answer: Answer, stamp_ns: int) -> None:
-        context_ns = stamp_ns - Duration.from_msg(answer.context_age).nanoseconds
-        if fact.origin != Fact.ORIGIN_OWN and answer.used_context and \
+        # Of what is held from an earlier answer the frame is older than that of this answer.
+        held = fact.origin == Fact.ORIGIN_HELD
+        seen_ns = min(Time.from_msg(fact.stamp).nanoseconds, stamp_ns) if held else stamp_ns
+        context_ns = seen_ns if held else answer.used_context and \
+            stamp_ns - Duration.from_msg(answer.context_age).nanoseconds
+        if fact.origin != Fact.ORIGIN_OWN and context_ns and \
                 self._now_ns() - context_ns > self.rules.max_context_age_s * NS:
             self.counts['facts_of_old_context'] += 1
             return
@@ -248,12 +252,9 @@ class AnswerClient:
         if belief is None:
             rule = self.rules.hysteresis_of.get(fact.key, self.rules.hysteresis)
             belief = self._beliefs[fact.key] = Belief(rule, self._max_age_s(fact.key))
-        # Of what is held from an earlier answer the frame is older than that of this answer.
-        seen_ns = Time.from_msg(fact.stamp).nanoseconds
-        belief.see(fact.value, fact.confidence,
-                   min(seen_ns, stamp_ns) if fact.origin == Fact.ORIGIN_HELD else stamp_ns)
+        belief.see(fact.value, fact.confidence, seen_ns)
         if fact.value == belief.value:
-            self._said[fact.key] = fact, context_ns if answer.used_context else 0
+            self._said[fact.key] = fact, context_ns
 
     def _known(self, key: str, belief: Belief, now_ns: int) -> KnownFact:
         fact, context_ns = self._said[key]

@@ -25,8 +25,7 @@ from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from ..edge.answer import EdgeAnswer
 from ..frames.frame import Frame
 from ..method.facts import Context, NS, Query
-
-ORIGINS = (FactMsg.ORIGIN_OWN, FactMsg.ORIGIN_CONTEXT)  # of a value: by whether context was told
+from ..recording.judged import NotingJudge
 
 
 @dataclass
@@ -44,6 +43,7 @@ class AnsweredFrame:
     context: Context | None = None
     result: EdgeAnswer | None = None
     interrupted: bool = False
+    judge: NotingJudge | None = None   # of the facts, where that is not the guard
 
     @classmethod
     def unanswered(cls, frame: Frame, query: Query, model: str, now_ns: int) -> AnsweredFrame:
@@ -58,7 +58,7 @@ class AnsweredFrame:
         self.context, self.result = context, result
         stamp_ns, message = self.frame.stamp_ns, self.message
         message.text = result.text
-        message.facts = [fact_msg(f, stamp_ns, ORIGINS[f.key in result.told_keys])
+        message.facts = [fact_msg(f, stamp_ns, _origin(f.key, result))
                          for f in result.facts[:MAX_FACTS]]
         message.used_context, message.used_focus = result.used_context, result.used_focus
         message.context_tokens = result.context_tokens
@@ -79,3 +79,10 @@ class AnsweredFrame:
             return False
         self.fail(Answer.ERROR_PARSE, '; '.join(result.rejected[:4]))
         return True
+
+
+def _origin(key: str, result: EdgeAnswer) -> int:
+    """Return where the value of a key comes from."""
+    if key in result.held_keys:
+        return int(FactMsg.ORIGIN_HELD)
+    return int(FactMsg.ORIGIN_CONTEXT if key in result.told_keys else FactMsg.ORIGIN_OWN)

@@ -114,9 +114,10 @@ def fact_from_msg(message: FactMsg) -> Fact:
 
 
 def turn_from_msg(message: Answer) -> Turn:
-    """Return the turn that an answer is."""
+    """Return the turn that an answer is; what is held from another one is not said in it."""
     return Turn(message.query_id, stamp_ns(message.header.stamp), Source(message.source),
-                tuple(fact_from_msg(f) for f in message.facts), message.text)
+                tuple(fact_from_msg(f) for f in message.facts if f.origin != FactMsg.ORIGIN_HELD),
+                message.text)
 
 
 def cloud_answer_msg(answer: CloudAnswer, frame_id: str) -> Answer:

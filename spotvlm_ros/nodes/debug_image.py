@@ -35,6 +35,7 @@ from ..frames.pixels import encode_jpeg, FrameError
 from ..method.facts import NS
 
 TOPIC = 'debug_image'
+ORIGINS = {Fact.ORIGIN_CONTEXT: 'with context', Fact.ORIGIN_HELD: 'of the cloud'}
 NO_PICTURE = np.zeros((240, 640, 3), np.uint8)
 
 
@@ -130,7 +131,7 @@ def lines(answered: AnsweredFrame) -> Iterator[tuple[str, Color]]:
     for fact in message.facts:
         said = cloud.get(fact.key)
         yield f'{fact.key} = {fact.value} ({fact.confidence:.2f}, ' \
-            f'{"with context" if fact.origin == Fact.ORIGIN_CONTEXT else "own"})' + (
+            f'{ORIGINS.get(fact.origin, "own")})' + (
                 f', cloud: {said.value} {(answered.frame.stamp_ns - said.stamp_ns) / NS:.1f} s ago'
                 if said is not None else ''), WHITE
     if not message.facts and message.text:

@@ -36,6 +36,7 @@ from .answered import AnsweredFrame
 from .ask_server import AskGoal, AskServer
 from .audit import ContextAudit
 from .base import latched, RELIABLE, Report, SpotNode
+from .calibrating import DelayedTruth
 from .context_inbox import ContextInbox
 from .debug_image import DebugImage
 from .detections import FocusDetections
@@ -78,7 +79,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._ask = AskServer(self, self._mailbox.wake)
         self._door = QueryDoor(self, self._take_queries,
                                lambda: [f.camera for f in self._inputs], self._mailbox.wake)
-        self._audit = ContextAudit(self)
+        self._audit, self._truths = ContextAudit(self), DelayedTruth(self)
         self._detections, self._debug = FocusDetections(self), DebugImage(self)
         self._recorder: Recorder | None = None
         self._running = self._busy = False
@@ -109,6 +110,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             self._recorder.write(
                 'start', queries=[plain(q) for q in self._queries.values()],
                 load=recorded_load(self.config))
+        self._truths.setup(tuple(self._queries.values()), self._recorder)
         self._audit.setup()
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         self._detections.setup()
@@ -130,6 +132,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             for camera in self._cameras()]
         self.subscribe(ContextMsg, 'context', latched(16), self._on_context)
         self._audit.start()
+        self._truths.start()
         self._debug.start()
         self._ask.start(self._queries, self._cameras())
         self._door.start()
@@ -168,7 +171,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             'stamp_to_answer_p50_s': _median(self._latency_s),
             'inference_p50_s': _median(self._inference_s),
             'model': self._model.name if self._model is not None else '',
-            **self._audit.report(), **self._debug.report(),
+            **self._audit.report(), **self._truths.report(), **self._debug.report(),
             **(self._remote.report() if self._remote is not None else {})}
         if self._recorder is not None:
             values['recording_dropped'] = self._recorder.dropped
@@ -224,6 +227,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Forget what is of another time: of a camera whose stream starts over, or all."""
         self._mailbox.clear(camera)
         self._schedule.clear(camera)
+        self._truths.forget(camera)
         for name in tuple(self._last) if camera is None else (camera,):
             self._last.pop(name, None)
         for query in self._queries.values():
@@ -235,6 +239,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         before, self._queries = self._queries, {q.id: q for q in queries}
         self._pulses = {q.id: self._pulses[q.id] if before.get(q.id) is q else _pulse(q)
                         for q in queries}
+        self._truths.replace(queries)
         self._schedule.replace(queries)
         self._ask.know(self._queries)
         for query in before.values():
@@ -319,6 +324,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
         """Answer until a moment of the steady clock; errors are in the answer, never raised."""
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
         context, sequence = None, 0
+        if goal is None and self.config.use_context:
+            answered.judge = self._truths.judge(query, frame.stamp_ns)
         if self.config.use_context and query.camera == self._queries.get(query.id, query).camera:
             context, sequence = self._contexts.get(query, frame.stamp_ns)
         longest_s = self.config.ask_timeout_s
@@ -331,7 +338,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         try:
             result = self.model.answer(
                 frame.rgb(), query, context, frame.stamp_ns, should_stop=should_stop,
-                on_text=goal.publish_text if goal is not None else None)
+                on_text=goal.publish_text if goal is not None else None, judge=answered.judge)
         except FrameError as error:
             self.count_problem('bad_images', str(error))
             answered.fail(Answer.ERROR_IMAGE, str(error))
@@ -399,7 +406,9 @@ class EdgeNode(SpotNode[EdgeConfig]):
             frame=recorder.frame(frame.stamp_ns, frame.rgb(), frame.jpeg, frame.reference,
                                  frame.camera),
             context=plain(context) if context is not None else None, text=result.text,
-            facts=[plain(f) for f in result.facts], partial=result.partial)
+            facts=[plain(f) for f in result.facts], partial=result.partial,
+            judged=answered.judge is not None,
+            alone=answered.judge is not None and answered.judge.alone)
 
 
 def _pulse(query: Query) -> Pulse:

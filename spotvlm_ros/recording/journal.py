@@ -32,6 +32,7 @@ from typing import IO
 
 from pydantic import JsonValue
 
+from .judged import Passes
 from .recorder import from_plain, plain
 from ..cloud.offline import Exchange
 from ..edge.answer import EdgeAnswer
@@ -51,7 +52,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         """Read it up to the end, or to where a crash has cut it off; raise JournalError."""
         self.header: Header = {}
-        self.answers: dict[tuple[int, str], tuple[str, EdgeAnswer | str]] = {}
+        self.answers: dict[tuple[int, str], tuple[str, EdgeAnswer | str, Passes | None]] = {}
         self.exchanges: dict[int, Exchange] = {}
         self.size = 0     # of the part that is whole [bytes]
         try:
@@ -77,7 +78,8 @@ class Kept:
                 case 'edge':
                     self.answers[int(line['frame']), str(line['query_id'])] = (
                         str(line['context']),
-                        str(line['error']) or from_plain(EdgeAnswer, line['answer']))
+                        str(line['error']) or from_plain(EdgeAnswer, line['answer']),
+                        from_plain(Passes, line['passes']) if line.get('passes') else None)
                 case 'cloud':
                     self.exchanges[int(line['number'])] = from_plain(Exchange, line['exchange'])
         except (ValueError, TypeError, LookupError, RecursionError):
@@ -143,18 +145,23 @@ class Journal:
 
     # The edge
 
-    def answer(self, frame: int, query_id: str, given: str) -> EdgeAnswer | str | None:
-        """Return what the edge said about a frame when it was ``given`` this, or its error."""
-        digest, kept = self._answers.get((frame, query_id), ('', None))
-        return kept if digest == given else None
+    def answer(self, frame: int, query_id: str, given: str
+               ) -> tuple[EdgeAnswer | str, Passes | None] | None:
+        """
+        Return what the edge said about a frame when it was ``given`` this, or its error.
 
-    def keep_answer(self, frame: int, query_id: str, given: str,
-                    answer: EdgeAnswer | str) -> None:
-        """Keep an answer of the edge, or its error."""
+        Beside it, what its judge was given, if there was one.
+        """
+        digest, answer, passes = self._answers.get((frame, query_id), ('', '', None))
+        return (answer, passes) if digest == given else None
+
+    def keep_answer(self, frame: int, query_id: str, given: str, answer: EdgeAnswer | str,
+                    passes: Passes | None) -> None:
+        """Keep an answer of the edge, or its error, and what its judge was given."""
         said: dict[str, JsonValue] = {'error': answer} if isinstance(answer, str) else {
             'error': '', 'answer': plain(answer)}
         self._write({'event': 'edge', 'frame': frame, 'query_id': query_id, 'context': given,
-                     **said})
+                     'passes': plain(passes) if passes is not None else None, **said})
 
     def _write(self, line: dict[str, JsonValue]) -> None:
         self._file.write(json.dumps(line).encode() + b'\n')

@@ -29,9 +29,10 @@ from dataclasses import dataclass
 import hashlib
 import heapq
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .journal import Journal
+from .judged import NotingJudge, Passes
 from .recorder import plain
 from ..cloud.offline import OfflineCloud
 from ..cloud.parse import CloudAnswer
@@ -42,7 +43,9 @@ from ..frames.pixels import FrameError, Image
 from ..frames.schedule import Schedule
 from ..frames.source_frame import SourceFrame
 from ..frames.stamps import StampOrder
+from ..method.calibrations import Calibrations
 from ..method.facts import Context, NS, Query, Source, Turn
+from ..method.guard import Judge, OFF
 from ..method.keyframes import is_unsure, SceneCutDetector
 from ..method.transfer import Transfer
 
@@ -77,6 +80,15 @@ class Output(Protocol):
         """Take that the stream starts over."""
 
 
+class Due(NamedTuple):
+    """A query to answer about a frame."""
+
+    image: Image
+    query: Query
+    context: Context | None
+    stamp_ns: int
+
+
 class KeptEdge:
     """An edge model that is loaded, and asked, only about what the journal does not have."""
 
@@ -86,40 +98,47 @@ class KeptEdge:
         self.inference_s: list[float] = []    # of the answers of this process
         self._load, self._queries, self._journal = load, queries, journal
         self._model: EdgeVLM | None = None
-        self._last: deque[tuple[Image, Query, Context | None, int]] = deque(
-            maxlen=PRIME * len(queries))
+        self._last: deque[tuple[Due, Passes | None]] = deque(maxlen=PRIME * len(queries))
 
-    def answer(self, index: int, image: Image, query: Query, context: Context | None,
-               stamp_ns: int) -> EdgeAnswer | str:
-        """Return the answer about the frame of this index in the bag, or why there is none."""
+    def answer(self, index: int, due: Due, judge: Judge | None = None) -> EdgeAnswer | str:
+        """
+        Return the answer about the frame of this index in the bag, or why there is none.
+
+        The ``judge`` is given what it was, or is, to judge, whether the model is asked or not.
+        """
+        context, query = due.context, due.query
         given = hashlib.sha256(repr(plain(context) if context is not None else None).encode()
                                ).hexdigest()[:16]
-        answer = self._journal.answer(index, query.id, given)
-        if answer is None:
-            answer = self._ask(image, query, context, stamp_ns)
-            self._journal.keep_answer(index, query.id, given, answer)
-        elif self._model is None:
-            self._last.append((image, query, context, stamp_ns))
+        kept = self._journal.answer(index, query.id, given)
+        if kept is None:
+            noting = NotingJudge(judge) if judge is not None else None
+            answer = self._ask(due, noting)
+            self._journal.keep_answer(index, query.id, given, answer,
+                                      noting.passes if noting is not None else None)
+            return answer
+        answer, passes = kept
+        if judge is not None and passes is not None:
+            judge.select(passes.first, passes.second, context)
+        if self._model is None:
+            self._last.append((due, passes))
         return answer
 
-    def _ask(self, image: Image, query: Query, context: Context | None,
-             stamp_ns: int) -> EdgeAnswer | str:
+    def _ask(self, due: Due, judge: Judge | None) -> EdgeAnswer | str:
         if self._model is None:
             self._model = self._load()
             self._model.warm_up(self._queries)
-            for earlier in self._last:
-                _answered(self._model, *earlier)
+            for earlier, passes in self._last:
+                _answered(self._model, earlier, passes)
             self._last.clear()
-        answer = _answered(self._model, image, query, context, stamp_ns)
+        answer = _answered(self._model, due, judge)
         if not isinstance(answer, str):
             self.inference_s.append(answer.preprocess_s + answer.inference_s)
         return answer
 
 
-def _answered(model: EdgeVLM, image: Image, query: Query, context: Context | None,
-              stamp_ns: int) -> EdgeAnswer | str:
+def _answered(model: EdgeVLM, due: Due, judge: Judge | None) -> EdgeAnswer | str:
     try:
-        return model.answer(image, query, context, stamp_ns)
+        return model.answer(due.image, due.query, due.context, due.stamp_ns, judge=judge)
     except Exception as error:    # as node edge: it goes on with the next frame
         return f'{type(error).__name__}: {error}'
 
@@ -145,6 +164,8 @@ class Process:
         self._edge, self._cloud, self._output = edge, cloud, output
         self._schedules = {q.id: Schedule((q,)) for q in queries}
         self._method = Transfer(queries, rules.context.transfer)
+        self._calibrations = Calibrations(
+            queries, rules.edge.guard_odds if rules.edge.calibrate else OFF)
         self._order, self._cuts = StampOrder(), SceneCutDetector()
         self._carried_ns = self._log_after_ns = self._logged_ns = 0
         self._under_way: list[tuple[int, int, EdgeResult]] = []   # answers, by their moment
@@ -215,7 +236,8 @@ class Process:
             context = self._method.context(query.id, stamp_ns)
             self._output.context(context, frame, sum(self._method.dropped.values()),
                                  self._log_ns(stamp_ns))
-        answer = self._edge.answer(index, frame.rgb(), query, context, stamp_ns)
+        judge = self._calibrations.judge(query, stamp_ns) if self._rules.edge.use_context else None
+        answer = self._edge.answer(index, Due(frame.rgb(), query, context, stamp_ns), judge)
         if isinstance(answer, str):
             return EdgeResult(frame, query, context, error=answer)
         return EdgeResult(frame, query, context, answer)
@@ -235,6 +257,8 @@ class Process:
             for at_ns, answer in self._cloud.settle(int(cloud_ns)):
                 self._output.cloud(answer, self._log_ns(at_ns))
                 self._method.add(answer.turn)
+                judged = self._calibrations.truth(answer.turn)
+                self.counts['truths'] += bool(judged)
 
     def _publish(self, at_ns: int, number: int, result: EdgeResult) -> None:
         """Publish an answer of the edge, and take it into the history."""
@@ -245,7 +269,8 @@ class Process:
         elif answer.rejected and not answer.facts:
             self.counts['errors'] += 1
         else:
-            self._method.add(Turn(query.id, result.frame.stamp_ns, Source.EDGE, answer.facts,
+            seen = tuple(f for f in answer.facts if f.key not in answer.held_keys)
+            self._method.add(Turn(query.id, result.frame.stamp_ns, Source.EDGE, seen,
                                   answer.text))
         if answer is not None and is_unsure((f.confidence for f in answer.facts),
                                             self._rules.cloud.unsure_below):
@@ -261,6 +286,7 @@ class Process:
         self.counts['restarts'] += 1
         self._cloud.restart()
         self._method.clear()
+        self._calibrations.forget()
         self._cuts, self._carried_ns = SceneCutDetector(), 0
         for schedule in self._schedules.values():
             schedule.clear()

@@ -18,9 +18,9 @@ Recording what context and edge node did (`spotvlm run --record`).
 
 A recording is a folder: `context.jsonl` holds, in order, every answer that came, every frame
 that regions were carried to and every context that was published; `edge.jsonl` every frame that
-was answered, with its context and its answer; `frames/` those pictures that cannot be drawn again.
-The last line of a file says how many there are and their SHA-256: without it a file was cut off.
-`replay` reads it.
+was answered, with its context and its answer, and in between the cloud's answers that taught whom
+to believe; `frames/` those pictures that cannot be drawn again. The last line of a file says how
+many there are and their SHA-256: without it a file was cut off. `replay` reads it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def recorded_load(config: EdgeConfig) -> dict[str, JsonValue]:
     return {'path': model_name_or_path(config.model),
             'focus': plain(FocusConfig(backend=config.focus_backend)),
             'device': config.device, 'threads': config.threads, 'decoding': config.decoding,
-            'engine': config.engine, 'odds': config.guard_odds}
+            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate}
 
 
 class Recorder:

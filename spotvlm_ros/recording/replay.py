@@ -36,11 +36,13 @@ import numpy as np
 from pydantic import JsonValue
 from rich.progress import track
 
+from .judged import NotingJudge
 from .recorder import from_plain, plain
 from ..config.nodes import EdgeConfig
 from ..edge.answer import EdgeVLM
 from ..edge.model import EdgeModel
 from ..frames.pixels import decode_image, Image
+from ..method.calibrations import Calibrations
 from ..method.ego import Matrix
 from ..method.facts import Context, Fact, Query, Turn
 from ..method.focus import FocusConfig
@@ -97,7 +99,11 @@ class EdgeStart:
 
 @dataclass(frozen=True)
 class AnswerLine:
-    """An answered frame; ``query`` stands only where it is none of those at the start."""
+    """
+    An answered frame; ``query`` stands only where it is none of those at the start.
+
+    ``judged``: by the calibration; ``alone``: a pass with context was wanted and did not come.
+    """
 
     stamp_ns: int
     query_id: str
@@ -107,6 +113,8 @@ class AnswerLine:
     partial: bool
     context: Context | None = None
     query: Query | None = None
+    judged: bool = False
+    alone: bool = False
 
 
 class Pictures:
@@ -225,15 +233,59 @@ def edge_config(load: Mapping[str, JsonValue]) -> tuple[EdgeConfig, FocusConfig]
     """
     Return what `recorded_load` was given; raise ValidationError for an option that is no more.
 
-    Recordings made before there was a guard have no odds.
+    Recordings made before there was a guard have no odds, and those before there was a calibration
+    do not tell of it.
     """
     options = dict(load)
     focus = from_plain(FocusConfig, options.pop('focus'))
+    options.setdefault('calibrate', False)
     named = {'model': options.pop('path'), 'guard_odds': options.pop('odds', OFF)}
     unknown = [name for name in options if name not in EdgeConfig.__dataclass_fields__]
     if unknown:
         raise ValueError(f'edge.jsonl: no option {", ".join(unknown)} of the edge model')
     return from_plain(EdgeConfig, {**named, **options, 'focus_backend': focus.backend}), focus
+
+
+class EdgeReplay:
+    """The edge node over a recording, line by line; `counts` says how it compares."""
+
+    def __init__(self, start: EdgeStart, model: EdgeVLM, pictures: Pictures) -> None:
+        """Start with a model that is warm."""
+        self.counts: Counter[str] = Counter()
+        self._model, self._pictures = model, pictures
+        self._queries = {q.id: q for q in start.queries}
+        config, _ = edge_config(start.load)
+        self._calibrations = Calibrations(start.queries,
+                                          config.guard_odds if config.calibrate else OFF)
+
+    def take(self, line: Line) -> None:
+        """Do what a line tells."""
+        match line['event']:
+            case 'answer':
+                self.counts[self._compared(from_plain(AnswerLine, line))] += 1
+            case 'truth':
+                self.counts['truths'] += 1
+                self._calibrations.truth(from_plain(Turn, line['turn']))
+            case 'forget':
+                camera = line['camera']
+                self._calibrations.forget(None if camera is None else str(camera))
+            case 'queries':
+                self._calibrations.replace(from_plain(tuple[Query, ...], line['queries']))
+
+    def _compared(self, line: AnswerLine) -> str:
+        """Answer a frame again; return what it counts as."""
+        image = self._pictures.get(line.frame)
+        if image is None:
+            return 'frames_missing'
+        if line.partial:
+            return 'cut_short'
+        query = line.query or self._queries[line.query_id]
+        judge = self._calibrations.judge(query, line.stamp_ns) if line.judged else None
+        again = self._model.answer(
+            image, query, line.context, line.stamp_ns,
+            judge=NotingJudge(judge, line.alone) if judge is not None else None)
+        same = again.text == line.text and _values(again.facts) == _values(line.facts)
+        return 'answers_equal' if same else 'answers_different'
 
 
 def replay_edge(folder: Path, pictures: Pictures,
@@ -243,28 +295,15 @@ def replay_edge(folder: Path, pictures: Pictures,
     first, *rest = read_lines(folder / 'edge.jsonl', counts)
     start = from_plain(EdgeStart, first)
     model = EdgeModel.load(*edge_config(start.load))
-    queries = {q.id: q for q in start.queries}
     model.warm_up(start.queries)
+    replay = EdgeReplay(start, model, pictures)
     for line in progress(rest):
-        counts[_compared(from_plain(AnswerLine, line), model, queries, pictures)] += 1
-    return counts
+        replay.take(line)
+    return counts + replay.counts
 
 
-def _compared(line: AnswerLine, model: EdgeVLM, queries: Mapping[str, Query],
-              pictures: Pictures) -> str:
-    """Answer a frame again; return what it counts as."""
-    image = pictures.get(line.frame)
-    if image is None:
-        return 'frames_missing'
-    if line.partial:
-        return 'cut_short'
-    again = model.answer(image, line.query or queries[line.query_id], line.context, line.stamp_ns)
-    same = again.text == line.text and _values(again.facts) == _values(line.facts)
-    return 'answers_equal' if same else 'answers_different'
-
-
-def _values(facts: Sequence[Fact]) -> list[tuple[str, str]]:
-    return [(f.key, f.value) for f in facts]
+def _values(facts: Sequence[Fact]) -> list[tuple[str, str, int]]:
+    return [(f.key, f.value, f.stamp_ns) for f in facts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -142,6 +142,14 @@ def test_a_cloud_whose_every_answer_is_another_is_believed_where_the_edge_is_bli
     assert state.believed and state.learned
 
 
+def test_a_cloud_that_sees_no_change_is_believed_unless_the_edge_is_sure_of_one():
+    for p, believed in ((0.8, True), (0.99, False)):
+        world = World()
+        world.run(0, 120, lambda k, told: ((VALUES[k // 5 % 4], p),) * 2, lambda k: 'red')
+        state = world.calibration.state()['light']
+        assert state.believed is state.learned is believed
+
+
 def test_confidences_that_mean_something_else_are_learned():
     """Here all probabilities are near a half: fixed odds of 4 are never met."""
     world = World()

@@ -22,7 +22,8 @@ by key, whom to believe from now on. Three things bound what it may do:
 
 - It begins with the guard's rule, and leaves it for a key only when what it has learned has been
   right more often than that rule on delayed truth; it comes back when that is so no more.
-- A cloud that says the same whatever is seen, or anything at any time, teaches nothing.
+- A cloud that says one thing where the edge is sure of others, or anything at any time, teaches
+  nothing.
 - ``harm_at_most`` of a query bounds how often a value of the edge alone that was right may be
   replaced by one that is wrong: each time it happens, more must speak for another value from then
   on (online risk control: Feldman, Ringel, Bates and Romano, arXiv 2205.09095; Gibbs and Candes,
@@ -119,6 +120,7 @@ class _Key:
         self.stack = Stack(np.array([saved.get(name, weight) for name, weight in zip(
             stacking.NAMES, self.guards)]))
         self.learned, self.margin = bool(saved), 0.0
+        self.suspect = False    # the cloud has one value only, for this key or another one
         self.judged: deque[Judged] = deque(maxlen=stacking.WINDOW)
         self.truths: deque[tuple[int, str]] = deque(maxlen=RECENT)  # stamp, value
         self.answers = [0, 0]   # of all frames: in one pass, in two
@@ -138,9 +140,8 @@ class _Key:
         if harm_at_most < 1.0:
             self.margin = min(MARGIN_MAX, max(0.0, self.margin + GAIN * (harmed - harm_at_most)))
         self.stack.learn()
-        self._decide()
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
         """Leave the guard's rule for the learned one, or come back to it."""
         better = [j.better for j in self.judged]
         if not self.is_believed():
@@ -150,19 +151,40 @@ class _Key:
         else:
             self.learned = sum(better) > BETTER * math.sqrt(sum(map(abs, better))) > 0.0
 
+    def is_contradicted(self) -> bool:
+        """Return whether the cloud has one value only, and the edge is often sure of others."""
+        judged = self._recent
+        if len(judged) < FEW or not _has_one([j.truth for j in judged], ONE_VALUE):
+            return False
+        sure = sum(j.own != j.truth and j.confidence >= SURE for j in judged)
+        return sure > (1.0 - ALWAYS) * len(judged) and \
+            not _has_one([j.own for j in judged], ALWAYS) and not self._is_seen_by_edge()
+
     def is_believed(self) -> bool:
         """
         Return whether the cloud's values tell something.
 
         They do where they go with those of the edge, or where they change and yet stay for a
-        while. Where the edge sees nothing change, nothing speaks against the cloud.
+        while. Where the edge sees nothing change, nothing speaks against the cloud, and one value
+        only is believed unless the edge is sure of others, for this key or for another one.
         """
-        judged = list(self.judged)[-RECENT:]
+        judged = self._recent
         if len(judged) < FEW:
             return False
-        truths, own = [j.truth for j in judged], [j.own for j in judged]
-        return _largest_share(own) > ALWAYS or _kappa(truths, own) > RELATED or (
-            _largest_share(truths) <= ONE_VALUE and _kappa(truths[1:], truths[:-1]) > RELATED)
+        if self._is_seen_by_edge():
+            return True
+        truths = [j.truth for j in judged]
+        if _has_one(truths, ONE_VALUE):
+            return not self.suspect
+        return _has_one([j.own for j in judged], ALWAYS) or \
+            _kappa(truths[1:], truths[:-1]) > RELATED
+
+    @property
+    def _recent(self) -> list[Judged]:
+        return list(self.judged)[-RECENT:]
+
+    def _is_seen_by_edge(self) -> bool:
+        return _kappa([j.truth for j in self._recent], [j.own for j in self._recent]) > RELATED
 
     def state(self) -> KeyState:
         """Return what is known."""
@@ -319,6 +341,10 @@ class Calibration:
                 self._keys[fact.key].add(evidence, said, fact.value, turn.stamp_ns,
                                          self.query.harm_at_most)
                 judged += 1
+        suspect = any(k.is_contradicted() for k in self._keys.values())
+        for calibrated in self._keys.values() if judged else ():
+            calibrated.suspect = suspect
+            calibrated.decide()
         return judged
 
     def _nearest(self, stamp_ns: int) -> dict[str, tuple[Evidence, str]]:
@@ -329,8 +355,9 @@ class Calibration:
         return self._frames[min(near, key=lambda s: abs(s - stamp_ns))] if near else {}
 
 
-def _largest_share(values: Sequence[str]) -> float:
-    return max(values.count(v) for v in set(values)) / len(values)
+def _has_one(values: Sequence[str], share: float) -> bool:
+    """Return whether more than a share of values are the same."""
+    return max(values.count(v) for v in set(values)) > share * len(values)
 
 
 def _kappa(some: Sequence[str], others: Sequence[str]) -> float:

@@ -26,11 +26,13 @@ import pytest
 
 from spotvlm_ros.bench.spotbench import main, work
 from spotvlm_ros.bench.spotbench.cache import Cache
+from spotvlm_ros.bench.spotbench.calibration_rows import fixed, Part
 from spotvlm_ros.bench.spotbench.controls import permuted, random_regions, true_regions
 from spotvlm_ros.bench.spotbench.delays import (
     DeliveredReply, HEADLINE, NEVER, SimulatedCloud, TRACES)
 from spotvlm_ros.bench.spotbench.latencies import Latencies
 from spotvlm_ros.bench.spotbench.models import CachedCloud, CachedEdge
+from spotvlm_ros.bench.spotbench.passes import Heard
 from spotvlm_ros.bench.spotbench.replay import Replay, RunScope, urgent_times
 from spotvlm_ros.bench.spotbench.seeds import episodes
 from spotvlm_ros.bench.spotbench.streams import Sampling, START_NS, WorldStream
@@ -96,6 +98,16 @@ def test_without_a_cloud_the_method_says_what_the_edge_alone_says(setup):
     without = transfer('full', inputs, [])
     assert without.published == alone.published and without.answers == alone.answers
     assert transfer('full', inputs, true_replies(stream)).published != alone.published
+
+
+def test_a_replay_of_both_passes_is_the_full_method(setup):
+    stream = WorldStream(EPISODE, SAMPLING)
+    inputs, replies = inputs_of(stream), true_replies(stream)
+    full = transfer('full', inputs, replies)
+    told = {s: inputs.edge(s, c, guarded=False) for s, c in full.contexts.items()}
+    part = Part(stream, edge_alone(inputs), Heard(tuple(replies), full.contexts, told), TOOK)
+    assert fixed([part], ODDS) == [full.published]
+    assert any(p.at_ns - p.stamp_ns == int(TOOK.both_s * NS) for p in full.published)
 
 
 def test_all_systems_meet_the_same_replies_and_a_frame_is_asked_about_once(setup):

@@ -240,8 +240,11 @@ def test_results_have_the_documented_form(tmp_path):
 
 
 def test_tuning_and_test_episodes_are_apart():
-    for split, seeds in (('tune', TUNE_SEEDS), ('test', TEST_SEEDS)):
+    for split, seeds in (('tune', TUNE_SEEDS), ('test', TEST_SEEDS),
+                         ('test-calibration', TEST_SEEDS)):
         used = [e.seed for name in SETS for e in episodes(split, name, 900)]
         assert len(set(used)) == len(used) and all(s in seeds for s in used)
-    assert not set(TRAIN_SEEDS) & {BASE['tune'], BASE['test']}
+    assert not set(TRAIN_SEEDS) & set(BASE.values())
+    assert not {e.seed for name in SETS for e in episodes('test', name, 900)} & {
+        e.seed for name in SETS for e in episodes('test-calibration', name, 900)}
     assert {e.condition for e in episodes('tune', 'driving adverse', 4)} == {'rain', 'night'}

@@ -22,7 +22,7 @@ Synthetic worlds with exact labels, synthetic delays, real models. docs/benchmar
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 import datetime
 from functools import partial
@@ -37,7 +37,7 @@ from . import cells
 from .delays import HEADLINE, QUICK, TRACES
 from .latencies import FILE, Latencies
 from .replay import RunScope
-from .seeds import BASE, Episode, episodes, SETS
+from .seeds import BASE, Episode, episodes, SETS, Split
 from .streams import Sampling
 from .tally import Tally
 from ... import __version__
@@ -55,6 +55,7 @@ REAL = 'hri real hands'
 QUICK_EPISODES, QUICK_ABLATED = 7, 3   # of each set; with ablations and the short delay
 FULL_EPISODES = 24
 FULL_SECONDS = 30.0
+CALIBRATION_EPISODES = 26   # of each set: 13 minutes
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,11 +65,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--full', action='store_true', help='all delays, more and longer '
                         'episodes; hours rather than minutes')
-    parser.add_argument('--split', choices=tuple(BASE), default='test',
+    parser.add_argument('--split', choices=('tune', 'test'), default='test',
                         help='seeds; test is for published runs only (default test)')
     parser.add_argument('--sets', nargs='+', default=list(SETS), choices=list(SETS),
                         metavar='SET', help=f'default: all of {", ".join(SETS)}')
     parser.add_argument('--episodes', type=int, default=0, help='of each set; 0: as usual')
+    parser.add_argument('--seconds', type=float, default=0.0,
+                        help='of an episode, with --calibration; 0: as usual')
     parser.add_argument('--hands', type=Path, default=None, metavar='DIR',
                         help=f'photographs of hands (also {HANDS_ENV}): {DATA_SET}')
     parser.add_argument('--edge', default='spot-mini-edge', help='checkpoint folder')
@@ -80,6 +83,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('out/bench'), help='folder to write')
     parser.add_argument('--no-cache', action='store_true',
                         help='ask every model again, even what it has answered in an earlier run')
+    parser.add_argument('--calibration', action='store_true',
+                        help='learn on the stream whom to believe, against rules tuned before; '
+                        'run --split tune first, then --split test, which has seeds of its own')
     parser.add_argument('--wall-clock', action='store_true',
                         help='also run three episodes of each set in real time and compare')
     parser.add_argument('--measure', action='store_true', help='measure the latencies of this '
@@ -112,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
+    if args.report and args.calibration:
+        return _calibration_report(args)
     if args.report:
         return _report(args.out, args.update)
     if args.measure:
@@ -127,6 +135,8 @@ def _main(args: argparse.Namespace) -> int:
               f'with --hands or {HANDS_ENV}', flush=True)
     if not sets:
         return 1
+    if args.calibration:
+        return _calibration(args, sets, hands)
     sampling = Sampling(seconds=FULL_SECONDS) if args.full else Sampling()
     worlds = _replayed(args, sampling, sets, hands)
     found = cells.cells(worlds)
@@ -137,13 +147,63 @@ def _main(args: argparse.Namespace) -> int:
         more, meta['wall_clock'] = compare(_setup(args, sampling, hands), args.split, sets)
         meanwhile.print_warning()
         found += more
-    now = datetime.datetime.now(datetime.timezone.utc)
-    meta['run'] = {'date': now.isoformat(timespec='seconds'),
-                   'took_s': round(time.monotonic() - started), 'machine': machine(),
-                   'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.fraction,
-                   'load': [round(v, 1) for v in os.getloadavg()]}
+    meta['run'] = _this_run(args, started, stolen)
     cells.write(args.out / 'results.json', found, meta)
     return _report(args.out, args.update)
+
+
+def _this_run(args: argparse.Namespace, started: float, stolen: StealTime) -> dict[str, object]:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {'date': now.isoformat(timespec='seconds'),
+            'took_s': round(time.monotonic() - started), 'machine': machine(),
+            'jobs': args.jobs, 'cpu_s': _cpu_s(), 'cpu_stolen': stolen.fraction,
+            'load': [round(v, 1) for v in os.getloadavg()]}
+
+
+def _calibration(args: argparse.Namespace, sets: Sequence[str], hands: Path | None) -> int:
+    """Replay rules of whom to believe; on test seeds by what was chosen on tuning seeds."""
+    from .calibration import all_cells, replayed
+    started, stolen = time.monotonic(), StealTime()
+    chosen = None
+    if args.split != 'tune':
+        tuned = _calibration_file(args.out, 'tune')
+        if not tuned.is_file():
+            raise ValueError(f'{tuned} is missing: run spotvlm bench --calibration --split tune '
+                             'first, which chooses thresholds and the best baseline of each set')
+        chosen = _chosen(cells.read(tuned)[1])
+    sampling = Sampling(seconds=args.seconds or FULL_SECONDS)
+    split: Split = 'tune' if args.split == 'tune' else 'test-calibration'
+    worlds = replayed(_setup(args, sampling, hands), args.jobs, {
+        s: episodes(split, s, args.episodes or CALIBRATION_EPISODES) for s in sets})
+    found, chosen = all_cells(worlds, chosen)
+    meta = _meta(args, sampling, sets) | {
+        'extent': 'calibration', 'split': split, 'chosen': chosen,
+        'seeds': {'base': BASE[split], 'file': 'spotvlm_ros/bench/spotbench/seeds.py'},
+        'run': _this_run(args, started, stolen)}
+    cells.write(_calibration_file(args.out, args.split), found, meta)
+    return _calibration_report(args)
+
+
+def _chosen(meta: Mapping[str, object]) -> dict[str, str]:
+    chosen = meta.get('chosen')
+    return dict(chosen) if isinstance(chosen, Mapping) else {}
+
+
+def _calibration_file(out: Path, split: str) -> Path:
+    return out / f'calibration-{"tune" if split == "tune" else "test"}.json'
+
+
+def _calibration_report(args: argparse.Namespace) -> int:
+    from .calibration_report import MARKS, report
+    from ...system.markdown import replace_between
+    path = _calibration_file(args.out, args.split)
+    found, meta = cells.read(path)
+    page = report(cells.CellTable(found), meta, _chosen(meta), path.with_suffix('.png'))
+    path.with_suffix('.md').write_text(page)
+    if args.update is not None:
+        replace_between(args.update, page, MARKS)
+    print(f'wrote {path} and, beside it, its tables (.md) and plot (.png)')
+    return 0
 
 
 def _report(out: Path, document: Path | None) -> int:

@@ -77,14 +77,15 @@ class Replay:
         return self.tally
 
     @cached_property
-    def _cloud(self) -> SimulatedCloud:
+    def cloud(self) -> SimulatedCloud:
+        """Return the cloud over this stream, before any trace."""
         return SimulatedCloud(
             self.stream.query, self.stream.edge, self.inputs.cloud, self.stream.seed,
             urgent_times(self.stream, self.alone), self.end_ns)
 
     def arrivals(self, trace: Trace, in_flight: int = MAX_IN_FLIGHT) -> list[DeliveredReply]:
         """Return the replies of a trace."""
-        return self._cloud.replies(trace, in_flight)
+        return self.cloud.replies(trace, in_flight)
 
     def transfer(self, name: str, replies: Sequence[DeliveredReply]) -> SystemRun:
         """Run Context Transfer or a part of it."""

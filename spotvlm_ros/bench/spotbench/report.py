@@ -185,14 +185,15 @@ def _print(table: CellTable, meta: Mapping[str, object]) -> None:
 
 def markdown(table: CellTable, meta: Mapping[str, object]) -> str:
     """Return the tables for docs/benchmark.md."""
-    parts = [_about(meta)]
+    parts = [about(meta)]
     for title, note, (head, rows) in sections(table, meta):
         if rows:
             parts += [f'### {title}', note, markdown_table(head, rows)]
     return '\n\n'.join(parts) + '\n'
 
 
-def _about(meta: Mapping[str, object]) -> str:
+def about(meta: Mapping[str, object]) -> str:
+    """Return what was run, and where."""
     def entry(*path: str) -> object:
         value: object = meta
         for name in path:
@@ -209,7 +210,7 @@ def _about(meta: Mapping[str, object]) -> str:
 
 def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]) -> str:
     """Return the whole page."""
-    body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(_about(meta))}</p>']
+    body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(about(meta))}</p>']
     plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}
     after = {'Headline': ('Accuracy by set', 'Accuracy over delay', 'Latency and accuracy'),
              'The full method': ('Help and harm',

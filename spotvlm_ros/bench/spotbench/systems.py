@@ -140,14 +140,14 @@ def transfer(name: str, inputs: Inputs, replies: Sequence[DeliveredReply]) -> Sy
         if now in answered and now >= free_ns:
             context = part(method.context(query.id, now))
             answer = inputs.edge(now, context, guarded=name != UNGUARDED)
-            at = free_ns = now + int(_seconds(answer, inputs.latencies) * NS)
+            at = free_ns = now + int(charged_s(answer, inputs.latencies) * NS)
             run.contexts[now], run.answers[now] = context, answer
             run.published.append(PublishedAnswer(at, now, answer.values))
             due.append((at, Turn(query.id, now, Source.EDGE, answer.facts)))
     return run
 
 
-def _seconds(answer: CachedAnswer, latencies: Latencies) -> float:
+def charged_s(answer: CachedAnswer, latencies: Latencies) -> float:
     """Return what an answer with Context Transfer takes."""
     if answer.passes > 1:
         return latencies.both_s

@@ -28,6 +28,7 @@ from geometry_msgs.msg import Quaternion  # noqa: E402, I100
 from nav_msgs.msg import Odometry  # noqa: E402
 from sensor_msgs.msg import CameraInfo, RegionOfInterest  # noqa: E402
 from spotvlm_msgs.msg import Answer  # noqa: E402
+from spotvlm_ros.config.nodes import ContextNodeConfig  # noqa: E402
 from spotvlm_ros.config.spec import ParameterError  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.frames.hub import FrameHub  # noqa: E402
@@ -174,12 +175,12 @@ def test_a_mount_that_is_none_fails_configure(mount):
 
 
 def test_tf_is_asked_where_it_is_installed_and_else_configure_says_how(monkeypatch):
-    config = SimpleNamespace(ego_frame='odom')
+    config = ContextNodeConfig(ego_frame='odom')
     monkeypatch.setitem(sys.modules, 'tf2_ros', None)
     with pytest.raises(ParameterError, match='ros-.*-tf2-ros-py, or set ego_motion to odometry'):
-        TfTurns(SimpleNamespace(config=config))
+        TfTurns(config)
     monkeypatch.setitem(sys.modules, 'tf2_ros', fake_tf())
-    turns = TfTurns(SimpleNamespace(config=config))
+    turns = TfTurns(config)
     look = [turns.at('eye', NS + n * NS // 100) for n in (0, 5, 10)]
     for n, matrix in zip((0, 5, 10), look):    # the newest is of 1.05 s
         assert matrix == pytest.approx(rotation_of_angles(0, 0, 0.01 * n), abs=1e-6)

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 import re
 import subprocess
@@ -29,10 +30,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
+from geometry_msgs.msg import Quaternion  # noqa: E402, I100
+from nav_msgs.msg import Odometry  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores  # noqa: E402
+from sensor_msgs.msg import CameraInfo  # noqa: E402
 from spotvlm_msgs.msg import Answer  # noqa: E402
 
 from spotvlm_ros.config.profiles import load_profile  # noqa: E402
@@ -51,7 +55,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_bag(path: Path, loops: int = 1, topics: tuple[str, ...] = ('image/compressed',),
-              bad: tuple[int, ...] = (), seconds: int = SECONDS) -> Path:
+              bad: tuple[int, ...] = (), seconds: int = SECONDS, motion: bool = False) -> Path:
     """Write seconds of the miniature world, with its truth; the recorder's clock goes on."""
     world = make_world('driving', 3)
     types = get_typestore(Stores.ROS2_KILTED)
@@ -63,6 +67,10 @@ def write_bag(path: Path, loops: int = 1, topics: tuple[str, ...] = ('image/comp
             f'/{t}', f'sensor_msgs/msg/{"CompressedImage" if "compressed" in t else "Image"}',
             typestore=types) for t in topics]
         truth = writer.add_connection('/truth', 'spotvlm_msgs/msg/Answer', typestore=types)
+        info, odom = (writer.add_connection(name, kind, typestore=types) for name, kind in (
+            ('/eye/camera_info', 'sensor_msgs/msg/CameraInfo'),
+            ('/odom', 'nav_msgs/msg/Odometry')))
+        focal, column, row = world.lens
         for number in range(loops * seconds * HZ):
             index = number % (SECONDS * HZ)
             stamp, log = START + index * NS // HZ, START + number * NS // HZ + 3_000_000
@@ -73,6 +81,14 @@ def write_bag(path: Path, loops: int = 1, topics: tuple[str, ...] = ('image/comp
                 message = compressed_msg(frame, jpeg) if 'compressed' in connection.topic \
                     else image_msg(frame)
                 writer.write(connection, log, serialize_message(message))
+            if motion:
+                yaw = world.pose(round(index * world.fps / HZ)).yaw / 2
+                writer.write(info, log, serialize_message(CameraInfo(
+                    header=header_msg(stamp, 'lens'), width=640, height=480,
+                    k=[focal, 0.0, column, 0.0, focal, row, 0.0, 0.0, 1.0])))
+                message = Odometry(header=header_msg(stamp, 'odom'), child_frame_id='base')
+                message.pose.pose.orientation = Quaternion(z=math.sin(yaw), w=math.cos(yaw))
+                writer.write(odom, log + 10_000_000, serialize_message(message))
             facts = world.facts(round(index * world.fps / HZ), stamp)
             writer.write(truth, log + 1, serialize_message(Answer(
                 header=header_msg(stamp, 'lens'), source=Answer.SOURCE_TRUTH,
@@ -253,6 +269,23 @@ def test_what_cannot_be_processed_is_refused_with_a_remedy(bag, tmp_path, runs, 
     assert 'SPOTVLM_API_KEY' in error(bag, tmp_path / 'e')
     runs.server.reply = runs.server.fine
     assert runs(bag, tmp_path / 'e') == 0
+
+
+def test_a_bag_tells_how_its_camera_turned(bag, tmp_path, runs, capsys):
+    def motion(path) -> dict[str, object]:
+        assert runs(path, tmp_path / f'{path.name}-out') == 0
+        return json.loads((tmp_path / f'{path.name}-out' / 'summary.json').read_text())[
+            'ego_motion']
+    plain = runs.profile
+    runs.profile = plain.overlaid('context', {'ego_motion': 'odometry'})
+    known = motion(write_bag(tmp_path / 'known', motion=True))
+    assert known['turns_known'] >= SECONDS * 5 and 'turns_unknown' not in known
+    unknown = motion(bag)
+    assert unknown['turns_unknown'] == known['turns_known'] and not unknown['turns_known']
+    assert 'no usable message on camera_info' in unknown['newest']
+    runs.profile = plain.overlaid('context', {'ego_motion': 'tf'})
+    assert runs(bag, tmp_path / 'tf') == 1
+    assert 'process reads odometry only' in capsys.readouterr().err
 
 
 def test_several_cameras_are_refused_and_fallbacks_are_left_out_aloud(

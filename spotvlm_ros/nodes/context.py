@@ -94,7 +94,8 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 lambda why: self.count('recording_losses', why))
             self._recorder.write('start', queries=[plain(q) for q in queries],
                                  config=plain(config))
-        self._ego = EgoMotion(self) if self.config.ego_motion != 'none' else None
+        self._ego = EgoMotion(self) if self.config.ego_motion != 'none' \
+            and self.config.flow_hz else None
         self._contexts = self.advertise(ContextMsg, 'context',
                                         latched(max(MAX_QUERIES, len(queries))))
 
@@ -109,7 +110,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
         if self.config.flow_hz:
             self._running = True
             if self._ego is not None:
-                self._ego.start()
+                self._ego.start(self)
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name='flow', daemon=True)
             self._thread.start()
@@ -208,7 +209,7 @@ class ContextNode(SpotNode[ContextNodeConfig]):
                 self._inputs[camera] = FrameInput(self, self._hub, self._mailbox.put,
                                                   partial(self._restart, camera), camera)
                 if self._ego is not None:
-                    self._ego.listen(camera)
+                    self._ego.listen(self, camera)
 
     def _take_queries(self, queries: tuple[Query, ...]) -> None:
         """Have other queries from now on; the histories of those that stay go on."""

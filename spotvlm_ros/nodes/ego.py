@@ -46,14 +46,27 @@ from ..method.facts import NS
 SMALL = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 STRAIGHT = ('', 'plumb_bob', 'rational_polynomial')  # distortion models that may bend nothing
 COEFFICIENTS = (0, 4, 5, 8, 12, 14)                  # so many has one that OpenCV knows
-CACHE_S = 10.0                                       # of tf
 RECTIFY = 'rectify the images (image_proc), remap image to them and set ego_rectified'
+
+
+class Host(Protocol):
+    """Who has the parameters, and counts what is refused: node context, as a rule."""
+
+    @property
+    def config(self) -> ContextNodeConfig:
+        """Return the parameters."""
+
+    def count_problem(self, kind: str, text: str) -> None:
+        """Count something that went wrong."""
+
+    def resolve_topic_name(self, topic: str) -> str:
+        """Return the whole name of a topic."""
 
 
 class Turns(Protocol):
     """Knows how cameras are turned. ValueError says why it does not, with the remedy."""
 
-    def start(self) -> None:
+    def start(self, node: SpotNode[ContextNodeConfig]) -> None:
         """Listen until the node is deactivated."""
 
     def clear(self) -> None:
@@ -70,24 +83,24 @@ class EgoMotion:
     Messages are taken on the thread of the executor, `turn` is called on that of the flow.
     """
 
-    def __init__(self, node: SpotNode[ContextNodeConfig]) -> None:
+    def __init__(self, host: Host, turns: Turns | None = None) -> None:
         """Raise ParameterError where that cannot be known as the parameters say."""
         self.known = 0  # turns
-        self._node = node
+        self._host = host
         self._lenses: dict[str, tuple[str, Lens]] = {}  # by camera, with its frame
-        self._turns: Turns = TfTurns(node) if node.config.ego_motion == 'tf' else \
-            OdometryTurns(node)
+        self._turns = turns or (TfTurns(host.config) if host.config.ego_motion == 'tf' else
+                                OdometryTurns(host))
 
-    def start(self) -> None:
+    def start(self, node: SpotNode[ContextNodeConfig]) -> None:
         """Listen to where the robot is, until the node is deactivated."""
         self.clear()
         self._lenses = {}
-        self._turns.start()
+        self._turns.start(node)
 
-    def listen(self, camera: str) -> None:
+    def listen(self, node: SpotNode[ContextNodeConfig], camera: str) -> None:
         """Listen to the camera_info of a camera, too."""
-        self._node.subscribe(CameraInfo, info_topic(camera), SMALL,
-                             lambda message: self._take(camera, message))
+        node.subscribe(CameraInfo, info_topic(camera), SMALL,
+                       lambda message: self.take(message, camera))
 
     def clear(self) -> None:
         """Forget where the robot was: time has jumped."""
@@ -100,13 +113,13 @@ class EgoMotion:
         try:
             turn = self._turn(frame, before_ns)
         except ValueError as error:
-            self._node.count_problem('turns_unknown', f'{error}; flow alone carries regions')
+            self._host.count_problem('turns_unknown', f'{error}; flow alone carries regions')
             return None
         self.known += 1
         return turn
 
     def _turn(self, frame: Frame, before_ns: int) -> Matrix:
-        topic = self._node.resolve_topic_name(info_topic(frame.camera))
+        topic = self._host.resolve_topic_name(info_topic(frame.camera))
         if frame.camera not in self._lenses:
             raise ValueError(f'no usable message on {topic}; is it published? see ros2 topic echo')
         frame_id, lens = self._lenses[frame.camera]
@@ -117,13 +130,14 @@ class EgoMotion:
         height, width = frame.rgb().shape[:2]
         return lens.turn(before, after, (width, height))
 
-    def _take(self, camera: str, message: CameraInfo) -> None:
+    def take(self, message: CameraInfo, camera: str = '') -> None:
+        """Take the calibration of a camera."""
         try:
-            lens = lens_of(message, self._node.config.ego_rectified)
+            lens = lens_of(message, self._host.config.ego_rectified)
         except ValueError as error:
             self._lenses.pop(camera, None)
-            topic = self._node.resolve_topic_name(info_topic(camera))
-            self._node.count_problem('camera_info_refused', f'{topic}: {error}')
+            topic = self._host.resolve_topic_name(info_topic(camera))
+            self._host.count_problem('camera_info_refused', f'{topic}: {error}')
             return
         self._lenses[camera] = message.header.frame_id, lens
 
@@ -162,25 +176,25 @@ def lens_of(message: CameraInfo, rectified: bool) -> Lens:
 class OdometryTurns:
     """By topic odom, and how the camera is fixed to the robot."""
 
-    def __init__(self, node: SpotNode[ContextNodeConfig]) -> None:
+    def __init__(self, host: Host) -> None:
         """Read the mount."""
-        self._node = node
-        self._topic = node.resolve_topic_name('odom')
+        self._host, mount = host, host.config.ego_mount
+        self._topic = host.resolve_topic_name('odom')
         try:
-            roll, pitch, yaw = (float(v) for v in node.config.ego_mount.split())
+            roll, pitch, yaw = (float(v) for v in mount.split())
             if not all(map(math.isfinite, (roll, pitch, yaw))):
                 raise ValueError
         except ValueError:
-            raise ParameterError(f'ego_mount is {node.config.ego_mount!r}; give roll, pitch and '
+            raise ParameterError(f'ego_mount is {mount!r}; give roll, pitch and '
                                  "yaw in radians, such as '0 0.1 0'") from None
         self._mount = rotation_of_angles(roll, pitch, yaw) @ BODY_FROM_OPTICAL
         self._frames = ('', '')   # that odometry is between
         self._known = Rotations()
         self._lock = threading.Lock()
 
-    def start(self) -> None:
+    def start(self, node: SpotNode[ContextNodeConfig]) -> None:
         """Listen until the node is deactivated."""
-        self._node.subscribe(Odometry, 'odom', SMALL, self._take)
+        node.subscribe(Odometry, 'odom', SMALL, self.take)
 
     def clear(self) -> None:
         """Forget all."""
@@ -201,7 +215,8 @@ class OdometryTurns:
                          'or has gaps; it needs 20 Hz or more, by the clock that stamps the '
                          'images')
 
-    def _take(self, message: Odometry) -> None:
+    def take(self, message: Odometry) -> None:
+        """Take where the robot is; what cannot be right is counted."""
         q, at_ns = message.pose.pose.orientation, stamp_ns(message.header.stamp)
         names = message.header.frame_id, message.child_frame_id
         try:
@@ -219,13 +234,13 @@ class OdometryTurns:
             if not in_order:
                 raise ValueError('stamps do not rise; stop all publishers but one')
         except ValueError as error:
-            self._node.count_problem('odometry_refused', f'{self._topic}: {error}')
+            self._host.count_problem('odometry_refused', f'{self._topic}: {error}')
 
 
 class TfTurns:
     """By tf, where tf2_ros is installed."""
 
-    def __init__(self, node: SpotNode[ContextNodeConfig]) -> None:
+    def __init__(self, config: ContextNodeConfig) -> None:
         """Listen to nothing yet."""
         try:
             import tf2_ros
@@ -233,13 +248,13 @@ class TfTurns:
             raise ParameterError(f'ego_motion is tf, and tf2_ros cannot be imported ({error}); '
                                  'install ros-$ROS_DISTRO-tf2-ros-py, or set ego_motion to '
                                  'odometry') from None
-        self._tf, self._node = tf2_ros, node
+        self._tf, self._fixed = tf2_ros, config.ego_frame
         self._buffer = tf2_ros.Buffer()
 
-    def start(self) -> None:
+    def start(self, node: SpotNode[ContextNodeConfig]) -> None:
         """Listen until the node is deactivated."""
-        listener = self._tf.TransformListener(self._buffer, self._node)
-        self._node.call_at_stop(listener.unregister)
+        listener = self._tf.TransformListener(self._buffer, node)
+        node.call_at_stop(listener.unregister)
 
     def clear(self) -> None:
         """Forget all that moves."""
@@ -257,7 +272,7 @@ class TfTurns:
                     known.add(ns, self._look_up(frame_id, ns)[1])
                 turned = known.at(stamp_ns)
         except self._tf.TransformException as error:
-            raise ValueError(f'tf: {error}; is it published from {self._node.config.ego_frame} to '
+            raise ValueError(f'tf: {error}; is it published from {self._fixed} to '
                              f'{frame_id[:40]!r}? see ros2 run tf2_tools view_frames') from error
         if turned is None:
             off_s = (newest_ns - stamp_ns) / NS
@@ -267,7 +282,6 @@ class TfTurns:
 
     def _look_up(self, frame_id: str, at_ns: int) -> tuple[int, Matrix]:
         """Return the stamp and the rotation of a transform; 0: the newest."""
-        found = self._buffer.lookup_transform(self._node.config.ego_frame, frame_id,
-                                              Time(nanoseconds=at_ns))
+        found = self._buffer.lookup_transform(self._fixed, frame_id, Time(nanoseconds=at_ns))
         q = found.transform.rotation
         return stamp_ns(found.header.stamp), rotation(q.x, q.y, q.z, q.w)

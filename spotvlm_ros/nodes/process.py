@@ -31,6 +31,7 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
                            TimeElapsedColumn, TimeRemainingColumn)
 
 from .answer_bag import AnswerBag, BagFile, read_truth
+from .bag_motion import BagMotion
 from .. import __version__
 from ..cloud.bridge_statistics import percentile
 from ..cloud.client import cloud_server, CloudServer
@@ -113,6 +114,10 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
                        config.edge_latency_s)
     rules = Rules(profile.edge, profile.cloud, profile.context, config.edge_latency_s)
     run = Process(queries, rules, edge, cloud, output)
+    motion = None
+    if profile.context.ego_motion != 'none':
+        motion = BagMotion(str(config.bag), profile.context)
+        run.turn = motion.turn
     _announce(config, profile, extent, queries, cloud)
     print(f'answers of the cloud come {_how_late(delays, config)}')
     if journal.resumed:
@@ -123,6 +128,8 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
     summary = _summary(run, edge, cloud, output, file)
     summary |= {'cut_off': cut_off, 'wall_s': round(time.monotonic() - began, 3),
                 'meta': header}
+    if motion is not None:
+        summary['ego_motion'] = {**motion.counts, 'newest': motion.newest}
     if not run.counts['answers']:
         raise SourceError(f'bag {config.bag}: no frame of {run.counts["frames"]} was answered; '
                           'look at --topic, --from and --to')

@@ -44,6 +44,7 @@ from ..frames.schedule import Schedule
 from ..frames.source_frame import SourceFrame
 from ..frames.stamps import StampOrder
 from ..method.calibrations import Calibrations
+from ..method.ego import Matrix
 from ..method.facts import Context, NS, Query, Source, Turn
 from ..method.guard import Judge, OFF
 from ..method.keyframes import is_unsure, SceneCutDetector
@@ -168,6 +169,8 @@ class Process:
             queries, rules.edge.guard_odds if rules.edge.calibrate else OFF)
         self._order, self._cuts = StampOrder(), SceneCutDetector()
         self._carried_ns = self._log_after_ns = self._logged_ns = 0
+        # frame, log time, stamp of the frame before -> how the camera's turn moves pixels
+        self.turn: Callable[[Frame, int, int], Matrix | None] = lambda frame, log, before: None
         self._under_way: list[tuple[int, int, EdgeResult]] = []   # answers, by their moment
 
     @property
@@ -196,7 +199,8 @@ class Process:
         self._advance(stamp_ns)  # an answer may take no time
         if image is not None and self._rules.context.flow_hz:
             self._carried_ns = stamp_ns
-            self._method.frame(stamp_ns, image)
+            turn = self.turn(frame, source.log_ns, self._method.carried_ns)
+            self._method.frame(stamp_ns, image, turn)
         for query in due:
             result = self._answered(index, frame, query) if image is not None else \
                 EdgeResult(frame, query, error=error, bad_image=True)

@@ -17,6 +17,7 @@
 
 import argparse
 from pathlib import Path
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -49,7 +50,7 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     assert end.value.code == 0
     for name in (*COMMANDS, *ELSEWHERE):
-        assert f'\n    {name} ' in text
+        assert re.search(rf'\n    {name}\s', text)
 
 
 @pytest.mark.parametrize('name', ['', *COMMANDS])

@@ -44,7 +44,7 @@ from spotvlm_ros.frames.frame import Frame  # noqa: E402
 from spotvlm_ros.frames.pixels import encode_jpeg  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
 from spotvlm_ros.mini.worlds import make_world  # noqa: E402
-from spotvlm_ros.nodes import process as module  # noqa: E402
+from spotvlm_ros.nodes import calibrate, process as module  # noqa: E402
 from spotvlm_ros.nodes.convert import (  # noqa: E402
     compressed_msg, fact_msg, header_msg, image_msg, stamp_ns)
 from spotvlm_ros.nodes.process import INTERRUPTED, process, ProcessConfig  # noqa: E402
@@ -300,6 +300,39 @@ def test_several_cameras_are_refused_and_fallbacks_are_left_out_aloud(
         'cloud.fallback.b.model:=m'])
     assert runs(bag, tmp_path / 'out', to_s=0.5) == 0 and runs.server.requests
     assert 'fallbacks of node cloud (b) are not asked' in capsys.readouterr().out
+
+
+class JudgedEdge(FakeEdge):
+    """Tells its judge what it has answered, in one pass."""
+
+    def answer(self, rgb, query, context, stamp_ns, judge=None, **_):
+        answer = super().answer(rgb, query, context, stamp_ns)
+        if judge is not None:
+            judge.select(answer.facts, None, context)
+        return answer
+
+
+def test_what_it_wrote_is_learned_from_with_the_same_contexts_and_no_server(
+        bag, tmp_path, runs, monkeypatch):
+    out, again = tmp_path / 'out', JudgedEdge(0.0)
+    monkeypatch.setattr(calibrate, '_loaded', lambda config: again)
+    assert runs(bag, out, stop=lambda left=iter(range(20)): next(left, None) is None)
+    with pytest.raises(ValueError, match='not finished; go on with the same command'):
+        calibrate.learn_from_process(out, 1)
+    assert runs(bag, out) == 0
+    requests, runs.edge = len(runs.server.requests), JudgedEdge(0.0)
+    assert runs(bag, tmp_path / 'judged') == 0
+    learner = calibrate.learn_from_process(out, 1)
+    assert again.seen == runs.edge.seen and len(runs.server.requests) == 2 * requests
+    assert learner.counts['answers'] == len(again.seen) and learner.counts['cloud_answers'] > 1
+    found = {f.key: f for f in learner.findings()}
+    assert found['light'].state.labels > 1 and found['light'].seen.delay_s == 1.0
+    judged = calibrate.learn_from_process(tmp_path / 'judged', 1)
+    assert len(again.seen) == judged.counts['answers']   # its journal has what passes said
+    assert judged.findings() == learner.findings()
+    (out / 'journal.jsonl').write_bytes((out / 'journal.jsonl').read_bytes()[:-9])
+    with pytest.raises(ValueError, match='lacks an answer about frame .*another --out'):
+        calibrate.learn_from_process(out, 1)
 
 
 def test_the_command_survives_a_kill(bag, tmp_path, server, capsys):

@@ -73,6 +73,7 @@ class Judged(NamedTuple):
     confidence: float     # of the edge's own value
     told: bool            # there was a second pass, with context
     better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
+    by_guard: bool        # right by the guard's rule
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class _Key:
         by_learned = stacking.best(evidence, self.stack.weights)
         self.judged.append(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
-            evidence.context is not None, (by_learned == truth) - (by_guard == truth)))
+            evidence.context is not None, (by_learned == truth) - (by_guard == truth),
+            by_guard == truth))
         self.truths.append((stamp_ns, truth))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
@@ -244,6 +246,10 @@ class Calibration:
     def state(self) -> dict[str, KeyState]:
         """Return what is known, by key."""
         return {key: calibrated.state() for key, calibrated in self._keys.items()}
+
+    def judged(self, key: str) -> tuple[Judged, ...]:
+        """Return what the newest labels of a key say."""
+        return tuple(self._keys[key].judged)
 
     # Before an answer
 

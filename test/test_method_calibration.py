@@ -195,10 +195,14 @@ def test_when_the_model_changes_the_guard_is_back_until_it_has_learned_anew():
     world.run(0, 200, world.blind_edge, world.true)
     assert world.calibration.state()['light'].learned
 
+    learned = []
+
     def good(k, told):
+        learned.append(world.calibration.state()['light'].learned)
         own = world.value(0.97, world.truths[k])
         return (own, 0.97), (own, 0.97)
     world.run(200, 500, good, world.true)
+    assert not all(learned) and sum(a != b for a, b in zip(learned, learned[1:])) < 10
     assert world.accuracy(320, 500) > 0.93
 
 

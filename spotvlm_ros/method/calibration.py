@@ -146,11 +146,9 @@ class _Key:
     def decide(self) -> None:
         """Leave the guard's rule for the learned one, or come back to it."""
         better = [j.better for j in self.judged]
-        if not self.is_believed():
+        if not self.is_believed() or sum(better[-BACK:]) < 0:
             self.learned = False
-        elif self.learned:
-            self.learned = sum(better[-BACK:]) >= 0
-        else:
+        elif not self.learned:
             self.learned = sum(better) > BETTER * math.sqrt(sum(map(abs, better))) > 0.0
 
     def is_contradicted(self) -> bool:

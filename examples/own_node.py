@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-A node of one's own in the process of the four of spotvlm: it sees the frames, and nothing is copied.
+A node of one's own in the process of the four of spotvlm, which sees the frames without a copy.
 
     python3 own_node.py --ros-args --params-file config/driving.yaml
 

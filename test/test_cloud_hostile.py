@@ -123,44 +123,39 @@ def prompt_text(query, reply):
                      if part['type'] == 'text')
 
 
-seen = {'facts': 0, 'text': 0, 'errors': 0, 'suspicious': 0}
+def test_fuzzed_replies(ask, tokenizer):
+    seen = {'facts': 0, 'text': 0, 'errors': 0, 'suspicious': 0}
 
-
-@settings(max_examples=400, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
-                                 HealthCheck.data_too_large])
-@given(now=replies)
-def test_fuzzed_replies(ask, tokenizer, now):
-    try:
-        text = ask(now)
-    except CloudError as error:
-        seen['errors'] += 1
-        assert '127.0.0.1' in str(error)
-        return
-    for query in QUERIES:
-        reply = parse_reply(query, text, NS, SIZE)
-        seen['facts'] += bool(reply.facts)
-        seen['text'] += bool(reply.text)
-        seen['suspicious'] += reply.suspicious
-        for fact in reply.facts:
-            assert fact.value in query.choices[fact.key]
-            assert fact.region is None or fact.region.clipped(*SIZE) == fact.region
-        told = prompt_text(query, reply)
-        ours = told.replace(question(query), '').replace(query.prompt, '')
-        for special in SPECIAL:
-            assert special.casefold() not in f'{reply.text}\n{ours}'.casefold()
-            if special[0] in '<＜[{':
-                assert special not in ''.join(reply.rejected)
-        ids = tokenizer(told, add_special_tokens=False).input_ids
-        assert not set(ids) & set(tokenizer.added_tokens_decoder), told
-        assert told.replace('\n', '').isprintable()
-        assert 'evil.example' not in told
-
-
-def test_the_fuzz_has_reached_all_ends():
-    if not any(seen.values()):
-        pytest.skip('runs after test_fuzzed_replies')
-    assert all(count >= 20 for count in seen.values()), seen
+    @settings(max_examples=400, deadline=None, derandomize=True,
+              suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(now=replies)
+    def each(now):
+        try:
+            text = ask(now)
+        except CloudError as error:
+            seen['errors'] += 1
+            assert '127.0.0.1' in str(error)
+            return
+        for query in QUERIES:
+            reply = parse_reply(query, text, NS, SIZE)
+            seen['facts'] += bool(reply.facts)
+            seen['text'] += bool(reply.text)
+            seen['suspicious'] += reply.suspicious
+            for fact in reply.facts:
+                assert fact.value in query.choices[fact.key]
+                assert fact.region is None or fact.region.clipped(*SIZE) == fact.region
+            told = prompt_text(query, reply)
+            ours = told.replace(question(query), '').replace(query.prompt, '')
+            for special in SPECIAL:
+                assert special.casefold() not in f'{reply.text}\n{ours}'.casefold()
+                if special[0] in '<＜[{':
+                    assert special not in ''.join(reply.rejected)
+            ids = tokenizer(told, add_special_tokens=False).input_ids
+            assert not set(ids) & set(tokenizer.added_tokens_decoder), told
+            assert told.replace('\n', '').isprintable()
+            assert 'evil.example' not in told
+    each()
+    assert all(count >= 20 for count in seen.values()), seen  # it has reached all ends
 
 
 @pytest.mark.parametrize('text', [

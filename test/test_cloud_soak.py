@@ -26,7 +26,6 @@ from spotvlm_ros.bench.perf.bridge import soak, wire  # noqa: E402
 from spotvlm_ros.method.facts import Query  # noqa: E402
 
 
-@pytest.mark.alone
 def test_soak_leaves_nothing_behind():
     """Half a minute; the command soaks for ten minutes, with the shipped model."""
     done = soak(0.4, 8.0, FakeEdge().load)

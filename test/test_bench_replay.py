@@ -192,6 +192,7 @@ def test_controls_change_only_what_they_say(setup):
     assert true_regions(context, stream).focus == stream.regions(stamp)
 
 
+@pytest.mark.alone
 def test_real_time_publishes_after_each_frame(setup):
     stream = WorldStream(EPISODE, SAMPLING)
     said = real_time(stream, work.edge_model(), true_replies(stream))

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import threading
@@ -29,9 +30,10 @@ import numpy.typing as npt
 from spotvlm_ros.bench.faults.chaos_faults import ChatRequest
 from spotvlm_ros.cloud.client import CloudServer
 from spotvlm_ros.config.nodes import EdgeConfig, EmulatedDelayConfig, ServerConfig
-from spotvlm_ros.edge.answer import EdgeAnswer
+from spotvlm_ros.edge.answer import EdgeAnswer, guarded_answer, OnText
 from spotvlm_ros.method.facts import Context, Fact, Query
-from spotvlm_ros.method.guard import Judge
+from spotvlm_ros.method.guard import FixedOdds, Judge
+from spotvlm_ros.method.prompt import answer_text
 
 WHAT = Query('what', 'What?', 'text')
 T = TypeVar('T')
@@ -77,6 +79,32 @@ class FakeEdge:
             used_context=context is not None and not context.empty, used_focus=False,
             context_tokens=0, preprocess_s=0.0, inference_s=time.monotonic() - started,
             partial=partial)
+
+
+class JudgedEdge(FakeEdge):
+    """
+    Answers likewise, as ``sure`` as it is told, in the passes that its judge wants.
+
+    ``choose`` returns which of the choices, by the stamp of the frame.
+    """
+
+    def __init__(self, seconds: float = 0.001, sure: float = 0.999,
+                 choose: Callable[[int], int] = lambda stamp_ns: 0) -> None:
+        super().__init__(seconds)
+        self.sure, self.choose = sure, choose
+
+    def answer(self, rgb: npt.NDArray[np.uint8], query: Query, context: Context | None,
+               stamp_ns: int,
+               on_text: Callable[[str, int], None] | None = None,
+               should_stop: Callable[[], bool] | None = None,
+               judge: Judge | None = None) -> EdgeAnswer:
+        """Answer under the guard, or the judge in its place."""
+        def once(given: Context | None, streamed: OnText | None) -> EdgeAnswer:
+            said = FakeEdge.answer(self, rgb, query, given, stamp_ns, streamed, should_stop)
+            facts = tuple(Fact(k, v[self.choose(stamp_ns)], stamp_ns, self.sure)
+                          for k, v in query.choices.items())
+            return replace(said, facts=facts, text=answer_text(query, facts))
+        return guarded_answer(query, context, judge or FixedOdds(query), once, on_text)
 
 
 class FakeServer:

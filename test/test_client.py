@@ -76,16 +76,18 @@ class Planner:
             return self.node.get_clock().now().nanoseconds == ns
         self.spin(there)
 
-    def say(self, client, seconds, code=0, context_s=None, **facts):
+    def say(self, client, seconds, code=0, context_s=None, held_s=0.0, **facts):
         """Answer about the frame of a time; return when the client has it."""
         stamp = STILL + round(seconds * NS)
         before = client.counts.total()
-        origin = Fact.ORIGIN_OWN if context_s is None else Fact.ORIGIN_CONTEXT
+        origin = Fact.ORIGIN_HELD if held_s else Fact.ORIGIN_OWN if context_s is None else \
+            Fact.ORIGIN_CONTEXT
+        seen = time_msg(stamp - round(held_s * NS))
         self.answers.publish(Answer(
             header=header_msg(stamp, 'eye'), query_id='scene', source=Answer.SOURCE_EDGE,
             error_code=code, error_msg='why' if code else '', used_context=context_s is not None,
             context_age=duration_msg(context_s or 0.0),
-            facts=[Fact(key=k, value=v, confidence=0.5, stamp=time_msg(stamp), origin=origin)
+            facts=[Fact(key=k, value=v, confidence=0.5, stamp=seen, origin=origin)
                    for k, v in facts.items()]))
         self.spin(lambda: client.counts.total() > before)
 
@@ -145,6 +147,12 @@ def test_what_is_no_answer_about_now_changes_nothing():
                                  f'error_{Answer.ERROR_PARSE}': 1, 'facts_of_old_context': 1}
         p.say(client, 10.03, Answer.ERROR_TIMEOUT, light='red')
         assert client.value('light') == 'red'
+        p.say(client, 10.035, held_s=6.0, light='green')
+        assert client.value('light') == 'red' and client.counts['facts_of_old_context'] == 2
+        p.say(client, 10.038, held_s=0.5, lead='none')
+        held = client.fact('lead')
+        assert (held.value, round(held.age_s, 2), round(held.context_age_s, 2)) == (
+            'none', 0.46, 0.46)
         assert client.at(time_msg(STILL + 10 * NS + 4 * 10**6)).facts[0].value == 'green'
         assert client.at(time_msg(STILL + 11 * NS)) is None
         p.at(11.5)

@@ -208,14 +208,14 @@ def test_when_the_model_changes_the_guard_is_back_until_it_has_learned_anew():
 
 def test_truth_is_about_the_frame_that_it_names_and_counts_once():
     calibration = Calibration(QUERY, 4.0)
-    for second in (1, 2, 3):
+    for second in (1, 3, 5):
         calibration.select(second * NS, (Fact('light', 'red', second * NS, 0.9),), None, None)
 
     def truth(stamp_ns):
         return calibration.truth(Turn('scene', int(stamp_ns), Source.CLOUD,
                                       (Fact('light', 'red', int(stamp_ns)),)))
-    assert truth(2 * NS) == 1 and truth(2 * NS) == 0
-    assert truth((3 + NEAR_S * 0.9) * NS) == 1      # the nearest frame that was answered
+    assert truth(3 * NS) == 1 and truth(3 * NS) == 0
+    assert truth((5 + NEAR_S * 0.9) * NS) == 1      # the nearest frame that was answered
     assert truth((1 + NEAR_S * 1.1) * NS) == 0
     calibration.forget()
     assert truth(1 * NS) == 0
@@ -236,6 +236,8 @@ def test_the_clouds_last_value_counts_while_it_can_be_true(age_s, dropped, count
     assert fact.value == ('green' if counts else 'red')
     if counts:
         assert fact.stamp_ns == seen and 0.9 < fact.confidence < 1.0
+        truth = Turn('scene', now, Source.CLOUD, (Fact('light', 'green', now),))
+        assert calibration.truth(truth) == 1 and calibration.state()['light'].learned
 
 
 def test_what_changes_often_is_known_to():

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 
-from fakes import FakeEdge, FakeServer, wait_for
+from fakes import FakeEdge, FakeServer, JudgedEdge, wait_for
 import numpy as np
 import pytest
 
@@ -37,7 +37,7 @@ from rosbags.highlevel import AnyReader  # noqa: E402
 from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores  # noqa: E402
 from sensor_msgs.msg import CameraInfo  # noqa: E402
-from spotvlm_msgs.msg import Answer  # noqa: E402
+from spotvlm_msgs.msg import Answer, Fact  # noqa: E402
 
 from spotvlm_ros.config.profiles import load_profile  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
@@ -201,6 +201,27 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(bag, tmp_path, runs, ca
     (foreign / 'thesis.tex').touch()
     assert runs(bag, foreign) == 1 and 'not empty' in capsys.readouterr().err
     assert [p.name for p in foreign.iterdir()] == ['thesis.tex']
+
+
+def test_what_the_cloud_teaches_is_the_same_in_each_run_and_after_an_interruption(
+        bag, tmp_path, runs):
+    runs.profile = runs.profile.with_values([
+        'scene.weights.light:=["own: 0.0", "held: 6.0"]', 'scene.cloud_period_s:=0.25'])
+    outs = [tmp_path / name for name in ('whole', 'again', 'part')]
+    for out in outs:
+        runs.edge, left = JudgedEdge(0.0, 0.9), iter(range(24))
+        if out.name == 'part':
+            assert runs(bag, out, stop=lambda: next(left, None) is None) == INTERRUPTED
+        assert runs(bag, out) == 0
+    assert written(outs[0]) == written(outs[1]) == written(outs[2])
+    lights = [(f.origin, f.value, stamp_ns(m.header.stamp) - stamp_ns(f.stamp))
+              for _, m in read(outs[0], 'answers') for f in m.facts if f.key == 'light']
+    held = [(value, age_ns) for origin, value, age_ns in lights if origin == Fact.ORIGIN_HELD]
+    assert {value for value, _ in held} == {'red'} and all(age >= NS for _, age in held)
+    assert lights[0] == (Fact.ORIGIN_OWN, 'none', 0) and len(held) > 5
+    summary = json.loads((outs[0] / 'summary.json').read_text())
+    known = summary['calibration']['scene']
+    assert known['labels'] > 4 and 0.0 < known['help'] < 1.0
 
 
 def test_measured_delays_hold_again(bag, tmp_path, runs):

@@ -35,7 +35,7 @@ It knows no labels but the cloud's. docs/method.md says what follows from its er
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 import math
@@ -49,9 +49,9 @@ from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
 from .stacking import Evidence, Stack
 
-NEAR_S = 0.25      # a frame this close to the cloud's was answered as that one
+NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
 HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateConfig.age_limit_s`
-FRAMES = 512       # answered frames that wait for their truth
+FRAMES = 400       # answered frames that wait for their truth
 RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
 FEW = 10           # labels before anything is concluded
 BETTER = 1.28      # standard errors by which the learned rule must have been better: 90 %
@@ -90,6 +90,7 @@ class KeyState:
     learned: bool = False         # the learned weights decide, not the guard
     believed: bool = False        # the cloud's values tell something
     weights: tuple[float, ...] = ()   # learned, in the order of `stacking.NAMES`
+    commonest: float = 0.0        # share of the cloud's commonest value
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class _Key:
         self.guards = stacking.prior(odds)
         self.stack = Stack(np.array([saved.get(name, weight) for name, weight in zip(
             stacking.NAMES, self.guards)]))
-        self.learned, self.margin = bool(saved), 0.0
+        self.learned, self.believed, self.margin = bool(saved), False, 0.0
         self.suspect = False    # the cloud has one value only, for this key or another one
         self.judged: deque[Judged] = deque(maxlen=stacking.WINDOW)
         self.truths: deque[tuple[int, str]] = deque(maxlen=RECENT)  # stamp, value
@@ -146,7 +147,10 @@ class _Key:
     def decide(self) -> None:
         """Leave the guard's rule for the learned one, or come back to it."""
         better = [j.better for j in self.judged]
-        if not self.is_believed() or sum(better[-BACK:]) < 0:
+        if len(better) < FEW:
+            return   # what was learned earlier stands so far
+        self.believed = self.is_believed()
+        if not self.believed or sum(better[-BACK:]) < 0:
             self.learned = False
         elif not self.learned:
             self.learned = sum(better) > BETTER * math.sqrt(sum(map(abs, better))) > 0.0
@@ -171,13 +175,12 @@ class _Key:
         judged = self._recent
         if len(judged) < FEW:
             return False
-        if self._is_seen_by_edge():
+        truths, own = [j.truth for j in judged], [j.own for j in judged]
+        if _kappa(truths, own) > RELATED:
             return True
-        truths = [j.truth for j in judged]
         if _has_one(truths, ONE_VALUE):
             return not self.suspect
-        return _has_one([j.own for j in judged], ALWAYS) or \
-            _kappa(truths[1:], truths[:-1]) > RELATED
+        return _has_one(own, ALWAYS) or _kappa(truths[1:], truths[:-1]) > RELATED
 
     @property
     def _recent(self) -> list[Judged]:
@@ -195,7 +198,8 @@ class _Key:
             self._rate([j for j in judged if j.said == j.truth != j.own]),
             self._rate([j for j in judged if j.own == j.truth != j.said]),
             sum(j.confidence for j in judged) / n, self._hazard_hz(), self.margin, self.learned,
-            self.is_believed(), tuple(map(float, self.stack.weights)))
+            self.believed, tuple(map(float, self.stack.weights)),
+            max(Counter(j.truth for j in judged).values(), default=0) / n)
 
     def _rate(self, found: Sequence[Judged]) -> float:
         """

@@ -18,14 +18,17 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import statistics
 
 from spotvlm_msgs.msg import Answer
 
 from .base import RELIABLE, Report, SpotNode
-from .convert import stamp_ns, turn_from_msg
+from .convert import turn_from_msg
+from .health import Trouble
 from ..config.nodes import EdgeConfig
-from ..method.calibration import KeyState
+from ..method.calibration import BETTER, FEW, KeyState, ONE_VALUE
 from ..method.calibrations import Calibrations
 from ..method.facts import NS, Query, Source
 from ..method.guard import OFF
@@ -33,14 +36,17 @@ from ..method.trust import trusted_turn
 from ..recording.judged import NotingJudge
 from ..recording.recorder import plain, Recorder
 
-WAITING = 64   # answers of the cloud that wait for the next frame
+WAITING = 64    # answers of the cloud that wait for the next frame
+ENOUGH = 20     # labels that show that edge and cloud disagree
+MANY = 60       # labels that show that the cloud tells nothing
+HALF = 0.5      # agreement below which they do
 
 
 class DelayedTruth:
     """
     Owns the calibrations of the standing queries.
 
-    `judge` and `tell` are for the thread of the model: all that changes a calibration happens
+    `judge` is for the thread of the model: all that changes a calibration happens
     there, in the order in which a recording has it. The executor's thread only leaves it to do.
     """
 
@@ -52,14 +58,16 @@ class DelayedTruth:
         self._queries: dict[str, Query] = {}
         self._waiting: deque[Callable[[int], None]] = deque()   # given the stamp of a frame
         self._counts: Counter[str] = Counter()
-        self._states: dict[str, dict[str, KeyState]] = {}  # by query; replaced, never changed
+        # By query; replaced, never changed:
+        self._states: Mapping[str, Mapping[str, KeyState]] = {}
+        self._troubles: Mapping[str, Mapping[str, Trouble]] = {}
         self._late_s: deque[float] = deque(maxlen=64)
 
     def setup(self, queries: Sequence[Query], recorder: Recorder | None) -> None:
         """Begin as the guard, or as queries say."""
         config = self._node.config
         self._waiting.clear()
-        self._states, self._queries = {}, {q.id: q for q in queries}
+        self._states, self._troubles, self._queries = {}, {}, {q.id: q for q in queries}
         self._recorder = recorder
         self._calibrations = Calibrations(queries, config.guard_odds if config.calibrate else OFF)
 
@@ -80,8 +88,9 @@ class DelayedTruth:
         def replace(_: int) -> None:
             self._calibrations.replace(queries)
             self._record('queries', queries=[plain(q) for q in queries])
-            self._states = {q.id: self._calibrations.state(q.id) for q in queries
-                            if q.id in self._states}
+            states = {q.id: self._calibrations.state(q.id) for q in queries}
+            self._states = {i: s for i, s in states.items() if any(k.labels for k in s.values())}
+            self._troubles = {i: t for i, t in self._troubles.items() if i in self._states}
         self._queries = {q.id: q for q in queries}
         self._waiting.append(replace)
 
@@ -95,7 +104,14 @@ class DelayedTruth:
     def report(self) -> Report:
         """Return what /diagnostics shows."""
         return {'truths': self._counts['truths'],
-                'truths_unmatched': self._counts['truths_unmatched']}
+                'truths_unmatched': self._counts['truths_unmatched'],
+                **{f'calibration_{query_id}_{key}': in_words(state)
+                   for query_id, states in self._states.items() for key, state in states.items()}}
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield where edge and cloud contradict each other, or the cloud tells nothing."""
+        for troubles in self._troubles.values():
+            yield from troubles.values()
 
     # Answers of the cloud
 
@@ -122,10 +138,66 @@ class DelayedTruth:
         judged = self._calibrations.truth(turn)
         self._counts['truths'] += 1
         self._counts['truths_unmatched'] += not judged
-        self._late_s.append((now_ns - stamp_ns(message.header.stamp)) / NS)
+        self._late_s.append((now_ns - turn.stamp_ns) / NS)
         if judged:
-            self._states = {**self._states, query.id: self._calibrations.state(query.id)}
+            self._learned(query.id)
+
+    def _learned(self, query_id: str) -> None:
+        """Take down, and say, what the calibration of a query is now."""
+        log = self._node.get_logger()
+        before, states = self._states.get(query_id, {}), self._calibrations.state(query_id)
+        for key, state in states.items():
+            if state.learned != (before[key].learned if key in before else False):
+                rule = 'what was learned decides' if state.learned else 'the guard decides again'
+                log.info(f'{query_id}.{key}: from now on {rule} ({in_words(state)})')
+        troubles = {}
+        for key, state in states.items():
+            for kind, text in (
+                    ('edge_contradicts_cloud', _contradiction(state, self._late_s)),
+                    ('cloud_tells_nothing', _emptiness(state, query_id))):
+                if not text:
+                    continue
+                name = f'{kind} {key}'
+                troubles[name] = Trouble(f'{query_id}.{key}: {text}')
+                if name not in self._troubles.get(query_id, {}):
+                    self._node.problem_counts[kind] += 1
+                    log.warning(troubles[name].text)
+        self._states = {**self._states, query_id: states}
+        self._troubles = {**self._troubles, query_id: troubles}
 
     def _record(self, event: str, **values: object) -> None:
         if self._recorder is not None and self._node.config.calibrate:
             self._recorder.write(event, **values)
+
+
+def in_words(state: KeyState) -> str:
+    """Return what is known of a key, in one line."""
+    changes = f'changes every {1.0 / state.hazard_hz:.2g} s' if state.hazard_hz else \
+        'no change seen'
+    doubted = ', cloud not believed' * (state.labels >= FEW and not state.believed)
+    return f'labels {state.labels}, agreement {state.agreement:.2f}, help {state.help:.2f}, ' \
+        f'harm {state.harm:.2f}, {"learned" if state.learned else "guard"}, ' \
+        f'margin {state.margin:.2g}, {changes}{doubted}'
+
+
+def _contradiction(state: KeyState, late_s: Sequence[float]) -> str:
+    """Return what is wrong where the edge is worse than chance, or than always the same value."""
+    n, agreement = state.labels, state.agreement
+    error = math.sqrt(agreement * (1.0 - agreement) / max(1, n))
+    if n < ENOUGH or not state.believed or \
+            agreement + BETTER * error >= max(HALF, state.commonest):
+        return ''
+    answers = f'answers are mostly what the cloud said {statistics.median(late_s):.1f} s ago' \
+        if state.learned else 'answers are those of the guard'
+    return f'the edge model agrees with the cloud about {100 * agreement:.0f} of 100 frames; ' \
+        f'{answers}; teach the edge this question, or name another model'
+
+
+def _emptiness(state: KeyState, query_id: str) -> str:
+    """Return what is wrong where the cloud cannot be believed."""
+    if state.labels < MANY or state.believed:
+        return ''
+    what = 'are always the same, whatever the edge sees' if state.commonest > ONE_VALUE else \
+        'fit neither one another nor what the edge sees'
+    return f"the cloud's answers {what}: nothing is learned from them; check the model of node " \
+        f'cloud, {query_id}.cloud_prompt and {query_id}.choices'

@@ -189,6 +189,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             yield from troubles
             for query in () if troubles else queries:
                 yield from self._troubles_with(query)
+        yield from self._truths.troubles()
 
     def _troubles_with(self, query: Query) -> Iterator[Trouble]:
         pulse = self._pulses[query.id]

@@ -32,6 +32,7 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 
 from .answer_bag import AnswerBag, BagFile, read_truth
 from .bag_motion import BagMotion
+from .summary import delayed_truth
 from .. import __version__
 from ..cloud.bridge_statistics import percentile
 from ..cloud.client import cloud_server, CloudServer
@@ -338,6 +339,7 @@ def _summary(run: Process, edge: KeptEdge, cloud: OfflineCloud, output: AnswerBa
             'superseded': stats.superseded, 'not_awaited': cloud.in_flight_lost,
             'facts_rejected': stats.facts_rejected, 'bytes_sent': stats.bytes_sent,
             'delay_s': percentiles(output.delays_s, 1.0, 3)},
+        'calibration': {q: delayed_truth(keys) for q, keys in run.calibration.items()},
         'inference_ms': percentiles(edge.inference_s, 1e3, 2),
         'accuracy': {query: round(output.right[query] / n, 4)
                      for query, n in output.labelled.items()}

@@ -18,13 +18,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from ..cloud.bridge_statistics import percentile
 
 Percentiles = dict[str, float]  # p50 and p95
+
+
+class DelayedTruth(TypedDict):
+    """
+    What the cloud's late answers say about those of the edge; rates are shares of facts.
+
+    ``help``: the edge alone was wrong, what was published right; ``harm``: the converse.
+    """
+
+    labels: int
+    help: float  # noqa: A003
+    harm: float
+
+
+class KeyRates(Protocol):
+    """What is known of a key: a `KeyState`, or its message."""
+
+    @property
+    def labels(self) -> int:
+        """Return how many answers of the cloud judged it."""
+
+    @property
+    def help(self) -> float:  # noqa: A003
+        """Return how often the edge alone was wrong, and what was published right."""
+
+    @property
+    def harm(self) -> float:
+        """Return the converse."""
 
 
 class RunSummary(TypedDict, total=False):
@@ -40,6 +68,7 @@ class RunSummary(TypedDict, total=False):
     cloud_delay_s: Percentiles
     context_used_fraction: float
     focus_used_fraction: float
+    calibration: dict[str, DelayedTruth]   # by query
     errors: int
     errors_by_message: dict[str, int]
     meta: dict[str, str | float]
@@ -59,6 +88,7 @@ class RunStatistics:
     overhead_s: list[float] = field(default_factory=list)  # latency without the model
     wait_s: list[float] = field(default_factory=list)  # age of the frame when work on it began
     cloud_delay_s: list[float] = field(default_factory=list)
+    calibration: dict[str, DelayedTruth] = field(default_factory=dict)  # newest, by query
     first_s: float = 0.0
     last_s: float = 0.0
 
@@ -81,6 +111,7 @@ class RunStatistics:
             'cloud_delay_s': percentiles(self.cloud_delay_s, 1.0),
             'context_used_fraction': round(self.with_context / count, 3) if count else 0.0,
             'focus_used_fraction': round(self.with_focus / count, 3) if count else 0.0,
+            'calibration': dict(self.calibration),
             'errors': sum(self.errors.values()),
             'errors_by_message': dict(self.errors.most_common(8)),
             'meta': meta,
@@ -101,3 +132,19 @@ def print_summary(summary: RunSummary) -> None:
     print(f'cloud answers: {summary["cloud_answers"]}, {summary["cloud_delay_s"]["p50"]} s late '
           f'at the median{note}; context used in {summary["context_used_fraction"]:.0%} of '
           'answers', flush=True)
+    if summary['calibration']:
+        print(f"by the cloud's late answers: {by_delayed_truth(summary['calibration'])}",
+              flush=True)
+
+
+def delayed_truth(keys: Sequence[KeyRates]) -> DelayedTruth:
+    """Return what is known of a query by what is of its keys."""
+    n = max(1, len(keys))
+    return {'labels': sum(k.labels for k in keys), 'help': round(sum(k.help for k in keys) / n, 4),
+            'harm': round(sum(k.harm for k in keys) / n, 4)}
+
+
+def by_delayed_truth(queries: Mapping[str, DelayedTruth]) -> str:
+    """Return how much the cloud helped and harmed, by query."""
+    return ', '.join(f'{query} helped in {known["help"]:.0%}, harmed in {known["harm"]:.0%} (of '
+                     f'{known["labels"]} facts)' for query, known in sorted(queries.items()))

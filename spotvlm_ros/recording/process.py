@@ -43,6 +43,7 @@ from ..frames.pixels import FrameError, Image
 from ..frames.schedule import Schedule
 from ..frames.source_frame import SourceFrame
 from ..frames.stamps import StampOrder
+from ..method.calibration import KeyState
 from ..method.calibrations import Calibrations
 from ..method.ego import Matrix
 from ..method.facts import Context, NS, Query, Source, Turn
@@ -174,6 +175,12 @@ class Process:
         self._under_way: list[tuple[int, int, EdgeResult]] = []   # answers, by their moment
 
     @property
+    def calibration(self) -> dict[str, list[KeyState]]:
+        """Return what the cloud's answers have taught about the keys, by query."""
+        states = {q.id: list(self._calibrations.state(q.id).values()) for q in self._queries}
+        return {query_id: keys for query_id, keys in states.items() if keys}
+
+    @property
     def newest_ns(self) -> int:
         """Return the stamp of the newest frame."""
         return self._order.newest_ns
@@ -261,8 +268,7 @@ class Process:
             for at_ns, answer in self._cloud.settle(int(cloud_ns)):
                 self._output.cloud(answer, self._log_ns(at_ns))
                 self._method.add(answer.turn)
-                judged = self._calibrations.truth(answer.turn)
-                self.counts['truths'] += bool(judged)
+                self._calibrations.truth(answer.turn)
 
     def _publish(self, at_ns: int, number: int, result: EdgeResult) -> None:
         """Publish an answer of the edge, and take it into the history."""

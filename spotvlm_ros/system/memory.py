@@ -31,9 +31,10 @@ import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 ARENAS = 2
-LARGE = 1 << 23  # bytes: a block that is larger, as a picture of 3 megapixels, is a mapping of its
-# own, and a larger free end of a heap goes back at once. By itself glibc moves both limits up to
-# 32 and 64 MiB, and large blocks leave holes in heaps.
+LARGE = 1 << 20   # bytes: a block that is larger, as a picture of 1 megapixel, is a mapping of its
+# own, and goes back at once. By itself glibc moves this limit up to 32 MiB, and large blocks leave
+# holes in heaps. A frame of 640x480 is just below: a new mapping for each would cost time.
+SPARE = 1 << 23   # bytes that the end of a heap may have free; by itself glibc keeps up to 64 MiB
 
 
 def share_arenas() -> None:
@@ -44,7 +45,7 @@ def share_arenas() -> None:
     if 'MALLOC_ARENA_MAX' not in os.environ:
         mallopt(M_ARENA_MAX, ARENAS)
     mallopt(M_MMAP_THRESHOLD, LARGE)
-    mallopt(M_TRIM_THRESHOLD, LARGE)
+    mallopt(M_TRIM_THRESHOLD, SPARE)
 
 
 def settle() -> None:

@@ -27,6 +27,7 @@ from spotvlm_ros.bench.faults.chaos_faults import FAULTS
 from spotvlm_ros.cloud.client import CloudClient
 from spotvlm_ros.cloud.errors import CloudError
 from spotvlm_ros.cloud.parse import parse_reply
+from spotvlm_ros.cloud.reply import loads, LONG, MAX_ITEMS
 from spotvlm_ros.method.facts import NS, Query
 from spotvlm_ros.method.history import History
 from spotvlm_ros.method.prompt import messages, question
@@ -192,3 +193,17 @@ def test_reply_to_a_schema():
         reply = parse_reply(SCENE, text[:cut], NS, SIZE)
         assert {f.key: f.value for f in reply.facts} == {'light': 'red', 'limit': '30'}
         assert reply.facts[0].region is not None and not reply.rejected
+
+
+@pytest.mark.parametrize('item', [{}, [], [[{}]], {'a': ['b', {}]}, 'a', '],"}', '\\', 1.5])
+@pytest.mark.parametrize('spaces', [(',', ':'), None])
+def test_of_a_long_reply_the_first_choice_is_parsed_only(item, spaces):
+    message = {'content': [{'text': '{"light": "red, \\"]'}], 'tool_calls': [item] * 20_000}
+    reply = {'model': ['m', '"'], 'choices': [{'index': 0, 'message': message}, *[item] * 20_000],
+             'usage': {'prompt_tokens': 3, 'completion_tokens': 4}}
+    data = json.dumps(reply, separators=spaces).encode()
+    message['tool_calls'] = [item] * MAX_ITEMS
+    assert loads(data) == {**reply, 'model': ['m'], 'choices': reply['choices'][:1]}
+    for wrong in (data[:-1], data[:LONG + 1], data + b']', data.replace(b'"index"', b'"index')):
+        with pytest.raises(ValueError):
+            loads(wrong)

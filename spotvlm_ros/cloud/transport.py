@@ -46,7 +46,7 @@ import httpcore2
 from .certificates import explained, tls_context, tls_error
 from .errors import (CloudRefused, CloudReplyError, CloudReplyTooLarge, CloudTimeout,
                      CloudUnreachable, LOOPBACK)
-from .reply import RawReply
+from .reply import loads, RawReply
 from ..system.compatible import timeout
 
 MAX_HEAD = 65_536       # bytes until a response has begun: headers, answers 1xx
@@ -128,7 +128,7 @@ class Transport:
                                   'for; turn that off')
         chunks = response.aiter_stream()
         if not headers.get('content-type', '').startswith('text/event-stream'):
-            self._take(json.loads(b''.join([chunk async for chunk in chunks])), reply)
+            self._take(loads(b''.join([chunk async for chunk in chunks])), reply)
             reply.finished = True
             return
         whole = {'transfer-encoding', 'content-length'} & headers.keys()  # its end is known
@@ -136,7 +136,7 @@ class Transport:
             if data.startswith(b'[DONE]'):
                 reply.finished = bool(reply.text or reply.reasoned)
                 break
-            self._take(json.loads(data), reply)
+            self._take(loads(data), reply)
             await asyncio.sleep(0)  # many come at once: the deadline has its turn
         else:
             reply.finished |= bool(whole and reply.text)

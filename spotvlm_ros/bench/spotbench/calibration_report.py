@@ -206,12 +206,13 @@ def _draw_blind(table: CellTable, axis: Axes) -> None:
     world, count = whole(table), 0
     while table.get(world, CALIBRATED, BLIND, minute(count)) is not None:
         count += 1
-    for name, label, colour in (
-            (CALIBRATED, CALIBRATED, COLOURS[FULL]), (FULL, f'guard at {ODDS:g}', '#3f9be8'),
-            ('hold', 'hold', COLOURS['hold']), (ALONE, ALONE, COLOURS[ALONE])):
+    for name, label, colour, style in (
+            (CALIBRATED, CALIBRATED, COLOURS[FULL], 'o-'),
+            ('hold', 'hold', COLOURS['hold'], 'o-'), (ALONE, ALONE, COLOURS[ALONE], '-'),
+            (FULL, f'guard at {ODDS:g}', '#3f9be8', 'o:')):
         axis.plot([k + 0.5 for k in range(count)], [
             100 * _value(table, world, name, BLIND, minute(k)) for k in range(count)],
-            'o-', markersize=4, color=colour, label=label)
+            style, markersize=4, color=colour, label=label)
     axis.set_xlabel('time of the stream [min]')
     axis.set_ylabel('% of facts right')
     axis.set_ylim(bottom=0)

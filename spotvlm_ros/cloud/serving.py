@@ -158,8 +158,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a checkpoint folder on a socket that was inherited, by its number."""
-    from ..system.lean import import_transformers, Layout
+    from ..system.lean import check_without_sympy, import_transformers, Layout
     import_transformers()  # a killed server is back two seconds earlier
+    check_without_sympy()
     from transformers.cli.serve import Serve
     model, number = sys.argv[1:] if argv is None else argv
     key = os.environ.pop(KEY_ENV)

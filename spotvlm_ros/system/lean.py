@@ -49,8 +49,12 @@ def import_transformers() -> None:
         for name in IMPORTERS:
             with suppress(Exception):
                 import_module(name)
+
+
+def check_without_sympy() -> None:
+    """Have torch look at a condition before it imports sympy for it."""
     check: Callable[..., None] | None = getattr(torch, '_check_with', None)
-    if check is not None:  # it imports sympy before it looks
+    if check is not None:
         torch._check_with = lambda error, condition, message: \
             None if condition is True else check(error, condition, message)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import itertools
 import math
 from pathlib import Path
@@ -68,7 +68,7 @@ class Kill:
     gap_s: float              # longest time without an answer of the edge
     back_s: float             # until the victim gives something again
     context_s: float          # until an answer with context from a frame after the kill
-    others: float = 0.0       # cores that other processes or the host took
+    others: float = 0.0       # cores that other processes or the host took before
 
     @property
     def title(self) -> str:
@@ -161,9 +161,10 @@ class KilledRun(Watched):
 
     def kill(self, victim: str, seconds: float) -> Kill:
         """Kill a process after ``seconds`` of rest, and watch the others for as long."""
-        process = self._find(victim)
+        process, others = self._find(victim), OtherLoad()
         began = time.monotonic()
         time.sleep(seconds)
+        others.look()  # not later: what the victim has used would be missing
         now, wall = time.monotonic(), time.time()
         before = self._rates(began, now)
         process.send_signal(signal.SIGKILL)
@@ -172,7 +173,8 @@ class KilledRun(Watched):
         told = self._first(lambda: self._told_since(now + LAST_S, wall))
         time.sleep(max(0.0, until - time.monotonic()))
         return Kill(self.mode, victim, seconds, before, self._rates(now, until),
-                    self.gap_s(now, time.monotonic()), back - now, told - now)
+                    self.gap_s(now, time.monotonic()), back - now, told - now,
+                    round(others.most, 2))
 
     def log(self) -> str:
         """Return the end of what it has printed."""
@@ -224,10 +226,7 @@ def kill_all(victims: Mapping[str, Sequence[str]], seconds: float, rest_s: float
         with KilledRun(mode) as run:
             time.sleep(rest_s)
             for victim in names:
-                others = OtherLoad()
-                kill = run.kill(victim, seconds)
-                others.look()
-                kills.append(replace(kill, others=round(others.most, 2)))
+                kills.append(run.kill(victim, seconds))
                 show(kills[-1])
                 time.sleep(rest_s)
         exits[f'run {mode}'] = run.exit_code

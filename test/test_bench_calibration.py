@@ -76,8 +76,8 @@ def recorded(number: int) -> tuple[MadeUp, Recorded]:
 
 
 def test_a_long_stream_is_learned_from_and_the_best_rule_is_chosen_once(tmp_path):
-    found, chosen = calibration.all_cells({'driving day': SetReplay(
-        [recorded(n) for n in range(4)], TOOK).run()}, None)
+    worlds = {'driving day': SetReplay([recorded(n) for n in range(4)], TOOK).run()}
+    found, chosen = calibration.all_cells(worlds, None)
     table = cells.CellTable(found)
 
     def right(system: str, condition: str = AS_IT_IS, part: str = 'all') -> float:
@@ -93,8 +93,7 @@ def test_a_long_stream_is_learned_from_and_the_best_rule_is_chosen_once(tmp_path
     # What is chosen is the best; on test seeds it is taken as it is.
     assert right(chosen['driving day']) == max(right(n) for n in (
         *calibration.UNTUNED, *(n for names in calibration.TUNED.values() for n in names)))
-    again, kept = calibration.all_cells({'driving day': SetReplay(
-        [recorded(n) for n in range(2)], TOOK).run()}, chosen | {'driving day': ALONE})
+    again, kept = calibration.all_cells(worlds, chosen | {'driving day': ALONE})
     over = {c.metric: c.value for c in again if c.system == CALIBRATED and c.ci95 is not None
             and c.metric.startswith('gain over')}
     assert kept['driving day'] == ALONE and over == {

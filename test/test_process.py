@@ -323,7 +323,7 @@ def test_several_cameras_are_refused_and_fallbacks_are_left_out_aloud(
     assert 'fallbacks of node cloud (b) are not asked' in capsys.readouterr().out
 
 
-class JudgedEdge(FakeEdge):
+class TellingEdge(FakeEdge):
     """Tells its judge what it has answered, in one pass."""
 
     def answer(self, rgb, query, context, stamp_ns, judge=None, **_):
@@ -335,13 +335,13 @@ class JudgedEdge(FakeEdge):
 
 def test_what_it_wrote_is_learned_from_with_the_same_contexts_and_no_server(
         bag, tmp_path, runs, monkeypatch):
-    out, again = tmp_path / 'out', JudgedEdge(0.0)
+    out, again = tmp_path / 'out', TellingEdge(0.0)
     monkeypatch.setattr(calibrate, '_loaded', lambda config: again)
     assert runs(bag, out, stop=lambda left=iter(range(20)): next(left, None) is None)
     with pytest.raises(ValueError, match='not finished; go on with the same command'):
         calibrate.learn_from_process(out, 1)
     assert runs(bag, out) == 0
-    requests, runs.edge = len(runs.server.requests), JudgedEdge(0.0)
+    requests, runs.edge = len(runs.server.requests), TellingEdge(0.0)
     assert runs(bag, tmp_path / 'judged') == 0
     learner = calibrate.learn_from_process(out, 1)
     assert again.seen == runs.edge.seen and len(runs.server.requests) == 2 * requests

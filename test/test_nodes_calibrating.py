@@ -24,9 +24,9 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
-from spotvlm_msgs.msg import Answer, Fact  # noqa: E402
+from spotvlm_msgs.msg import Answer, Calibration, Fact  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
-from spotvlm_ros.nodes.base import RELIABLE  # noqa: E402
+from spotvlm_ros.nodes.base import latched, RELIABLE  # noqa: E402
 from spotvlm_ros.nodes.convert import stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.recording import replay  # noqa: E402
@@ -43,8 +43,10 @@ class LateCloud:
 
     def __init__(self, probe, value):
         self.probe, self.value, self.said = probe, value, []
+        self.learned = []   # messages
         self._send = send_to(probe.image)
         self._answers = probe.create_publisher(Answer, 'cloud/answers', RELIABLE)
+        probe.create_subscription(Calibration, 'calibration', self.learned.append, latched(16))
 
     def send(self, stamp):
         """Send a frame, and what is due."""
@@ -88,10 +90,14 @@ def test_an_edge_that_is_sure_and_wrong_gives_the_clouds_values_and_says_so(tmp_
         cloud.run(lambda: len(cloud.held(10)) == 10 and cloud.warns(
             'lamp.lamp: the edge model agrees with the cloud about 0 of 100 frames; answers are '
             'mostly what the cloud said'))
+        cloud.run(lambda: cloud.learned and cloud.learned[-1].keys[0].learned)
         newest = probe.answers[-1]
         assert newest.facts[0].value in cloud.said[-2 * LATE:] and not newest.used_context
         assert stamp_ns(newest.facts[0].stamp) < stamp_ns(newest.header.stamp)
         assert newest.facts[0].age.nanosec and newest.text == newest.facts[0].value
+        key = cloud.learned[-1].keys[0]
+        assert key.believed and key.labels >= 20 and key.agreement == 0.0 < key.help
+        assert len(key.weights) == len(key.weight_names) == 6
         known = probe.diagnostics['edge']
         assert 'learned' in known['calibration_lamp_lamp']
         assert int(known['truths_unmatched']) * 4 < int(known['truths']) >= 20

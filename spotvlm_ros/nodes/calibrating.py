@@ -21,22 +21,26 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 import statistics
+import time
 
-from spotvlm_msgs.msg import Answer
+from spotvlm_msgs.msg import Answer, Calibration as CalibrationMsg, KeyCalibration
 
-from .base import RELIABLE, Report, SpotNode
-from .convert import turn_from_msg
+from .base import latched, RELIABLE, Report, SpotNode
+from .convert import header_msg, turn_from_msg
 from .health import Trouble
 from ..config.nodes import EdgeConfig
+from ..config.query_changes import MAX_QUERIES
 from ..method.calibration import BETTER, FEW, KeyState, ONE_VALUE
 from ..method.calibrations import Calibrations
-from ..method.facts import NS, Query, Source
+from ..method.facts import NS, Query, Source, Turn
 from ..method.guard import OFF
+from ..method.stacking import NAMES
 from ..method.trust import trusted_turn
 from ..recording.judged import NotingJudge
 from ..recording.recorder import plain, Recorder
 
 WAITING = 64    # answers of the cloud that wait for the next frame
+PERIOD_S = 1.0  # between two messages about a query, at least
 ENOUGH = 20     # labels that show that edge and cloud disagree
 MANY = 60       # labels that show that the cloud tells nothing
 HALF = 0.5      # agreement below which they do
@@ -46,7 +50,7 @@ class DelayedTruth:
     """
     Owns the calibrations of the standing queries.
 
-    `judge` is for the thread of the model: all that changes a calibration happens
+    `judge` and `tell` are for the thread of the model: all that changes a calibration happens
     there, in the order in which a recording has it. The executor's thread only leaves it to do.
     """
 
@@ -62,6 +66,8 @@ class DelayedTruth:
         self._states: Mapping[str, Mapping[str, KeyState]] = {}
         self._troubles: Mapping[str, Mapping[str, Trouble]] = {}
         self._late_s: deque[float] = deque(maxlen=64)
+        self._news: dict[str, CalibrationMsg] = {}   # to be published, by query
+        self._told_at: dict[str, float] = {}         # when, steady clock [s]
 
     def setup(self, queries: Sequence[Query], recorder: Recorder | None) -> None:
         """Begin as the guard, or as queries say."""
@@ -69,6 +75,8 @@ class DelayedTruth:
         self._waiting.clear()
         self._states, self._troubles, self._queries = {}, {}, {q.id: q for q in queries}
         self._recorder = recorder
+        self._publisher = self._node.advertise(CalibrationMsg, 'calibration',
+                                               latched(max(MAX_QUERIES, len(queries))))
         self._calibrations = Calibrations(queries, config.guard_odds if config.calibrate else OFF)
 
     def start(self) -> None:
@@ -113,6 +121,14 @@ class DelayedTruth:
         for troubles in self._troubles.values():
             yield from troubles.values()
 
+    def tell(self) -> None:
+        """Publish what is new, now that no answer waits."""
+        now = time.monotonic()
+        for query_id in tuple(self._news):
+            if now - self._told_at.get(query_id, -PERIOD_S) >= PERIOD_S:
+                self._told_at[query_id] = now
+                self._publisher.publish(self._news.pop(query_id))
+
     # Answers of the cloud
 
     def _on_answer(self, message: Answer) -> None:
@@ -140,11 +156,11 @@ class DelayedTruth:
         self._counts['truths_unmatched'] += not judged
         self._late_s.append((now_ns - turn.stamp_ns) / NS)
         if judged:
-            self._learned(query.id)
+            self._learned(turn, message.header.frame_id)
 
-    def _learned(self, query_id: str) -> None:
+    def _learned(self, turn: Turn, frame_id: str) -> None:
         """Take down, and say, what the calibration of a query is now."""
-        log = self._node.get_logger()
+        query_id, log = turn.query_id, self._node.get_logger()
         before, states = self._states.get(query_id, {}), self._calibrations.state(query_id)
         for key, state in states.items():
             if state.learned != (before[key].learned if key in before else False):
@@ -164,6 +180,9 @@ class DelayedTruth:
                     log.warning(troubles[name].text)
         self._states = {**self._states, query_id: states}
         self._troubles = {**self._troubles, query_id: troubles}
+        self._news[query_id] = CalibrationMsg(
+            header=header_msg(turn.stamp_ns, frame_id), query_id=query_id,
+            keys=[_key_msg(key, state) for key, state in states.items()])
 
     def _record(self, event: str, **values: object) -> None:
         if self._recorder is not None and self._node.config.calibrate:
@@ -201,3 +220,11 @@ def _emptiness(state: KeyState, query_id: str) -> str:
         'fit neither one another nor what the edge sees'
     return f"the cloud's answers {what}: nothing is learned from them; check the model of node " \
         f'cloud, {query_id}.cloud_prompt and {query_id}.choices'
+
+
+def _key_msg(key: str, state: KeyState) -> KeyCalibration:
+    return KeyCalibration(
+        key=key, labels=state.labels, agreement=state.agreement, help=state.help, harm=state.harm,
+        confidence=state.confidence, hazard_hz=state.hazard_hz, margin=state.margin,
+        learned=state.learned, believed=state.believed, weight_names=list(NAMES),
+        weights=list(state.weights))

@@ -395,6 +395,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         self._latency_s.append((self.now_ns() - answered.frame.stamp_ns) / NS)
         self._detections.publish(answered)
         self._debug.publish(answered)
+        self._truths.tell()
 
     def _record(self, recorder: Recorder, answered: AnsweredFrame) -> None:
         """Record an answer and what it was made of."""

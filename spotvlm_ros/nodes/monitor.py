@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from spotvlm_msgs.msg import Answer, CloudStatus, Context
+from spotvlm_msgs.msg import Answer, Calibration, CloudStatus, Context
 
 from .base import latched
 from .convert import duration_s, stamp_ns
-from .summary import RunStatistics
+from .summary import by_delayed_truth, delayed_truth, RunStatistics
+from ..config.query_changes import MAX_QUERIES
 from ..method.facts import NS
 from ..method.prompt import MAX_TEXT, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+TRUTH_S = 30.0   # between two lines about delayed truth
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class LiveTable:
         from rich.table import Table
         monitor, now = self._monitor, self._monitor.get_clock().now().nanoseconds
         table = Table(title=f'edge {monitor.rate_hz():.1f} Hz, '
-                      f'{sum(monitor.statistics.errors.values())} errors')
+                      f'{sum(monitor.statistics.errors.values())} errors',
+                      caption=by_delayed_truth(monitor.statistics.calibration))
         for heading in ('query', 'source', 'answer', 'frame is old', 'context'):
             table.add_column(heading)
         for query, message in sorted(monitor.newest.items()):
@@ -94,11 +98,14 @@ class Monitor(Node):
         self.quiet_since = time.monotonic()
         self.status: CloudStatus | None = None
         self._show, self._shown_at = show, 0.0
+        self._truth_shown_at = time.monotonic()
         self._keep = keep
         self._recent: deque[float] = deque(maxlen=64)
         self.create_subscription(Answer, 'answers', self._on_answer, QoSProfile(depth=50))
         self.create_subscription(Answer, 'cloud/answers', self._on_cloud, QoSProfile(depth=50))
         self.create_subscription(CloudStatus, 'cloud/status', self._on_status, latched(1))
+        self.create_subscription(Calibration, 'calibration', self._on_calibration,
+                                 latched(MAX_QUERIES))
         if keep:
             self.create_subscription(Answer, 'truth', self._store, QoSProfile(depth=50))
             self.create_subscription(Context, 'context', self._store, latched(16))
@@ -149,6 +156,14 @@ class Monitor(Node):
                 self.status is None or message.last_error != self.status.last_error):
             print(f'  cloud  {message.last_error}', flush=True)
         self.status = message
+
+    def _on_calibration(self, message: Calibration) -> None:
+        known, now = self.statistics.calibration, time.monotonic()
+        known[message.query_id] = delayed_truth(message.keys)
+        if self._show and self.table is None and now - self._truth_shown_at >= TRUTH_S:
+            self._truth_shown_at = now
+            print(printable(f'  cloud  by its late answers: {by_delayed_truth(known)}'),
+                  flush=True)
 
     def rate_hz(self) -> float:
         """Return the edge's answers per second over the last two seconds."""

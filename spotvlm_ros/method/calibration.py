@@ -51,7 +51,8 @@ from .stacking import Evidence, Stack
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
 HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateConfig.age_limit_s`
-FRAMES = 400       # answered frames that wait for their truth
+WAIT_S = 20.0      # longest that an answered frame waits for its truth
+FRAMES = 400       # and so many do at most
 RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
 FEW = 10           # labels before anything is concluded
 BETTER = 1.28      # standard errors by which the learned rule must have been better: 90 %
@@ -303,8 +304,10 @@ class Calibration:
             if fact is not None:
                 selected.append(fact)
         self._frames[stamp_ns] = frame
-        while len(self._frames) > FRAMES:
-            del self._frames[next(iter(self._frames))]
+        oldest = next(iter(self._frames))
+        while len(self._frames) > FRAMES or stamp_ns - oldest > WAIT_S * NS:
+            del self._frames[oldest]
+            oldest = next(iter(self._frames))
         return tuple(selected)
 
     def _best(self, evidence: Evidence, key: _Key) -> Fact | None:

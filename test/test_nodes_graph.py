@@ -575,7 +575,7 @@ def test_an_ask_without_end_holds_standing_answers_up_for_a_bounded_time():
     edge = FakeEdge()
     answer = edge.answer
 
-    def endless(rgb, query, *args, on_text=None, should_stop=None):
+    def endless(rgb, query, *args, on_text=None, should_stop=None, **_):
         if query.id == '':
             wait_for(should_stop)
         return answer(rgb, query, *args, on_text=on_text, should_stop=should_stop)

@@ -163,7 +163,7 @@ class _Key:
             return False
         sure = sum(j.own != j.truth and j.confidence >= SURE for j in judged)
         return sure > (1.0 - ALWAYS) * len(judged) and \
-            not _has_one([j.own for j in judged], ALWAYS) and not self._is_seen_by_edge()
+            not _has_one([j.own for j in judged], ALWAYS) and not _is_seen_by_edge(judged)
 
     def is_believed(self) -> bool:
         """
@@ -176,19 +176,17 @@ class _Key:
         judged = self._recent
         if len(judged) < FEW:
             return False
-        truths, own = [j.truth for j in judged], [j.own for j in judged]
-        if _kappa(truths, own) > RELATED:
+        if _is_seen_by_edge(judged):
             return True
+        truths = [j.truth for j in judged]
         if _has_one(truths, ONE_VALUE):
             return not self.suspect
-        return _has_one(own, ALWAYS) or _kappa(truths[1:], truths[:-1]) > RELATED
+        return _has_one([j.own for j in judged], ALWAYS) or \
+            _kappa(truths[1:], truths[:-1]) > RELATED
 
     @property
     def _recent(self) -> list[Judged]:
         return list(self.judged)[-RECENT:]
-
-    def _is_seen_by_edge(self) -> bool:
-        return _kappa([j.truth for j in self._recent], [j.own for j in self._recent]) > RELATED
 
     def state(self) -> KeyState:
         """Return what is known."""
@@ -324,14 +322,15 @@ class Calibration:
 
     def _evidence(self, key: str, stamp_ns: int, own: Fact | None, with_context: Fact | None,
                   context: Context | None) -> Evidence:
-        told = {f.key: f.value for f in context.facts} if context is not None else {}
+        told = None if context is None else next(
+            (f.value for f in context.facts if f.key == key), None)
         held = self._held.get(key)
         if held is not None and not (
                 0 <= stamp_ns - held.stamp_ns <= HELD_S * NS and
                 (context is None or context.dropped.get(key) != Drop.SCENE_CUT)):
             held = None
         age_s = (stamp_ns - held.stamp_ns) / NS if held is not None else 0.0
-        return Evidence(own, with_context, told.get(key), held, age_s)
+        return Evidence(own, with_context, told, held, age_s)
 
     # When the cloud's answer has come
 
@@ -352,10 +351,11 @@ class Calibration:
                 self._keys[fact.key].add(evidence, said, fact.value, turn.stamp_ns,
                                          self.query.harm_at_most)
                 judged += 1
-        suspect = any(k.is_contradicted() for k in self._keys.values())
-        for calibrated in self._keys.values() if judged else ():
-            calibrated.suspect = suspect
-            calibrated.decide()
+        if judged:
+            suspect = any(k.is_contradicted() for k in self._keys.values())
+            for calibrated in self._keys.values():
+                calibrated.suspect = suspect
+                calibrated.decide()
         return judged
 
     def _nearest(self, stamp_ns: int) -> dict[str, tuple[Evidence, str]]:
@@ -364,6 +364,11 @@ class Calibration:
         near = [s for s in stamps[max(0, place - 1):place + 1]
                 if abs(s - stamp_ns) <= NEAR_S * NS]
         return self._frames[min(near, key=lambda s: abs(s - stamp_ns))] if near else {}
+
+
+def _is_seen_by_edge(judged: Sequence[Judged]) -> bool:
+    """Return whether the edge's own values go with those of the cloud."""
+    return _kappa([j.truth for j in judged], [j.own for j in judged]) > RELATED
 
 
 def _has_one(values: Sequence[str], share: float) -> bool:

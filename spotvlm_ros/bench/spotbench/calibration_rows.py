@@ -28,7 +28,7 @@ from functools import partial
 
 from . import systems
 from .latencies import Latencies
-from .models import CachedAnswer
+from .models import CachedAnswer, combined
 from .passes import AS_IT_IS, distorted, DISTORTIONS, FOCUS_ONLY, Heard, LIES, Recorded
 from .score import Grid, PublishedAnswer
 from .streams import Stream
@@ -105,8 +105,7 @@ class Part:
                 hear(due.popleft().turn)
             answer = guarded_answer(
                 self.stream.query, self.heard.contexts.get(now) if told else None, judge(now),
-                partial(self.said, now), lambda first, second, facts: replace(
-                    second or first, facts=facts, passes=1 + (second is not None)))
+                partial(self.said, now), combined)
             at = now + int(systems.charged_s(answer, self.latencies) * NS)
             published.append(PublishedAnswer(at, now, answer.values))
         return published

@@ -61,6 +61,12 @@ class CachedAnswer:
         return {f.key: f.value for f in self.facts}
 
 
+def combined(first: CachedAnswer, second: CachedAnswer | None,
+             facts: tuple[Fact, ...]) -> CachedAnswer:
+    """Return the answer of the guard's passes, without context and with it."""
+    return replace(second or first, facts=facts, passes=1 + (second is not None))
+
+
 class CachedEdge:
     """The edge model over one stream. The same input is answered once, which never shows."""
 
@@ -82,9 +88,7 @@ class CachedEdge:
         return guard.guarded_answer(
             self._stream.query, context, judge or guard.FixedOdds(
                 self._stream.query, self._odds if guarded else guard.OFF),
-            lambda given: self._pass(stamp_ns, given, blank),
-            lambda first, second, facts: replace(second or first, facts=facts,
-                                                 passes=1 + (second is not None)))
+            lambda given: self._pass(stamp_ns, given, blank), combined)
 
     def _pass(self, stamp_ns: int, context: Context | None, blank: bool) -> CachedAnswer:
         key = _key(stamp_ns, context, blank)

@@ -108,7 +108,7 @@ class Runs:
         self.profile = load_profile('driving').overlaid(
             'cloud', {'base_url': server.url, 'retries': 0})
         self.edge, self.server = FakeEdge(0.0), server
-        monkeypatch.setattr(module, '_loaded', lambda config: self.edge)
+        monkeypatch.setattr(module, 'load_edge', lambda config: self.edge)
 
     def __call__(self, bag: Path, out: Path, stop=lambda: False, delay_s=1.0, **options) -> int:
         return process(ProcessConfig(bag, out, delay_s=delay_s, quiet=True, **options),
@@ -336,7 +336,7 @@ class TellingEdge(FakeEdge):
 def test_what_it_wrote_is_learned_from_with_the_same_contexts_and_no_server(
         bag, tmp_path, runs, monkeypatch):
     out, again = tmp_path / 'out', TellingEdge(0.0)
-    monkeypatch.setattr(calibrate, '_loaded', lambda config: again)
+    monkeypatch.setattr(calibrate, 'load_edge', lambda config: again)
     assert runs(bag, out, stop=lambda left=iter(range(20)): next(left, None) is None)
     with pytest.raises(ValueError, match='not finished; go on with the same command'):
         calibrate.learn_from_process(out, 1)

@@ -27,7 +27,7 @@ from typing import cast
 from rich.console import Console
 from rich.progress import track
 
-from .process import _frames, _loaded, ProcessConfig
+from .process import bag_frames, load_edge, ProcessConfig
 from ..cloud.client import cloud_server
 from ..cloud.offline import Delays, OfflineCloud
 from ..cloud.parse import CloudAnswer
@@ -98,7 +98,7 @@ def learn_from_process(folder: Path, every: int) -> Learner:
     profile = Profile(cast(dict[str, Section], header['parameters'])).overlaid(
         'cloud', {'base_url': NOBODY})
     queries = profile.queries()
-    learner = Learner(lambda: _loaded(profile.edge), queries, profile.edge.guard_odds, every)
+    learner = Learner(lambda: load_edge(profile.edge), queries, profile.edge.guard_odds, every)
     with ExitStack() as stack:
         journal = Journal(Path(stack.enter_context(tempfile.TemporaryDirectory())), header, kept)
         stack.callback(journal.close)
@@ -110,7 +110,7 @@ def learn_from_process(folder: Path, every: int) -> Learner:
         run = Process(queries, rules, _Answers(kept, queries, journal, learner), cloud,
                       _Truths(learner))
         extent = bag_extent(str(config.bag), config.topic)
-        for index, frame in track(_frames(config, extent), 'answering', extent.images,
+        for index, frame in track(bag_frames(config, extent), 'answering', extent.images,
                                   console=Console(stderr=True)):
             run.take(index, frame)
         run.finish()

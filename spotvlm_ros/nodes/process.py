@@ -108,7 +108,7 @@ def _process(config: ProcessConfig, profile: Profile, stop: StopSignal, stack: E
     cloud = OfflineCloud(server, queries, profile.cloud, delays, journal)
     stack.callback(cloud.close)
     cloud.ready, cloud.stopped = start, stop
-    edge = KeptEdge(lambda: _loaded(profile.edge), queries, journal)
+    edge = KeptEdge(lambda: load_edge(profile.edge), queries, journal)
     file = stack.enter_context(BagFile(config.out, json.dumps(
         header | {'path': str(config.bag.resolve())}, sort_keys=True)))
     output = AnswerBag(file, queries, Path(profile.edge.model).name, read_truth(str(config.bag)),
@@ -148,7 +148,7 @@ def _take_all(config: ProcessConfig, extent: BagExtent, run: Process, output: An
     cut_off = ''
     try:
         with _progress(round(extent.images * share), config.quiet) as advance:
-            for index, frame in _frames(config, extent):
+            for index, frame in bag_frames(config, extent):
                 if stop():
                     raise Stopped
                 if not run.counts['frames']:
@@ -224,7 +224,8 @@ def _server(config: CloudNodeConfig, stack: ExitStack, stop: StopSignal
     return server.to_ask(config), start
 
 
-def _loaded(config: EdgeConfig) -> EdgeVLM:
+def load_edge(config: EdgeConfig) -> EdgeVLM:
+    """Load the edge model of a profile; raise ParameterError where `process` has no use for it."""
     if config.remote_url:  # two runs would not be equal, nor would what failed be asked again
         raise ParameterError('edge.remote_url is set; process runs the edge model itself: leave '
                              'it empty, and let model be the checkpoint')
@@ -238,7 +239,7 @@ def _loaded(config: EdgeConfig) -> EdgeVLM:
         raise ParameterError(str(error)) from error
 
 
-def _frames(config: ProcessConfig, extent: BagExtent) -> Iterator[tuple[int, SourceFrame]]:
+def bag_frames(config: ProcessConfig, extent: BagExtent) -> Iterator[tuple[int, SourceFrame]]:
     """Yield the frames that are asked for, each with its number in the bag."""
     for index, frame in enumerate(bag(str(config.bag), extent.topic)):
         if config.to_s and frame.at_s > config.to_s:
@@ -258,7 +259,7 @@ def _announce(config: ProcessConfig, profile: Profile, extent: BagExtent,
         print(f'note: fallbacks of node cloud ({", ".join(profile.cloud.fallbacks)}) are not '
               'asked: process asks one server, base_url, and waits for it')
     print(f'{extent.topic}: {extent.images} images in {extent.duration_s:.1f} s')
-    first = next((f for _, f in _frames(config, extent)), None)
+    first = next((f for _, f in bag_frames(config, extent)), None)
     asked = [(q, _length_s(config, extent) / q.cloud_period_s) for q in queries
              if q.cloud_period_s]
     if first is None or not asked:

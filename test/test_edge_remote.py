@@ -301,4 +301,4 @@ def test_ask_is_answered_by_the_server_within_its_timeout(server, tmp_path):
 
 def test_process_wants_the_model_itself():
     with pytest.raises(ParameterError, match='leave it empty'):
-        process._loaded(EdgeConfig(remote_url='http://x/v1'))
+        process.load_edge(EdgeConfig(remote_url='http://x/v1'))

@@ -31,7 +31,6 @@ from . import cells
 from .cache import Cache
 from .cloud_said import cloud_said, CloudSaid, summary
 from .delays import NEVER_S, QUICK, TRACES
-from .labels import Label, read_labels
 from .measure import measure_stream
 from .models import CachedCloud, CachedEdge, Cloud, LocalCloud, RemoteCloud
 from .replay import Replay, RunScope
@@ -44,6 +43,7 @@ from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
 from ...frames import sources
 from ...frames.pixels import decode_image, encode_jpeg, Image
+from ...labels.schema import Label, read_labels
 from ...method.facts import NS, Query, Region
 from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING

@@ -21,7 +21,8 @@ import os
 
 import pytest
 
-from spotvlm_ros.bench.spotbench.labels import LabelError, read_labels
+from spotvlm_ros.labels.schema import (Header, Label, LabelError, read_label_file, read_labels,
+                                       write_labels)
 from spotvlm_ros.method.facts import Region
 from spotvlm_ros.mini.driving.scene import SCENE
 
@@ -83,4 +84,21 @@ def test_odd_files_are_errors_that_name_the_line(tmp_path, data, words):
 def test_a_pipe_holds_no_labels(tmp_path):
     os.mkfifo(tmp_path / 'l.jsonl')
     with pytest.raises(LabelError, match='is no file'):
+        read_labels(tmp_path / 'l.jsonl', SCENE)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / 'l.jsonl'
+    header = Header(recording='drive', kind='bag', topic='/image', labelled_by='a model')
+    labels = [Label(0.5, {'light': 'red'}, {'light': Region(1, 2, 3, 4)}, {'light': 0.5},
+                    {'light': 'green'}, '000001.jpg'), Label(1.5, {'light': 'none'}, {})]
+    write_labels(path, labels, header)
+    assert read_label_file(path, SCENE) == (header, labels)
+    write_labels(path, labels)
+    assert read_label_file(path, SCENE) == (None, labels)
+
+
+def test_a_header_that_is_wrong_names_its_field(tmp_path):
+    (tmp_path / 'l.jsonl').write_text('{"recording": "drive", "kind": "film"}\n' + GOOD)
+    with pytest.raises(LabelError, match='line 1: kind'):
         read_labels(tmp_path / 'l.jsonl', SCENE)

@@ -34,6 +34,7 @@ setup(
         ('share/' + package_name + '/examples', sorted(glob('examples/*.py'))),
         ('share/' + package_name + '/config',
          sorted(glob('config/*.yaml') + glob('config/*.xml'))),
+        ('share/' + package_name + '/config/real', sorted(glob('config/real/*.yaml'))),
     ],
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},

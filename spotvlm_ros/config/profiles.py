@@ -133,7 +133,8 @@ def find_profile(name: str) -> Path:
     candidates = [Path(name), *(f / f'{name}.yaml' for f in folders)]
     path = next((c for c in candidates if c.is_file()), None)
     if path is None:
-        names = sorted({p.stem for f in folders for p in f.glob('*.yaml')} - LAYERS)
+        names = sorted({str(p.relative_to(f).with_suffix('')) for f in folders
+                        for p in (*f.glob('*.yaml'), *f.glob('real/*.yaml'))} - LAYERS)
         raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
                              f'{", ".join(names)}')
     return path

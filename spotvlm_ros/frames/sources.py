@@ -103,13 +103,20 @@ def video(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
         capture.release()
 
 
-def images(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
-    """Yield the images in a folder, sorted by name, numbers in it as numbers: 2 before 10."""
-    files = sorted((p for p in Path(path).iterdir()
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder by name, numbers in it as numbers: 2 before 10."""
+    files = sorted((p for p in folder.iterdir()
                     if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()),
-                   key=natural_order) if Path(path).is_dir() else []
+                   key=natural_order) if folder.is_dir() else []
     if not files:
-        raise SourceError(f'path {path!r} is no folder with images ({" ".join(IMAGE_SUFFIXES)})')
+        raise SourceError(f'path {str(folder)!r} is no folder with images '
+                          f'({" ".join(IMAGE_SUFFIXES)})')
+    return files
+
+
+def images(path: str, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
+    """Yield the images in a folder, in the order of ``image_files``."""
+    files = image_files(Path(path))
     for index, file in enumerate(files):
         at_s = index / (rate_hz or 10.0)
         try:

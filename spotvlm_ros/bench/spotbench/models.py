@@ -27,7 +27,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .cache import Cache, pack, PackedFact, unpack
-from .streams import JPEG_QUALITY, Stream
+from .streams import Stream
 from ...cloud.client import CloudClient, CloudServer
 from ...cloud.errors import CloudError
 from ...cloud.keyframe_encoder import KeyframeEncoder
@@ -36,6 +36,7 @@ from ...cloud.wording import ask_text
 from ...config.nodes import BoxScale, KeyframeConfig, ServerConfig
 from ...edge.answer import EdgeVLM
 from ...frames.pixels import decode_compressed, encode_jpeg, Image
+from ...labels.sequences import JPEG_QUALITY
 from ...method import guard
 from ...method.facts import Context, Fact, Query
 from ...mini.shipped import trained_reply_form

@@ -18,8 +18,6 @@
 from __future__ import annotations
 
 import argparse
-from bisect import bisect_right
-from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 import datetime
 from pathlib import Path
@@ -33,78 +31,21 @@ from .cloud_said import cloud_said, CloudSaid, summary
 from .delays import NEVER_S, QUICK, TRACES
 from .measure import measure_stream
 from .models import CachedCloud, CachedEdge, Cloud, LocalCloud, RemoteCloud
+from .recorded import BLOCK_S, RecordedStream
 from .replay import Replay, RunScope
 from .report import report
-from .streams import JPEG_QUALITY, Sampling, START_NS
+from .streams import Sampling
 from .systems import Inputs
 from ...cloud.client import cloud_server
 from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
-from ...frames import sources
-from ...frames.pixels import decode_image, encode_jpeg, Image
-from ...labels.schema import Label, read_labels
-from ...method.facts import NS, Query, Region
+from ...labels.schema import Header
+from ...labels.sequences import LabelledSequence, open_labelled
+from ...method.facts import NS, Query
 from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
-
-BLOCK_S = 15.0     # of a recording are one unit of statistics: near moments are not independent
-LONGEST_S = 1800.0
-
-
-class RecordedStream:
-    """Frames of a recording, kept as JPEG."""
-
-    def __init__(self, name: str, query: Query, jpegs: Mapping[int, bytes], labels: list[Label],
-                 sampling: Sampling) -> None:
-        """Pick the frames for each use; labels past the recording are an error."""
-        self.name, self.query, self.seed = name, query, 0
-        self._jpegs, self._labels = jpegs, labels
-        self.frames = _spaced(list(jpegs), 1 / sampling.flow_hz)
-        self.edge = _spaced(self.frames, 1 / query.rate_hz)
-        self.labels = [START_NS + int(one.t * NS) for one in labels]
-        self.blocks = [int(one.t // BLOCK_S) for one in labels]
-        if self.labels[-1] > self.frames[-1] + NS:
-            raise ValueError(f'the last label is at {labels[-1].t:g} s, the recording ends at '
-                             f'{(self.frames[-1] - START_NS) / NS:g} s; t is seconds after the '
-                             'first frame')
-        height, width = self.image(self.frames[0]).shape[:2]
-        self.size = (width, height)
-
-    def image(self, stamp_ns: int) -> Image:
-        """Return a frame."""
-        image = decode_image(self._jpegs[stamp_ns])
-        if image is None:
-            raise ValueError(f'{self.name}: a frame is no picture that OpenCV can decode; is the '
-                             'recording whole?')
-        return image
-
-    def truth(self, stamp_ns: int) -> Mapping[str, str]:
-        """Return the last label of each key at or before a time."""
-        held: dict[str, str] = {}
-        for label in self._labels[:bisect_right(self.labels, stamp_ns)]:
-            held |= label.facts
-        return held
-
-    def scored(self, stamp_ns: int) -> Collection[str]:
-        """Return the keys that the label of this time names."""
-        return self._labels[self.labels.index(stamp_ns)].facts
-
-    def regions(self, stamp_ns: int) -> Mapping[str, Region]:
-        """Return the labelled regions of this very time, none at others."""
-        place = bisect_right(self.labels, stamp_ns) - 1
-        same = place >= 0 and self.labels[place] == stamp_ns
-        return self._labels[place].regions if same else {}
-
-
-def _spaced(stamps: list[int], seconds: float) -> list[int]:
-    """Return stamps that are so far apart, with a tolerance for a camera's jitter."""
-    taken: list[int] = []
-    for stamp in stamps:
-        if not taken or stamp - taken[-1] >= 0.95 * seconds * NS:
-            taken.append(stamp)
-    return taken
 
 
 def facts_query(profile: str) -> Query:
@@ -118,36 +59,27 @@ def facts_query(profile: str) -> Query:
     return found
 
 
-def recorded_jpegs(args: argparse.Namespace) -> dict[int, bytes]:
-    """Return the frames of the recording as JPEG, by stamp; the first is START_NS."""
-    source = sources.bag(args.bag, args.topic) if args.bag else sources.video(args.video)
-    jpegs: dict[int, bytes] = {}
-    last = -1.0
-    for frame in source:
-        if frame.at_s > LONGEST_S:
-            print(f'the recording is longer than {LONGEST_S:g} s; the rest is left out')
-            break
-        if frame.at_s - last < 0.95 / Sampling().flow_hz:
-            continue
-        last = frame.at_s
-        data = frame.jpeg if frame.load is None else encode_jpeg(frame.load(), JPEG_QUALITY)
-        jpegs[START_NS + int(frame.at_s * NS)] = data or b''
-    return jpegs
+def labelled(args: argparse.Namespace, query: Query) -> LabelledSequence:
+    """Return the recording of the command line with its labels."""
+    if args.labels is None:
+        raise ValueError('--labels is missing; name a file of labels, docs/benchmark.md tells '
+                         'the format')
+    place = str(Path(args.bag or args.video).resolve())
+    recording = Header(recording=place, kind='bag' if args.bag else 'video', topic=args.topic)
+    sequence = open_labelled(args.labels, query, recording)
+    if sequence.skipped:
+        print(f'{sequence.name}: {sequence.skipped} frames cannot be decoded and are left out')
+    return sequence
 
 
 def run_own_data(args: argparse.Namespace) -> int:
     """Score a recording; return the exit code."""
-    if args.labels is None:
-        raise ValueError('--labels is missing; name a file of labels, docs/benchmark.md tells '
-                         'the format')
     if bool(args.cloud_url) != bool(args.cloud_model):
         raise ValueError('--cloud-url and --cloud-model go together; give both, or none for a '
                          'checkpoint on this machine (--cloud)')
     started, sampling = time.monotonic(), Sampling()
     query = facts_query(args.profile)
-    labels = read_labels(args.labels, query)
-    stream = RecordedStream(Path(args.bag or args.video).name, query, recorded_jpegs(args),
-                            labels, sampling)
+    stream = RecordedStream(labelled(args, query), sampling)
     edge = EdgeModel.load(EdgeConfig(model=args.edge, guard_odds=OFF))
     for name in (args.edge, args.cloud_model or args.cloud):
         if is_miniature(name):
@@ -160,7 +92,7 @@ def run_own_data(args: argparse.Namespace) -> int:
                         latencies), sampling)
     tally = run.run(RunScope(QUICK, ablations=False))
     said = cloud_said(stream, cached.answers)
-    print(f'{len(stream.edge)} frames for the edge, {len(labels)} labels; {summary(said)}',
+    print(f'{len(stream.edge)} frames for the edge, {len(stream.labels)} labels; {summary(said)}',
           flush=True)
     _check_replies(cloud, said)
     _warn_of_delays(stream)

@@ -22,14 +22,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .seeds import Episode
-from ...config.nodes import CloudNodeConfig
 from ...frames.pixels import Image
+from ...labels.sequences import START_NS
 from ...method.facts import Fact, NS, Query, Region
 from ...mini.hri.hands import HandBank
 from ...mini.worlds import make_world
-
-START_NS = 1000 * NS            # stamp of every episode's first frame
-JPEG_QUALITY = CloudNodeConfig().jpeg_quality
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,19 @@ def test_shrink():
     assert shrink(np.zeros((240, 320), np.uint8), FlowConfig()).shape == (240, 320)
 
 
+@pytest.mark.parametrize('shape', [(48, 64), (48, 64, 3)])
+def test_frames_are_kept_in_the_same_memory_and_are_never_the_callers(shape):
+    carrier, kept = RegionTracker(FlowConfig(history_s=0.35), cut_below=-2.0), []
+    for n in range(12):
+        frame = np.full(shape, n, np.uint8)
+        carrier.add((n + 1) * TENTH, frame)
+        if n == 8:
+            carrier.clear()
+        kept.append((frame, carrier._frames[-1].grey.ctypes.data if n != 8 else None))
+    assert [frame.flat[0] for frame, _ in kept] == list(range(12))
+    assert len({address for _, address in kept} - {None}) <= 5
+
+
 def test_other_regions_go_on():
     carrier = RegionTracker()
     for n in range(3):

@@ -81,13 +81,18 @@ class Track:
     away: bool = False            # the camera has turned away from it
 
 
-def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig) -> Grey:
-    """Return a frame (height x width, or x 3 in RGB) as a grey one of at most that width."""
+def shrink(frame: npt.NDArray[np.uint8], config: FlowConfig, into: Grey | None = None) -> Grey:
+    """
+    Return a frame (height x width, or x 3 in RGB) as a grey one of at most that width.
+
+    A copy, in ``into`` where that has the right size.
+    """
     small = frame
     if frame.shape[1] > config.width:
         height = max(8, round(frame.shape[0] * config.width / frame.shape[1]))
         small = cv2.resize(frame, (config.width, height), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
+    grey = (cv2.cvtColor(small, cv2.COLOR_RGB2GRAY, dst=into) if small.ndim == 3
+            else cv2.copyTo(small, None, dst=into))
     return np.asarray(grey, dtype=np.uint8)
 
 
@@ -309,6 +314,7 @@ class RegionTracker(Generic[Key]):
     cut_ns: int = 0               # first frame of the present scene; 0: there was no cut
     cuts: int = 0                 # since start
     _frames: deque[_Buffered] = field(default_factory=deque)
+    _spare: list[Grey] = field(default_factory=list)  # written anew: memory stays as it is
     _thumbnail: Appearance | None = None
 
     @property
@@ -325,12 +331,12 @@ class RegionTracker(Generic[Key]):
         if self._frames and stamp_ns <= self.newest_ns:
             raise ValueError(f'frame {stamp_ns} is not newer than {self.newest_ns}; clear() '
                              'before a stream starts over')
-        grey = shrink(frame, self.config)
+        grey = shrink(frame, self.config, self._spare.pop() if self._spare else None)
         scale = grey.shape[1] / frame.shape[1]
         if self._frames and (self._frames[-1].grey.shape != grey.shape
                              or self._frames[-1].scale != scale):
             self._frames.clear()  # another camera mode: old frames cannot be compared
-            self.tracks = {}
+            self.tracks, self._spare = {}, []
         if turn is not None:
             turn = rescaled(turn, scale)
             turn = turn if farthest_move(turn, grey.shape) > TURN_PX else None
@@ -338,7 +344,7 @@ class RegionTracker(Generic[Key]):
         if self._frames and last is not None and \
                 _similarity(last, self._thumbnail, turn, grey.shape[1]) < self.cut_below:
             self.lost += len(self.tracks)
-            self._frames.clear()
+            self._forget_frames()
             self.tracks, self.cut_ns, self.cuts = {}, stamp_ns, self.cuts + 1
         frame_now = _Buffered(stamp_ns, grey, scale, turn)
         if self._frames:
@@ -346,7 +352,7 @@ class RegionTracker(Generic[Key]):
         self._frames.append(frame_now)
         while (len(self._frames) > self.config.max_frames
                or stamp_ns - self._frames[0].stamp_ns > self.config.history_s * NS):
-            self._frames.popleft()
+            self._spare.append(self._frames.popleft().grey)
 
     def start(self, regions: Mapping[Key, Region], stamp_ns: int) -> None:
         """
@@ -389,8 +395,12 @@ class RegionTracker(Generic[Key]):
 
     def clear(self) -> None:
         """Forget everything (clock jump, stream restart)."""
-        self._frames.clear()
+        self._forget_frames()
         self.tracks, self.cut_ns = {}, 0
+
+    def _forget_frames(self) -> None:
+        self._spare += [buffered.grey for buffered in self._frames]
+        self._frames.clear()
 
     def _step(self, tracks: Mapping[Key, Track], before: _Buffered,
               after: _Buffered) -> dict[Key, Track]:

@@ -28,13 +28,14 @@ pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
 from spotvlm_msgs.msg import Answer  # noqa: E402
+from spotvlm_ros.cloud.parse import confidence  # noqa: E402
 from spotvlm_ros.cloud.reply import RawReply  # noqa: E402
 from spotvlm_ros.config.nodes import EdgeConfig  # noqa: E402
 from spotvlm_ros.config.spec import ParameterError  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region  # noqa: E402
 from spotvlm_ros.nodes import process  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
-from spotvlm_ros.nodes.remote_edge import confidence, RemoteEdge, RemoteEdgeError  # noqa: E402
+from spotvlm_ros.nodes.remote_edge import RemoteEdge, RemoteEdgeError  # noqa: E402
 from test_nodes_ask import ask, send_goal  # noqa: E402
 from test_nodes_graph import graph, GREY, keep_sending, overlay, send_to  # noqa: E402
 
@@ -163,6 +164,9 @@ def test_a_schema_that_is_refused_is_left_out(server):
     ([('{"light"', .1), (': "', .1), ('re', .8), ('d', .5), ('", "lead": "none"}', .1)], .4),
     ([('light', .1), (':', .1), (' red', .7), ('\n', .1), ('lead: none', .2)], .7),
     ([('headlight: red\n', .5), ('light:', 1.0), (' red', .3)], .3),
+    ([('[{"label": "light", "bbox', .1), ('_2d": [1, 2, 3, 4], "value": "', .1), ('red', .6),
+      ('"}]', .1)], .6),
+    ([('{"value": "', .1), ('red', .6), ('", "label": "light"}', .1)], .6),
     ([('\ufffd', .5), ('\ufffd', .5)], .25),     # pieces of characters: not clear
     ([], 1.0)])
 def test_confidence_is_that_of_the_tokens_of_the_value(tokens, wanted):

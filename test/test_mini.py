@@ -28,14 +28,14 @@ from spotvlm_ros.method.facts import Region
 from spotvlm_ros.mini import models, shipped, worlds
 from spotvlm_ros.mini.driving import digits
 from spotvlm_ros.mini.driving.labels import labelled_things
-from spotvlm_ros.mini.driving.scene import CONDITIONS, HEIGHT, SCENE, Thing, WIDTH
+from spotvlm_ros.mini.driving.scene import HEIGHT, SCENE, Thing, WIDTH
 from spotvlm_ros.mini.training import dataset
 from spotvlm_ros.mini.worlds import make_world, NAMES, TEST_SEEDS, TRAIN_SEEDS, TUNE_SEEDS
 
 SHIPPED = (models.EDGE, models.CLOUD)
 
 
-@pytest.mark.parametrize('condition', CONDITIONS)
+@pytest.mark.parametrize('condition', worlds.CONDITIONS['driving'])
 def test_a_frame_is_a_function_of_its_reference(condition):
     name = 'driving'
     first, again = (make_world(name, 7, condition) for _ in range(2))

@@ -23,7 +23,7 @@ import importlib
 import sys
 from typing import Protocol
 
-from . import ask, calibrate, params, process, query, run, serve
+from . import ask, calibrate, label, params, process, query, run, serve
 
 
 class Command(Protocol):
@@ -38,8 +38,9 @@ class Command(Protocol):
         """Run the command and return its exit code."""
 
 
-COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'calibrate': calibrate,
-                                'serve': serve, 'ask': ask, 'query': query, 'params': params}
+COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'label': label,
+                                'calibrate': calibrate, 'serve': serve, 'ask': ask,
+                                'query': query, 'params': params}
 
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {

@@ -23,20 +23,19 @@ further as the answer is late. So nothing depends on how fast the recording is g
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 import math
 import random
-import time
 from typing import Protocol
 
 from .bridge_statistics import BridgeStatistics
 from .budget import Budget, Cost
-from .client import CloudClient, CloudServer
-from .errors import CloudError, CloudRefused, CloudReplyError, CloudTimeout
+from .client import CloudServer
+from .errors import CloudError, CloudReplyError, CloudTimeout
 from .keyframe_encoder import EncodedKeyframe, KeyframeEncoder
 from .parse import CloudAnswer, parse_reply
+from .patient import PatientClient
 from .pool import EndpointPool, Request
 from .reply import RawReply
 from .timeline import CloudTimeline, Settled, TimedRequest
@@ -44,14 +43,6 @@ from ..config.nodes import CloudNodeConfig
 from ..frames.frame import Frame
 from ..method.facts import NS, Query
 from ..system.compatible import Runner
-
-FIRST_PAUSE_S = 1.0     # before a server that refuses is asked again; doubled each time
-LONGEST_PAUSE_S = 60.0
-POLL_S = 0.2
-
-
-class Stopped(Exception):
-    """The user has asked for the end."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +120,12 @@ class OfflineCloud:
         self.ready: Callable[[], None] = lambda: None    # called before a server is asked
         self.stopped: Callable[[], bool] = lambda: False
         self._delays, self._journal = delays, journal
-        self._retries = config.retries
         self._encoder = KeyframeEncoder(config)
         limits = Cost(config.budget_mb_per_hour * 1e6, config.budget_tokens_per_hour,
                       config.budget_money_per_hour)
         self._pool = EndpointPool([server], Budget(limits))
-        self._client: CloudClient = self._pool.endpoints[0].client
+        self._patient = PatientClient(self._pool.endpoints[0].client, config.retries,
+                                      lambda: self.stopped())
         self._runner = Runner()
         self._number = 0
         self._skip_noted: set[str] = set()
@@ -196,7 +187,7 @@ class OfflineCloud:
 
     def close(self) -> None:
         """Close connections."""
-        self._runner.run(self._client.close())
+        self._runner.run(self._patient.client.close())
         self._runner.close()
 
     def _sent(self, frame: Frame, query: Query, keyframe: EncodedKeyframe, request: Request,
@@ -247,46 +238,13 @@ class OfflineCloud:
 
     def _ask(self, keyframe: EncodedKeyframe, query: Query, stamp_ns: int,
              deadline_s: float) -> Exchange:
-        """
-        Send a keyframe and wait for the reply.
-
-        A server that is slow or talks nonsense does so on a robot, too: that is the result. One
-        that refuses or is not there is asked again after a pause; in the end raise CloudError.
-        """
+        """Send a keyframe and wait for the reply; raise CloudError, Stopped."""
         self.ready()
-        tries = 0
-        while True:
-            reply, began = RawReply(), time.monotonic()
-            try:
-                self._runner.run(self._unless_stopped(
-                    self._client.ask(keyframe.jpeg, query, deadline_s, reply)))
-                return Exchange(query.id, stamp_ns, reply.round_trip_s, reply.text, reply.usage,
-                                reply.bytes_sent, reply.bytes_received)
-            except (CloudTimeout, CloudReplyError) as error:
-                return Exchange(query.id, stamp_ns, time.monotonic() - began, '', reply.usage,
-                                reply.bytes_sent, reply.bytes_received, str(error), error.kind)
-            except CloudError as error:
-                tries += 1
-                if not error.retry or tries > self._retries:
-                    raise
-                asked_s = error.retry_after_s if isinstance(error, CloudRefused) else 0.0
-            self.stats.retries += 1
-            self._pause(min(LONGEST_PAUSE_S, max(asked_s, FIRST_PAUSE_S * 2.0 ** (tries - 1))))
-
-    async def _unless_stopped(self, asking: Coroutine[object, object, RawReply]) -> None:
-        task = asyncio.create_task(asking)
-        while not (await asyncio.wait([task], timeout=POLL_S))[0]:
-            if self.stopped():
-                task.cancel()
-                raise Stopped
-        await task
-
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if self.stopped():
-                raise Stopped
-            time.sleep(min(POLL_S, max(0.0, until - time.monotonic())))
+        reply, failure = self._runner.run(self._patient.ask(keyframe.jpeg, query, deadline_s))
+        self.stats.retries = self._patient.retried
+        return Exchange(query.id, stamp_ns, reply.round_trip_s, '' if failure else reply.text,
+                        reply.usage, reply.bytes_sent, reply.bytes_received,
+                        str(failure) if failure else '', failure.kind if failure else '')
 
 
 def _reply(exchange: Exchange) -> RawReply:

@@ -29,7 +29,7 @@ nothing was said: no fact, and one entry in ``rejected``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 import json
 import re
@@ -135,6 +135,28 @@ def parse_reply(query: Query, text: str, stamp_ns: int, size: tuple[int, int],
         facts, rejected = _facts(query, answer, stamp_ns, geometry)
         said = answer_text(query, facts)
     return CloudAnswer(query.id, stamp_ns, facts, said, rejected[:MAX_REJECTED], suspicious)
+
+
+def confidence(query: Query, fact: Fact, tokens: Sequence[tuple[str, float]]) -> float:
+    """
+    Return the probability of the tokens that spell a fact's value, 1 where there are no tokens.
+
+    Where it is not clear which these are, it is that of the whole reply.
+    """
+    text = ''.join(token for token, _ in tokens)
+    key, value = (rf'(?<!\w){re.escape(s)}(?!\w)' for s in (fact.key, fact.value))
+    # A line or field "key: value", or an object with a field for each of the two.
+    forms = (rf'{key}[^\w\n]+({value})', rf'{key}[^{{}}]*?(?<!\w)value\W+({value})',
+             rf'(?<!\w)value\W+({value})[^{{}}]*?{key}') if query.format == 'facts' else \
+        (f'({value})',)
+    found = next(filter(None, (re.search(form, text, re.IGNORECASE) for form in forms)), None)
+    begin, end = found.span(1) if found else (0, len(text))
+    product, at = 1.0, 0
+    for token, probability in tokens:
+        if at < end and at + len(token) > begin:
+            product *= probability
+        at += len(token)
+    return product
 
 
 def _facts(query: Query, answer: str, stamp_ns: int,

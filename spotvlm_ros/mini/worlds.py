@@ -37,7 +37,7 @@ TRAIN_SEEDS = range(1_000_000)
 TUNE_SEEDS = range(1_000_000, 1_100_000)
 TEST_SEEDS = range(2_000_000, 2_100_000)
 NAMES = ('driving', 'hri')
-CONDITIONS = {'driving': driving.CONDITIONS, 'hri': hri.CONDITIONS}
+CONDITIONS = {'driving': (*driving.CONDITIONS, driving.SHIFTED), 'hri': hri.CONDITIONS}
 
 
 class World(Protocol):

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
@@ -26,9 +26,6 @@ import sys
 import time
 
 import cv2
-from rich.console import Console
-from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
-                           TimeElapsedColumn, TimeRemainingColumn)
 
 from .answer_bag import AnswerBag, BagFile, read_truth
 from .bag_motion import BagMotion
@@ -38,7 +35,8 @@ from ..cloud.bridge_statistics import percentile
 from ..cloud.client import cloud_server, CloudServer
 from ..cloud.errors import CloudError
 from ..cloud.keyframe_encoder import KeyframeEncoder
-from ..cloud.offline import Delays, OfflineCloud, Stopped
+from ..cloud.offline import Delays, OfflineCloud
+from ..cloud.patient import Stopped
 from ..cloud.server import EmbeddedServer, ServerError
 from ..config.nodes import CloudNodeConfig, EdgeConfig
 from ..config.profiles import Profile
@@ -53,11 +51,11 @@ from ..method.prompt import printable
 from ..mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING, model_name_or_path
 from ..recording.journal import fingerprint, Header, Journal, JournalError, Kept
 from ..recording.process import KeptEdge, Process, Rules
+from ..system.progress import progress
 from ..system.signals import StopSignal
 
 INTERRUPTED = 130
 EMBEDDED_S = 1.0    # delay of the embedded server, whose speed is that of this machine
-LINES_S = 10.0      # between lines of progress where there is no terminal
 WHERE = frozenset({'base_url', 'api_key_file', 'record_dir'})  # of no influence on answers
 
 
@@ -147,7 +145,7 @@ def _take_all(config: ProcessConfig, extent: BagExtent, run: Process, output: An
     share = _length_s(config, extent) / extent.duration_s if extent.duration_s else 1.0
     cut_off = ''
     try:
-        with _progress(round(extent.images * share), config.quiet) as advance:
+        with progress('frames', round(extent.images * share), config.quiet) as advance:
             for index, frame in bag_frames(config, extent):
                 if stop():
                     raise Stopped
@@ -290,30 +288,6 @@ def _how_late(delays: Delays, config: ProcessConfig) -> str:
     if not delays.measured:
         return emulated or 'at once (emulated)'
     return 'as late as measured' + (f', and {emulated}' if emulated else '')
-
-
-@contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show how far it is: a bar in a terminal, else a line now and then."""
-    console = Console()
-    if console.is_terminal and not quiet:
-        with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-                      TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task('frames', total=total)
-            yield lambda: bar.advance(task)
-        return
-    began = last = 0.0   # the first frame takes long: models are loaded
-    done = 0
-
-    def line() -> None:
-        nonlocal began, done, last
-        done, now = done + 1, time.monotonic()
-        began, last = began or now, last or now
-        if not quiet and now - last >= LINES_S:
-            left_s = (now - began) * max(0, total - done) / (done - 1)
-            print(f'{done} of {total} frames, {left_s:.0f} s to go', flush=True)
-            last = now
-    yield line
 
 
 def _summary(run: Process, edge: KeptEdge, cloud: OfflineCloud, output: AnswerBag,

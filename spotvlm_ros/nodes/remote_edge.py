@@ -41,14 +41,14 @@ from ..cloud.breaker import Breaker, State
 from ..cloud.client import (cloud_server, CloudClient, CloudServer, Dialect, SECRET,
                             UNKNOWN_SCHEMA)
 from ..cloud.errors import CloudError, CloudRefused, KEY_ENV
-from ..cloud.parse import CloudAnswer, parse_reply
+from ..cloud.parse import CloudAnswer, confidence, parse_reply
 from ..cloud.reply import RawReply
 from ..cloud.wording import values_format
 from ..config.nodes import EdgeConfig, ServerConfig
 from ..edge.answer import EdgeAnswer, EdgeVLM, guarded_answer, OnText
 from ..frames.pixels import encode_jpeg, encode_png
 from ..method import focus, guard, prompt
-from ..method.facts import Context, Fact, Query
+from ..method.facts import Context, Query
 from ..method.history import compress
 
 POLL_S = 0.004    # between two looks at whether to go on
@@ -293,25 +293,6 @@ def _read(query: Query, reply: RawReply, stamp_ns: int) -> CloudAnswer:
     return replace(said, facts=tuple(
         replace(f, region=None, confidence=confidence(query, f, reply.tokens))
         for f in said.facts))
-
-
-def confidence(query: Query, fact: Fact, tokens: Sequence[tuple[str, float]]) -> float:
-    """
-    Return the probability of the tokens that spell a fact's value, 1 where there are no tokens.
-
-    Where it is not clear which these are, it is that of the whole reply.
-    """
-    text = ''.join(token for token, _ in tokens)
-    key, value = (rf'(?<!\w){re.escape(s)}(?!\w)' for s in (fact.key, fact.value))
-    label = rf'{key}[^\w\n]+' if query.format == 'facts' else ''
-    found = re.search(f'{label}({value})', text, re.IGNORECASE)
-    begin, end = found.span(1) if found else (0, len(text))
-    product, at = 1.0, 0
-    for token, probability in tokens:
-        if at < end and at + len(token) > begin:
-            product *= probability
-        at += len(token)
-    return product
 
 
 def edge_server(config: EdgeConfig) -> CloudServer:

@@ -25,11 +25,13 @@ import cv2
 import numpy as np
 
 from . import digits
-from .scene import DrivingScene, FOCAL, HEIGHT, RANGE, Thing, WIDTH
+from .scene import DrivingScene, FOCAL, HEIGHT, RANGE, SHIFTED, Thing, WIDTH
 from ..drawing import (add_noise, fixed, motion_blur, Noise, NOISE_SHAPE, polygon, shade, SHIFT)
 from ..pictures import Color, Image
 
 LAMPS: dict[str, Color] = {'red': (255, 40, 30), 'yellow': (255, 200, 30), 'green': (40, 235, 90)}
+HAZE = {'rain': (110.0, 150.0), SHIFTED: (60.0, 185.0)}  # how far it lets one see [m], its grey
+CAST = np.array([0.78, 0.92, 1.0])   # gain of red, green and blue of the shifted camera
 
 
 def draw(scene: DrivingScene, seed: int) -> Image:
@@ -40,6 +42,8 @@ def draw(scene: DrivingScene, seed: int) -> Image:
     rng = np.random.default_rng([seed, scene.index, 7])
     if scene.condition == 'rain':
         _rain(canvas, scene, rng)
+    if scene.condition == SHIFTED:
+        canvas = np.asarray(canvas * CAST, np.uint8)
     return add_noise(motion_blur(canvas, scene.blur), _noise_bank(scene.condition), rng)
 
 
@@ -61,8 +65,8 @@ def _dim(scene: DrivingScene, color: Color, z: float, lit: bool = False) -> Colo
     if scene.condition == 'night':
         gain = 0.20 + 0.5 * math.exp(-((z / 24.0) ** 2))
         return shade(color, gain)
-    haze = (1 - math.exp(-z / (110.0 if scene.condition == 'rain' else 320.0)))
-    fog = 150.0 if scene.condition == 'rain' else 200.0
+    reach, fog = HAZE.get(scene.condition, (320.0, 200.0))
+    haze = 1 - math.exp(-z / reach)
     return tuple(c + (fog - c) * haze for c in color)  # type: ignore[return-value]
 
 
@@ -84,6 +88,9 @@ def _backdrop(variant: int, condition: str) -> Image:
     sky_top = rng.uniform(90, 190) * np.array([0.75, 0.95, 1.2]) + rng.uniform(-12, 12, 3)
     sky_low = rng.uniform(170, 235) + rng.uniform(-12, 12, 3)
     verge = rng.uniform(60, 130, 3) * (0.9, 1.1, 0.7)
+    if condition == SHIFTED:    # a desert in the evening
+        sky_top, sky_low = np.array([205.0, 150.0, 130.0]), np.array([215.0, 185.0, 170.0])
+        verge = rng.uniform(100, 160) * np.array([1.2, 0.9, 0.6])
     if condition == 'rain':
         sky_top, sky_low, verge = sky_top * 0.6, sky_low * 0.7, verge * 0.7
     if condition == 'night':
@@ -136,7 +143,8 @@ def _light(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     u = (x0 + x1) / 2
     _rect(canvas, u - 0.06 * m, y1, u + 0.06 * m, y1 + thing.base * m,
           _dim(scene, (70, 70, 70), thing.z))
-    _rect(canvas, x0, y0, x1, y1, _dim(scene, (25, 25, 25), thing.z))
+    housing: Color = (190, 150, 30) if scene.condition == SHIFTED else (25, 25, 25)
+    _rect(canvas, x0, y0, x1, y1, _dim(scene, housing, thing.z))
     for k, name in enumerate(('red', 'yellow', 'green')):
         cy, r = y0 + (k + 0.5) * (y1 - y0) / 3, 0.19 * m
         if name == thing.state:
@@ -166,8 +174,13 @@ def _limit(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
           _dim(scene, (110, 110, 112), thing.z))
     # Signs reflect the headlights, so the night does not darken them as much.
     z = thing.z * (0.7 if scene.condition == 'night' else 1.0)
-    _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
-    _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
+    if scene.condition == SHIFTED:    # a board, as in America
+        _rect(canvas, x0, y0, x1, y1, _dim(scene, (30, 30, 30), z))
+        _rect(canvas, u - 0.9 * r, v - 0.9 * r, u + 0.9 * r, v + 0.9 * r,
+              _dim(scene, (245, 245, 245), z))
+    else:
+        _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
+        _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
     height = r * (0.615 if len(thing.state) == 3 else 0.828)
     corner = (u - (0.4585 * len(thing.state) - 0.044) * height, v - 0.346 * height)
     digits.write(canvas, thing.state, corner, height, r >= 10.5, _dim(scene, (15, 15, 15), z))
@@ -291,11 +304,11 @@ def _rain(canvas: Image, scene: DrivingScene, rng: np.random.Generator) -> None:
              cv2.LINE_AA)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def _noise_bank(condition: str) -> Noise:
     rng = np.random.default_rng(99)
     noise = np.asarray(rng.normal(0, 16, NOISE_SHAPE), dtype=np.int16)
-    return noise // {'day': 4, 'rain': 3, 'night': 2}[condition]
+    return noise // {'day': 4, 'rain': 3, 'night': 2, SHIFTED: 1}[condition]
 
 
 assert set(RANGE) <= set(_DRAW)

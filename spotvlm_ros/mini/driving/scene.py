@@ -34,6 +34,7 @@ HORIZON = 225.0       # image row of the horizon with no pitch
 CAMERA_HEIGHT = 1.4   # m above the road
 EPISODE_S = 120.0     # after this a new episode with a derived seed begins
 CONDITIONS = ('day', 'rain', 'night')
+SHIFTED = 'shifted'   # colours, signs, fog and noise that no shipped model has seen; never drawn
 
 # Beyond these distances [m] a thing is neither drawn nor labelled.
 RANGE = {'light': 46.0, 'limit': 32.0, 'lead': 44.0, 'pedestrian': 34.0}

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from .labels import action, describe, label, labelled_things
 from .scene import (ACTION, CONDITIONS, DESCRIBE, DrivingScene, EPISODE_S, FOCAL, FPS, HEIGHT,
-                    HORIZON, SCENE, WIDTH)
+                    HORIZON, SCENE, SHIFTED, WIDTH)
 from .script import episode
 from ..pose import Pose
 from ...method.facts import Fact, Query, Region
@@ -50,8 +50,9 @@ class DrivingWorld:
 
         Raises ValueError where the condition is unknown.
         """
-        if condition is not None and condition not in CONDITIONS:
-            raise ValueError(f'condition is {condition!r}; use one of {", ".join(CONDITIONS)}')
+        known = (*CONDITIONS, SHIFTED)
+        if condition is not None and condition not in known:
+            raise ValueError(f'condition is {condition!r}; use one of {", ".join(known)}')
         self.seed, self.condition = seed, condition
         self._last: DrivingScene | None = None  # picture and labels of a frame share its scene
 

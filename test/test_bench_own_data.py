@@ -115,7 +115,7 @@ def test_said_is_counted_against_what_is_true():
             return {'light': 'red' if stamp_ns < 3 * NS else 'green'}
     answers = {i * NS: parse_reply(SCENE, f'light: {value}', i * NS, (9, 9)) for i, value in
                enumerate(('red', 'red', 'green', 'green', 'red', 'purple'))}
-    said = cloud_said(Stream(), answers | {9 * NS: None})
+    said = cloud_said([(Stream(), answers), (Stream(), {9 * NS: None})])
     assert (said['requests'], said['without_reply'], said['unusable']) == (7, 1, 1)
     assert said['said_of_true'] == [['light', 'red', '3', '2', '0', 'green 1'],
                                     ['light', 'green', '3', '1', '1', 'red 1']]

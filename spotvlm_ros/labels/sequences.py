@@ -119,6 +119,26 @@ def _read(file: Path) -> bytes:
                          'it and its line out') from error
 
 
+class Pace:
+    """
+    Takes frames as often as a period says, as far as there are so many.
+
+    On the mean: of 12.5 a second, for ten, not every second one.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        """Take the first frame."""
+        self._period_s, self._next_s = period_s, -1e9
+
+    def due(self, at_s: float) -> bool:
+        """Return whether to take a frame, with a tolerance for a camera's jitter."""
+        if at_s < self._next_s - 0.05 * self._period_s:
+            return False
+        in_time = at_s < self._next_s + self._period_s
+        self._next_s = (self._next_s if in_time else at_s) + self._period_s
+        return True
+
+
 class _Files(Mapping[int, bytes]):
     """Images of a folder, by stamp."""
 
@@ -219,15 +239,14 @@ def _named(path: Path, folder: Path, files: Sequence[Path], labels: Sequence[Lab
 def _spooled(name: str, source: Iterator[SourceFrame], labels: Sequence[Label],
              ) -> tuple[_Spool, tuple[int, int], int]:
     """Return frames of a recording, their size, and how many cannot be decoded."""
-    spool, size, skipped, last_s = _Spool(), None, 0, -1.0
+    spool, size, skipped, pace = _Spool(), None, 0, Pace(1 / KEPT_HZ)
     times = [label.t for label in labels]
     for frame in source:
         if frame.at_s > times[-1] + LATE_S:
             break
         nearest = bisect_left(times, frame.at_s - SAME_S)
         labelled = nearest < len(times) and times[nearest] <= frame.at_s + SAME_S
-        due = frame.at_s - last_s >= 0.95 / KEPT_HZ
-        if not due and not labelled:
+        if not pace.due(frame.at_s) and not labelled:
             continue
         try:
             rgb = frame.load() if frame.load else decode_compressed(frame.jpeg or b'')
@@ -235,7 +254,6 @@ def _spooled(name: str, source: Iterator[SourceFrame], labels: Sequence[Label],
         except FrameError:
             skipped += 1
             continue
-        last_s = frame.at_s if due else last_s
         size = _same_size(f'{name}: the frame at {frame.at_s:g} s', size, rgb.shape[1::-1])
         spool.add(stamp(frame.at_s), data)
     spool.flush()

@@ -70,8 +70,7 @@ def recorded_load(config: EdgeConfig) -> dict[str, JsonValue]:
     return {'path': model_name_or_path(config.model),
             'focus': plain(FocusConfig(backend=config.focus_backend)),
             'device': config.device, 'threads': config.threads, 'decoding': config.decoding,
-            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate,
-            'calibrate_share': config.calibrate_share}
+            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate}
 
 
 class Recorder:

@@ -21,7 +21,7 @@ What a rule learns is carried from episode to episode, as a robot carries it fro
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,8 @@ from .models import CachedAnswer, combined
 from .passes import AS_IT_IS, distorted, DISTORTIONS, FOCUS_ONLY, Heard, LIES, Recorded
 from .score import Grid, PublishedAnswer
 from .streams import Stream
-from .systems import ALONE, FULL, SystemRun
+from .systems import (
+    ALONE, bounded, CALIBRATED, FULL, smoothed, STACKED, SystemRun, UNTIL_CHANGED, until_changed)
 from .tally import CountKey, StreamScorer, Tally
 from .work import OpenEpisode
 from ...method.calibration import Calibration
@@ -43,8 +44,6 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)   # of fusion and cascade
 MAJORITIES = (3, 5, 9, 15)                               # answers, five a second
 FIXED_ODDS = (1.0, 2.0, 16.0)
 BOUNDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)            # of harm
-STACKED, UNTIL_CHANGED = 'stacked fusion', 'hold until the edge changes'
-CALIBRATED = 'calibrated'
 SETTLED_S = 120.0
 LATER = 'after 2 min'
 Published = Sequence[PublishedAnswer]
@@ -64,11 +63,6 @@ def cascade(threshold: float) -> str:
 def majority_of(n: int) -> str:
     """Return the name of the edge alone smoothed over time."""
     return f'edge alone, majority of {n}'
-
-
-def bounded(harm_at_most: float) -> str:
-    """Return the name of the calibrated method with a bound."""
-    return f'{CALIBRATED}, harm at most {harm_at_most:g}'
 
 
 def with_odds(odds: float) -> str:
@@ -168,30 +162,6 @@ def baselines(stream: Sequence[Part]) -> Iterator[Row]:
     for n in MAJORITIES:
         yield majority_of(n), [smoothed(p.alone, n) for p in stream]
     yield STACKED, Learner(stream[0].stream.query, told=False).over(stream)
-
-
-def until_changed(alone: SystemRun, held: Published) -> list[PublishedAnswer]:
-    """Hold each fact of the cloud while the edge says what it said of the cloud's frame."""
-    published = []
-    for one in alone.published:
-        cloud = next((h for h in reversed(held) if h.at_ns <= one.at_ns), None)
-        then = alone.answers.get(cloud.stamp_ns) if cloud is not None else None
-        same = then.values.items() & one.values.items() if then is not None else ()
-        published.append(replace(one, values={
-            **one.values, **{k: cloud.values.get(k, v) for k, v in same if cloud is not None}}))
-    return published
-
-
-def smoothed(alone: SystemRun, n: int) -> list[PublishedAnswer]:
-    """Publish the commonest of the edge's last n values of each key; of two, the newer."""
-    recent: deque[PublishedAnswer] = deque(maxlen=n)
-    published = []
-    for one in alone.published:
-        recent.appendleft(one)
-        published.append(replace(one, values={
-            key: Counter(r.values[key] for r in recent if key in r.values).most_common(1)[0][0]
-            for key in one.values}))
-    return published
 
 
 def fixed(stream: Sequence[Part], odds: float) -> list[Published]:

@@ -91,17 +91,20 @@ def _gains(world: str, name: CountKey, counts: Counts) -> list[Cell]:
     if name.system == FULL:
         against |= {other: f'gain over {other}' for other in SYSTEMS
                     if other not in (ALONE, FULL)}
-    found = []
-    for other, metric in against.items():
-        hits, tries, hits_b, tries_b = _common(
-            *counts.of(name), *counts.of(name._replace(system=other)))
-        if not hits:
-            continue
-        n = sum(t > 0 for t in tries)
-        value, interval = stats.difference(hits, tries, hits_b, tries_b)
-        found.append(Cell(world, name.system, name.delay, name.slice, metric, round(value, 4),
-                          _rounded(interval, n), n))
-    return found
+    found = [gain(world, name, counts, other, metric) for other, metric in against.items()]
+    return [cell for cell in found if cell is not None]
+
+
+def gain(world: str, name: CountKey, counts: Counts, other: str, metric: str) -> Cell | None:
+    """Return how much a system is above another, on the same units; None: on none."""
+    hits, tries, hits_b, tries_b = _common(
+        *counts.of(name), *counts.of(name._replace(system=other)))
+    if not hits:
+        return None
+    n = sum(t > 0 for t in tries)
+    value, interval = stats.difference(hits, tries, hits_b, tries_b)
+    return Cell(world, name.system, name.delay, name.slice, metric, round(value, 4),
+                _rounded(interval, n), n)
 
 
 def _common(*columns: Sequence[float]) -> tuple[list[float], ...]:
@@ -119,8 +122,9 @@ def _rounded(interval: Sequence[float], n: int) -> tuple[float, float] | None:
 class CellTable:
     """Cells by what they are about."""
 
-    def __init__(self, all_cells: Iterable[Cell]) -> None:
-        """Hold cells by world, system, delay, slice and metric."""
+    def __init__(self, all_cells: Iterable[Cell], best: str = '') -> None:
+        """Hold cells by world, system, delay, slice, metric; ``best``: baseline chosen before."""
+        self.best = best
         self._cells = {c[:5]: c for c in all_cells}
         self.worlds = list(dict.fromkeys(c[0] for c in self._cells))
         self.delays = list(dict.fromkeys(c[2] for c in self._cells))
@@ -132,7 +136,9 @@ class CellTable:
         return self._cells.get((world, system, delay, part, metric))
 
     def best_baseline(self, world: str, delay: str = HEADLINE) -> str:
-        """Return the baseline that is most often right; the oracle is none."""
+        """Return the baseline chosen before, or else the one most often right; not the oracle."""
+        if self.best:
+            return self.best
         found = [c for name in BASELINES if (c := self.get(world, name, delay)) is not None]
         return max(found, key=lambda c: c.value).system
 

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from .streams import Stream
@@ -40,17 +40,19 @@ class CloudSaid(TypedDict):
     said_of_true: list[list[str]]
 
 
-def cloud_said(stream: Stream, answers: Mapping[int, CloudAnswer | None]) -> CloudSaid:
-    """Count what the answers, by stamp, say about their frames."""
-    replies = {stamp: answer for stamp, answer in answers.items() if answer is not None}
-    rejected = Counter(reason for answer in replies.values() for reason in answer.rejected)
-    told = {stamp: {f.key: f.value for f in answer.facts} for stamp, answer in replies.items()}
-    pairs = Counter((key, value, told[stamp].get(key, NOTHING)) for stamp in replies
-                    for key, value in stream.truth(stamp).items())
-    return {'requests': len(answers), 'without_reply': len(answers) - len(replies),
-            'unusable': sum(not facts for facts in told.values()),
+def cloud_said(asked: Sequence[tuple[Stream, Mapping[int, CloudAnswer | None]]]) -> CloudSaid:
+    """Count what the answers, by stamp, say about the frames of each stream."""
+    replies = [(stream.truth(stamp), answer) for stream, answers in asked
+               for stamp, answer in answers.items() if answer is not None]
+    requests = sum(len(answers) for _, answers in asked)
+    rejected = Counter(reason for _, answer in replies for reason in answer.rejected)
+    told = [(truth, {f.key: f.value for f in answer.facts}) for truth, answer in replies]
+    pairs = Counter((key, value, facts.get(key, NOTHING)) for truth, facts in told
+                    for key, value in truth.items())
+    return {'requests': requests, 'without_reply': requests - len(replies),
+            'unusable': sum(not facts for _, facts in told),
             'rejected': dict(rejected.most_common(MOST)),
-            'said_of_true': _rows(stream.query, pairs)}
+            'said_of_true': _rows(asked[0][0].query, pairs)}
 
 
 def summary(said: CloudSaid) -> str:

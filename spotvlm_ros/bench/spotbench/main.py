@@ -75,7 +75,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--hands', type=Path, default=None, metavar='DIR',
                         help=f'photographs of hands (also {HANDS_ENV}): {DATA_SET}')
     parser.add_argument('--edge', default='spot-mini-edge', help='checkpoint folder')
-    parser.add_argument('--cloud', default='spot-mini-cloud', help='checkpoint folder')
+    parser.add_argument('--cloud', default='spot-mini-cloud', help='checkpoint folder; on own '
+                        'data also "labels": simulated from them')
     parser.add_argument('--guard-odds', type=float, default=ODDS, help='as the parameter of the '
                         f'edge node; 0: one pass, no guard (default {ODDS:g})')
     parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1),
@@ -94,17 +95,44 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help='only draw the report again, from results.json')
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the tables into this Markdown file, between its marks')
-    own = parser.add_argument_group('your own data (docs/benchmark.md)')
+    _add_own(parser.add_argument_group('your own data (docs/benchmark.md)'))
+    return parser.parse_args(argv)
+
+
+def _add_own(own: argparse._ArgumentGroup) -> None:
     one = own.add_mutually_exclusive_group()
     one.add_argument('--bag', metavar='DIR', help='rosbag2, mcap or sqlite3')
     one.add_argument('--video', metavar='FILE')
+    one.add_argument('--frames', nargs='+', type=Path, default=[], metavar='DIR', help='folders '
+                     'of frames with labels.jsonl, or label files that name their recordings')
     own.add_argument('--topic', default='', help='image topic of the bag')
-    own.add_argument('--labels', type=Path, metavar='FILE.jsonl')
+    own.add_argument('--labels', type=Path, metavar='FILE.jsonl', help='of the bag or video')
+    own.add_argument('--held-out', nargs='+', metavar='NAME', help='sequences that are scored')
+    own.add_argument('--tune', nargs='+', metavar='NAME', help='sequences that thresholds and '
+                     'the best baseline are chosen on; default: those not held out')
+    own.add_argument('--cloud-errors', type=_share, default=0.05, metavar='SHARE',
+                     help='of facts, with --cloud labels (default 0.05)')
+    own.add_argument('--cloud-box-jitter', type=_pixels, default=2.0, metavar='PIXELS',
+                     help='with --cloud labels: standard deviation of the edges of boxes '
+                     '(default 2)')
     own.add_argument('--profile', default='driving', help='driving, hri, or a params file: the '
                      'first facts query in it is asked')
     own.add_argument('--cloud-url', default='', help='OpenAI-compatible server')
     own.add_argument('--cloud-model', default='', help='name the server knows it by')
-    return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f'{text} is no share; give 0 to 1')
+    return value
+
+
+def _pixels(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1000.0:
+        raise argparse.ArgumentTypeError(f'{text} is no number of pixels from 0 to 1000')
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +152,7 @@ def _main(args: argparse.Namespace) -> int:
         return _report(args.out, args.update)
     if args.measure:
         return _measure(args)
-    if args.bag or args.video:
+    if args.bag or args.video or args.frames:
         from .own_data import run_own_data
         return run_own_data(args)
     started, stolen = time.monotonic(), StealTime()

@@ -84,7 +84,7 @@ class CachedEdge:
 
         Without the guard there is one pass; ``judge`` takes the place of its rule.
         """
-        if context is not None and not context.helps:
+        if context is not None and context.empty and not context.focus:
             context = None
         return guard.guarded_answer(
             self._stream.query, context, judge or guard.FixedOdds(
@@ -206,11 +206,14 @@ class CachedCloud:
         """Return what the cloud says about a frame, whenever that arrives; None: nothing."""
         if stamp_ns not in self.answers:
             known, query = self._cache.get(str(stamp_ns)), self._stream.query
-            reply = Reply(known) if known is not None else None
+            scale = float(self._cache.get(f'{stamp_ns} scale') or 1.0)
+            reply = Reply(known, scale) if known is not None else None
             if reply is None and self._cloud is not None:
                 reply = self._cloud.replies(query, [self._stream.image(stamp_ns)])[0]
                 if reply is not None:
                     self._cache.put(str(stamp_ns), reply.text)
+                    if reply.sent_scale != 1.0:
+                        self._cache.put(f'{stamp_ns} scale', str(reply.sent_scale))
             self.answers[stamp_ns] = None if reply is None else parse_reply(
                 query, reply.text, stamp_ns, self._stream.size, reply.sent_scale, self._scale)
         return self.answers[stamp_ns]

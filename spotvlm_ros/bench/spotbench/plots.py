@@ -27,13 +27,16 @@ from matplotlib.figure import Figure
 from .cells import ALL_SETS, Cell, CellTable
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
-from .systems import ALONE, FULL, NO_GATE, OWN_HISTORY, STILL, SYSTEMS, UNGUARDED
+from .systems import (
+    ALONE, BOUND, bounded, CALIBRATED, FULL, NO_GATE, OWN_HISTORY, SMOOTHED, STACKED, STILL,
+    SYSTEMS, UNGUARDED, UNTIL_CHANGED)
 
 COLOURS = {FULL: '#0b5fa5', UNGUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
            'fusion': '#1b9e77', OWN_HISTORY: '#9467bd', 'cloud only': '#e6a13c',
            'deadline': '#8c564b', 'cascade': '#66a61e', 'majority': '#bbbbbb',
            'context only': '#6baed6', 'focus only': '#74a9cf', NO_GATE: '#2b8cbe',
-           STILL: '#a6bddb'}
+           STILL: '#a6bddb', SMOOTHED: '#888888', UNTIL_CHANGED: '#e7298a', STACKED: '#a6761d',
+           CALIBRATED: '#2171b5', bounded(BOUND): '#4292c6'}
 CURVES = (FULL, ALONE, 'fusion', 'hold', OWN_HISTORY)
 WIDE = (9.5, 4.2)
 SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

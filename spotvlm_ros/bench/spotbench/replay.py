@@ -25,9 +25,9 @@ from . import systems
 from .controls import BLANK, Change, CONTROLS, OTHER
 from .delays import DeliveredReply, HEADLINE, MAX_IN_FLIGHT, SimulatedCloud, Trace, TRACES
 from .models import CachedAnswer
-from .score import PublishedAnswer
+from .score import Grid, PublishedAnswer
 from .streams import Sampling, Stream
-from .systems import ALONE, FULL, Inputs, OWN_HISTORY, SystemRun, SYSTEMS
+from .systems import ALONE, FULL, Inputs, OWN_HISTORY, SystemRun, SYSTEMS, Tuned
 from .tally import CountKey, StreamScorer, Tally
 from ...config.nodes import CloudNodeConfig
 from ...method.facts import Context
@@ -53,6 +53,7 @@ class Replay:
                  majority: Mapping[str, str] | None = None) -> None:
         """Answer all frames without context, which everything is measured against."""
         self.inputs, self.stream, self.sampling = inputs, inputs.stream, sampling
+        self.tuned = Tuned()
         begin_ns = self.stream.frames[0]
         self.majority = ({'majority': [PublishedAnswer(begin_ns, begin_ns, majority)]}
                          if majority else {})
@@ -62,6 +63,7 @@ class Replay:
         self.alone = systems.edge_alone(inputs)
         self.alone_grid = self.scorer.grid(self.alone.published)
         self.full: dict[str, SystemRun] = {}
+        self._slices: dict[str, dict[str, Grid]] = {}
 
     def run(self, scope: RunScope) -> Tally:
         """Score every system at every delay, and the controls at the headline one."""
@@ -103,18 +105,25 @@ class Replay:
             ALONE: alone.published, 'hold': held,
             'cloud only': systems.hold(self.arrivals(trace, in_flight=1)),
             'deadline': systems.deadline(alone, held, self.stream.query.deadline_s),
-            'cascade': systems.cascade(alone, held, systems.UNSURE),
-            'fusion': systems.fusion(alone, held, systems.UNSURE), **self.majority,
+            'cascade': systems.cascade(alone, held, self.tuned.cascade),
+            'fusion': systems.fusion(alone, held, self.tuned.fusion), **self.majority,
             **{name: run.published for name, run in runs.items()}}
-        slices = self.scorer.slices(held)
+        if self.tuned.smoothed:
+            published |= {systems.SMOOTHED: systems.smoothed(alone, self.tuned.smoothed),
+                          systems.UNTIL_CHANGED: systems.until_changed(alone, held)}
+        self._slices[trace.name] = self.scorer.slices(held)
         for name, answers in published.items():
-            grid = self.scorer.grid(answers)
-            self.scorer.streaming(name, trace.name, grid, self.alone_grid, slices)
-            self.scorer.answered(name, trace.name, answers)
-            self.scorer.latency(name, trace.name, answers)
+            self.score(name, trace.name, answers)
         for name, run in runs.items():
             self._offline(name, trace.name, run.answers)
             self._used(name, trace.name, run)
+
+    def score(self, name: str, delay: str, published: Sequence[PublishedAnswer]) -> None:
+        """Count what a system published at a delay that has been run."""
+        self.scorer.streaming(name, delay, self.scorer.grid(published), self.alone_grid,
+                              self._slices[delay])
+        self.scorer.answered(name, delay, published)
+        self.scorer.latency(name, delay, published)
 
     def _scored(self, answers: Mapping[int, CachedAnswer]) -> dict[int, CachedAnswer]:
         return {s: a for s, a in answers.items() if s >= self.stream.labels[0]}
@@ -145,8 +154,9 @@ class Replay:
 
     def _check_of_the_check(self) -> None:
         """Score against labels of another time: a benchmark that works must notice."""
-        shift = self.sampling.shift_s
-        name = f'labels shifted by {shift:g} s'
+        seconds = self.sampling.shift_s
+        shifted = self.scorer.shifted(seconds)
+        name = f'labels shifted by {f"{seconds:g} s" if seconds else "half of them"}'
         everything = self.scorer.slices([])['all']
         truth = [PublishedAnswer(t, t, self.stream.truth(t)) for t in self.stream.labels]
         published = {'truth': truth, ALONE: self.alone.published, **self.majority}
@@ -155,7 +165,7 @@ class Replay:
         for system, answers in published.items():
             delay = HEADLINE if system == FULL else NO_DELAY
             self.scorer.count(CountKey(system, delay, name, 'accuracy'),
-                              self.scorer.grid(answers, shift), everything)
+                              self.scorer.grid(answers, shifted), everything)
 
     def control(self, name: str, change: Change, contexts: Mapping[int, Context]) -> None:
         """Ask the edge again with changed contexts, on every so many-th frame."""

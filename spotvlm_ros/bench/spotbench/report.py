@@ -23,15 +23,16 @@ import html
 import json
 from pathlib import Path
 
-from .cells import Cell, CellTable
+from .cells import ALL_SETS, Cell, CellTable
 from .cloud_said import HEAD
 from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
-from .systems import ALONE, FULL, SYSTEMS
+from .systems import ALONE, BOUND, bounded, CALIBRATED, FULL, SYSTEMS
 from ...system.markdown import table as markdown_table
 
 Rows = list[list[str]]
+SHOWN = 6       # sequences of own data that stand in the tables one by one
 ORACLE = 'cloud, zero latency (oracle)'
 MARKS = ('<!-- results: made by `spotvlm bench --report --update docs/benchmark.md` -->',
          '<!-- end of results -->')
@@ -49,7 +50,10 @@ pre { background: #f5f5f5; padding: .6rem; font-size: 12px; overflow-x: auto }
 
 def report(cells: Sequence[Cell], meta: Mapping[str, object], out: Path) -> None:
     """Print the table, draw the plots, write the page."""
-    table = CellTable(cells)
+    chosen = meta.get('chosen')
+    table = CellTable(cells, chosen['best_baseline'] if isinstance(chosen, Mapping) else '')
+    if len(table.worlds) > SHOWN + 1 and meta.get('sequences'):
+        table = CellTable((c for c in cells if c.world == ALL_SETS), table.best)
     _print(table, meta)
     drawn = draw_all(table, out)
     (out / 'report.html').write_text(page(table, meta, drawn))
@@ -84,6 +88,13 @@ def verdicts(table: CellTable) -> tuple[list[str], Rows]:
         ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
         ['full minus best baseline',
          *(text(table.over_best(w), True) for w in table.worlds)]]
+    for name in (CALIBRATED, bounded(BOUND)):
+        if any(table.get(w, name) for w in table.worlds):
+            rows.append([f'{name}, minus best baseline',
+                         *(text(table.over_best(w, name), True) for w in table.worlds)])
+            rows += [[f'{name}: {metric}',
+                      *(text(table.get(w, name, metric=metric)) for w in table.worlds)]
+                     for metric in ('help', 'harm')]
     for label, part in (('full minus edge alone', 'all'),
                         ('the same, changed facts', 'changed'),
                         ('the same, unchanged facts', 'unchanged')):

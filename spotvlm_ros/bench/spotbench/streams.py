@@ -38,7 +38,7 @@ class Sampling:
     edge_hz: float = 5.0
     flow_hz: float = 10.0
     label_hz: float = 10.0
-    shift_s: float = 5.0         # of the labels, to check the check
+    shift_s: float = 5.0         # of the labels, to check the check; 0: by half of them
     control_every: int = 3       # controls answer every so many-th frame of the edge
 
     def __post_init__(self) -> None:

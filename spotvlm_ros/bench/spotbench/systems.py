@@ -22,15 +22,17 @@ use the very object that the context node runs.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from .delays import DeliveredReply
 from .latencies import Latencies
-from .models import CachedAnswer, CachedCloud, CachedEdge
+from .models import CachedAnswer, CachedEdge
 from .score import PublishedAnswer
 from .streams import Stream
+from ...cloud.parse import CloudAnswer
 from ...method.facts import Context, Fact, NS, Source, Turn
 from ...method.gate import GateConfig
 from ...method.transfer import Transfer, TransferConfig
@@ -38,9 +40,17 @@ from ...method.transfer import Transfer, TransferConfig
 Kind = Literal['edge', 'cloud', 'both', 'transfer', 'none']
 FULL, ALONE, OWN_HISTORY = 'full', 'edge alone', 'own history'
 UNGUARDED, NO_GATE, STILL = 'no guard', 'no gate', 'still'
+SMOOTHED, UNTIL_CHANGED = 'smoothed edge', 'hold until the edge changes'
+STACKED, CALIBRATED = 'stacked fusion', 'calibrated'
+BOUND = 0.02       # of harm, of the calibrated method
 UNSURE = 0.8       # of the cascade and the fusion: below this the edge is not believed
 OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
+
+
+def bounded(harm_at_most: float) -> str:
+    """Return the name of the calibrated method with a bound."""
+    return f'{CALIBRATED}, harm at most {harm_at_most:g}'
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,11 @@ SYSTEMS = {s.name: s for s in (
            'of the cloud'),
     System('fusion', 'both', 'each fact that the edge is unsure of is taken from the newest '
            'cloud answer'),
+    System(SMOOTHED, 'edge', "the commonest of the edge's last few values; on own data"),
+    System(UNTIL_CHANGED, 'both', "the cloud's value while the edge says what it said of the "
+           "cloud's frame; on own data"),
+    System(STACKED, 'both', 'whom to believe of the edge alone and the held answer, learned; on '
+           'own data'),
     System('majority', 'none', 'the commonest value of each key in training episodes'),
     System('context only', 'transfer', 'history, no focus regions', ablation=True),
     System('focus only', 'transfer', 'focus regions, no history', ablation=True),
@@ -74,10 +89,30 @@ SYSTEMS = {s.name: s for s in (
            ablation=True),
     System(UNGUARDED, 'transfer', 'history, focus and gate, in one pass: what the edge says with '
            'them stands', ablation=True),
+    System(CALIBRATED, 'transfer', 'the full method, whom to believe learned; on own data'),
+    System(bounded(BOUND), 'transfer', 'the same with a bound of harm'),
     System(FULL, 'transfer', 'history, focus, gate and guard'),
 )}
 # What the full method is measured against; the oracle is apart, and so are its own parts.
 BASELINES = tuple(s.name for s in SYSTEMS.values() if s.kind != 'transfer')
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is chosen on tuning data; the defaults are those of the worlds."""
+
+    fusion: float = UNSURE
+    cascade: float = UNSURE
+    smoothed: int = 0          # last answers of the smoothed edge; 0: none of the later baselines
+
+
+class AskedCloud(Protocol):
+    """What is said about frames, and by that who was asked about which."""
+
+    answers: dict[int, CloudAnswer | None]
+
+    def __call__(self, stamp_ns: int) -> CloudAnswer | None:
+        """Return what is said about a frame, whenever that arrives; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +121,7 @@ class Inputs:
 
     stream: Stream
     edge: CachedEdge
-    cloud: CachedCloud
+    cloud: AskedCloud
     latencies: Latencies
 
 
@@ -212,6 +247,31 @@ def fusion(alone: SystemRun, held: Sequence[PublishedAnswer], unsure: float,
         published.append(PublishedAnswer(one.at_ns, one.stamp_ns, {
             f.key: f.value if f.confidence >= unsure else cloud.get(f.key, f.value)
             for f in alone.answers[one.stamp_ns].facts}))
+    return published
+
+
+def until_changed(alone: SystemRun, held: Sequence[PublishedAnswer],
+                  ) -> list[PublishedAnswer]:
+    """Hold each fact of the cloud while the edge says what it said of the cloud's frame."""
+    published = []
+    for one in alone.published:
+        cloud = next((h for h in reversed(held) if h.at_ns <= one.at_ns), None)
+        then = alone.answers.get(cloud.stamp_ns) if cloud is not None else None
+        same = then.values.items() & one.values.items() if then is not None else ()
+        published.append(replace(one, values={
+            **one.values, **{k: cloud.values.get(k, v) for k, v in same if cloud is not None}}))
+    return published
+
+
+def smoothed(alone: SystemRun, n: int) -> list[PublishedAnswer]:
+    """Publish the commonest of the edge's last n values of each key; of two, the newer."""
+    recent: deque[PublishedAnswer] = deque(maxlen=n)
+    published = []
+    for one in alone.published:
+        recent.appendleft(one)
+        published.append(replace(one, values={
+            key: Counter(r.values[key] for r in recent if key in r.values).most_common(1)[0][0]
+            for key in one.values}))
     return published
 
 

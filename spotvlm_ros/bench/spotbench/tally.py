@@ -27,9 +27,9 @@ from .score import age_name, Grid, latest, PublishedAnswer, right, size_name
 from .streams import Stream
 from ...method.facts import NS
 
-# Three tasks; each key belongs to one. Keys of own data belong to none.
+# Three tasks; each key of the worlds and of config/real belongs to one.
 TASKS = {'light': 'objects', 'limit': 'objects', 'lead': 'objects', 'object': 'objects',
-         'gesture': 'gesture', 'gaze': 'gesture',
+         'gesture': 'gesture', 'digit': 'gesture', 'gaze': 'gesture', 'nearest': 'scene',
          'pointing': 'scene', 'people': 'scene', 'pedestrian': 'scene'}
 
 
@@ -68,12 +68,17 @@ class StreamScorer:
         self.blocks = np.array(stream.blocks)
         self._fixed = self._fixed_slices()
 
-    def grid(self, published: Sequence[PublishedAnswer], shift_s: float = 0.0) -> Grid:
-        """Return which facts are right when; labels may be taken from another time."""
-        truth = self.truth
-        if shift_s:
-            truth = [self.stream.truth(t + int(shift_s * NS)) for t in self.stream.labels]
-        return right(latest(published, self.stream.labels), truth, self.keys)
+    def grid(self, published: Sequence[PublishedAnswer],
+             truth: Sequence[Mapping[str, str]] | None = None) -> Grid:
+        """Return which facts are right when; ``truth`` may be that of another time."""
+        return right(latest(published, self.stream.labels), truth or self.truth, self.keys)
+
+    def shifted(self, seconds: float) -> list[Mapping[str, str]]:
+        """Return the truth of so much later; of half the labels later, in a ring, for 0."""
+        if seconds:
+            return [self.stream.truth(t + int(seconds * NS)) for t in self.stream.labels]
+        half = len(self.truth) // 2
+        return [*self.truth[half:], *self.truth[:half]]
 
     def slices(self, arrived: Sequence[PublishedAnswer]) -> dict[str, Grid]:
         """Return which facts are in each slice, by the newest cloud frame that has arrived."""

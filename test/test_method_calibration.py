@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from spotvlm_ros.method import stacking
 from spotvlm_ros.method.calibration import Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S
+from spotvlm_ros.method.calibrations import Calibrations
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
 from spotvlm_ros.method.gate import Drop
 from spotvlm_ros.method.guard import FixedOdds, guarded_answer
@@ -46,10 +47,12 @@ class World:
     def __init__(self, hazard=0.15, **query):
         self.rng = np.random.default_rng(SEED)
         self.truths = [0]
-        for _ in range(2000):
-            other = (self.truths[-1] + self.rng.integers(1, 4)) % 4
-            self.truths.append(int(other) if self.rng.random() < hazard else self.truths[-1])
         self.calibration = Calibration(replace(QUERY, **query), 4.0)
+        self.values = self.calibration.query.choices['light']
+        for _ in range(2000):
+            other = self.truths[-1] + self.rng.integers(1, len(self.values))
+            self.truths.append(int(other) % len(self.values) if self.rng.random() < hazard else
+                               self.truths[-1])
         self.said, self.owns = {}, {}
 
     def value(self, right, truth):
@@ -77,7 +80,7 @@ class World:
     def accuracy(self, begin, end, said=None):
         """Return the share of frames with the right value."""
         said = self.said if said is None else said
-        return np.mean([said[k] == VALUES[self.truths[k]] for k in range(begin, end)])
+        return np.mean([said[k] == self.true(k) for k in range(begin, end)])
 
     def harm(self, begin, end):
         """Return the share of frames where only the edge alone was right."""
@@ -86,7 +89,7 @@ class World:
 
     def true(self, k):
         """Return what a perfect cloud says."""
-        return VALUES[self.truths[k]]
+        return self.values[self.truths[k]]
 
     def usual_edge(self, k, told):
         """Right in 70 % alone and sure then, in 90 % with context."""
@@ -135,11 +138,58 @@ def test_an_edge_that_is_sure_and_wrong_is_outvoted_by_what_the_cloud_says():
     assert state.learned and state.believed and state.agreement < 0.5
 
 
-def test_a_cloud_whose_every_answer_is_another_is_believed_where_the_edge_is_blind():
-    world = World(hazard=1.0)
-    world.run(0, 120, world.blind_edge, world.true)
+def test_a_cloud_of_many_values_is_believed_though_most_do_not_stay():
+    """As before hands that show another number each second: 0.4 of the answers are the last."""
+    world = World(hazard=0.6, choices={'light': tuple('0123456789')})
+    held = {k: world.true(k - DELAY) for k in range(DELAY, 300)}
+    world.run(0, 300, lambda k, told: (('0', 0.999), ('0', 0.999)), world.true)
     state = world.calibration.state()['light']
     assert state.believed and state.learned
+    assert world.accuracy(60, 300) >= world.accuracy(60, 300, held) - 0.01
+    assert world.accuracy(60, 300, held) > world.accuracy(60, 300, world.owns) + 0.03
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_cloud_that_says_anything_is_not_believed_by_an_edge_of_one_value(seed):
+    world, rng = World(), np.random.default_rng(seed)
+    world.truths = [0] * 2000     # the edge is right
+    doubted = []
+
+    def edge(k, told):
+        doubted.append(not world.calibration.state()['light'].learned)
+        return ('red', 0.9), ('red', 0.9)
+    world.run(0, 400, edge, lambda k: str(rng.choice(VALUES)))
+    assert np.mean(doubted) > 0.97 and world.accuracy(120, 400) > 0.99
+
+
+@pytest.mark.parametrize('share', [0.0, 0.25, 1.0])
+def test_a_share_of_what_the_edge_is_sure_of_is_asked_with_context_too(share):
+    calibration, passes = Calibration(QUERY, 4.0, share), []
+    told = Context('scene', 1, (Fact('light', 'green', 1),))
+    for n in range(100):
+        def once(given):
+            passes.append(n if given is None else -1)
+            return Pass((Fact('light', 'red', n, 0.99),))
+        context = told if n < 80 else Context('scene', 1)   # that has nothing to tell
+        guarded_answer(QUERY, context, calibration.of_frame(n), once,
+                       lambda one, other, facts: one)
+    assert passes.count(-1) == 80 * share and len(passes) == 100 + 80 * share
+
+
+def test_weights_that_do_not_learn_stay_and_the_cloud_counts():
+    weights = {'light': {'held': 5.0, 'own': 0.0}}
+    known = Calibrations([replace(QUERY, weights=weights), replace(QUERY, id='other')], 4.0,
+                         learns=False, share=1.0)
+    assert known.hears('scene') and not known.hears('other')
+    before, said = known.state('scene'), []
+    for k in range(60):
+        judge = known.judge(replace(QUERY, weights=weights), k * NS)
+        assert not judge.owes_pass
+        said += judge.select((Fact('light', 'red', k * NS, 0.9),), None, None)
+        turn = Turn('scene', k * NS, Source.CLOUD, (Fact('light', 'green', k * NS),))
+        assert known.truth(turn) == 0
+    assert [f.value for f in said] == ['red'] + ['green'] * 59
+    assert known.state('scene') == before
 
 
 def test_a_cloud_that_sees_no_change_is_believed_unless_the_edge_is_sure_of_one():

@@ -230,7 +230,7 @@ def test_tiles_of_training_are_those_of_the_processor():
 @pytest.mark.parametrize('shape', SHIPPED)
 def test_the_fast_forward_pass_of_training_is_the_models_own(shape):
     torch = pytest.importorskip('torch')
-    from spotvlm_ros.mini.training import rendering, train
+    from spotvlm_ros.mini.training import fit, rendering
     tokenizer = models.build_tokenizer(dataset.corpus(6))
     models.add_tile_tags(tokenizer, models.CLOUD)
     torch.manual_seed(0)
@@ -245,7 +245,7 @@ def test_the_fast_forward_pass_of_training_is_the_models_own(shape):
     pixels = torch.randn(1, n, 3, shape.image, shape.image)
     places = torch.arange(start - 1, len(ids) - 1)[None]
     with torch.no_grad():
-        ours = train.forward(model, train._positions(model, shape.image), pixels, tokens, places)
+        ours = fit.forward(model, fit.positions_of(model, shape.image), pixels, tokens, places)
         real = model(input_ids=tokens, attention_mask=(tokens != tokenizer.pad_token_id).long(),
                      pixel_values=pixels).logits[:, places[0]]
     assert torch.allclose(ours, real, atol=1e-4)

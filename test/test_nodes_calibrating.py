@@ -24,10 +24,11 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
-from spotvlm_msgs.msg import Answer, Calibration, Fact  # noqa: E402
+from spotvlm_msgs.msg import Answer, Calibration, Context, Fact  # noqa: E402
+from spotvlm_ros.method import facts  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
 from spotvlm_ros.nodes.base import latched, RELIABLE  # noqa: E402
-from spotvlm_ros.nodes.convert import stamp_ns  # noqa: E402
+from spotvlm_ros.nodes.convert import context_msg, stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.recording import replay  # noqa: E402
 from spotvlm_ros.recording.recorder import from_plain  # noqa: E402
@@ -36,6 +37,7 @@ from test_nodes_graph import graph, keep_sending, overlay, send_to  # noqa: E402
 LATE = 5       # answers of the edge until the cloud's comes
 QUERY = {'prompt': 'Which light is on?', 'format': 'choice', 'rate_hz': 50.0,
          'choices': ['none', 'red', 'green', 'yellow']}   # the edge says none, and is sure
+LAMP = facts.Query('lamp', QUERY['prompt'], 'choice', {'lamp': tuple(QUERY['choices'])})
 
 
 class LateCloud:
@@ -101,20 +103,43 @@ def test_an_edge_that_is_sure_and_wrong_gives_the_clouds_values_and_says_so(tmp_
         known = probe.diagnostics['edge']
         assert 'learned' in known['calibration_lamp_lamp']
         assert int(known['truths_unmatched']) * 4 < int(known['truths']) >= 20
-    assert replayed(tmp_path / 'run', lambda line: True)['answers_different'] == 0
-    assert replayed(tmp_path / 'run', lambda line: line['event'] != 'truth')['answers_different']
+    assert replayed(tmp_path)['answers_different'] == 0
+    assert replayed(tmp_path, lambda line: line['event'] != 'truth')['answers_different']
 
 
-def replayed(folder, wanted):
+def replayed(tmp_path, wanted=lambda line: True, edge=None):
     """Answer a recording again, those lines that are wanted; return the counts."""
-    first, *lines = replay.read_lines(folder / 'edge.jsonl', Counter())
-    again = replay.EdgeReplay(from_plain(replay.EdgeStart, first), JudgedEdge(0.0),
-                              replay.Pictures(folder))
+    first, *lines = replay.read_lines(tmp_path / 'run' / 'edge.jsonl', Counter())
+    again = replay.EdgeReplay(from_plain(replay.EdgeStart, first), edge or JudgedEdge(0.0),
+                              replay.Pictures(tmp_path / 'run'))
     for line in lines:
         if wanted(line):
             again.take(line)
     assert again.counts['answers_equal'] and not again.counts['frames_missing']
     return again.counts
+
+
+@pytest.mark.parametrize('seconds, counted', [
+    (0.001, 'passes_to_learn'), (0.06, 'passes_without_time')])
+def test_a_sure_edge_is_asked_with_context_now_and_then_if_there_is_time(
+        tmp_path, seconds, counted):
+    files = edge_of(tmp_path, record_dir=str(tmp_path / 'run'), calibrate_share=0.5,
+                    lamp={**QUERY, 'deadline_s': 0.15})
+    edge = JudgedEdge(seconds)
+    with graph(lambda: [EdgeNode(load=edge.load)], files=files) as (probe, _):
+        contexts = probe.create_publisher(Context, 'context', latched(8))
+        send = send_to(probe.image)
+
+        def told(stamp):
+            known = facts.Context('lamp', stamp, (facts.Fact('lamp', 'red', stamp),))
+            contexts.publish(context_msg(known, LAMP, 'eye', Context.GATE_OPEN, 0))
+            send(stamp)
+        keep_sending(probe, told, lambda: probe.count('edge', counted) >= 4)
+    asked = sum(context is not None for _, context in edge.seen)
+    assert asked >= 4 if counted == 'passes_to_learn' else asked == 0
+    again = JudgedEdge(0.0)
+    assert replayed(tmp_path, edge=again)['answers_different'] == 0
+    assert sum(context is not None for _, context in again.seen) == asked
 
 
 def test_a_cloud_that_says_anything_is_not_believed(tmp_path):
@@ -135,3 +160,15 @@ def test_without_calibration_the_guard_decides(tmp_path):
         cloud = LateCloud(probe, lamp)
         cloud.run(lambda: len(cloud.said) > 80)
         assert not cloud.held(len(probe.answers)) and not probe.count('edge', 'truths')
+
+
+def test_without_calibration_weights_that_were_learned_are_used_as_they_are(tmp_path):
+    weights = {'lamp': ['own: 0.0', 'held: 5.0']}
+    files = edge_of(tmp_path, calibrate=False, record_dir=str(tmp_path / 'run'),
+                    lamp={**QUERY, 'weights': weights})
+    with graph(lambda: [EdgeNode(load=JudgedEdge().load)], files=files) as (probe, _):
+        cloud = LateCloud(probe, lamp)
+        cloud.run(lambda: len(cloud.held(10)) == 10 and probe.count('edge', 'truths') and
+                  probe.diagnostics['edge']['calibration_lamp_lamp'] == 'as its weights say')
+        assert not cloud.learned
+    assert replayed(tmp_path)['answers_different'] == 0

@@ -51,7 +51,8 @@ ELSEWHERE = {
     'perf': ('spotvlm_ros.bench.perf.main:main', 'overhead, latency and speed against baselines'),
     'replay': ('spotvlm_ros.recording.replay:main',
                'run a recording again, without ROS, and compare'),
-    'train': ('spotvlm_ros.mini.training.train:main', 'train the miniature models'),
+    'train': ('spotvlm_ros.training.main:main',
+              'teach an edge model labelled frames, or train the miniature models'),
     'doctor': ('spotvlm_ros.system.doctor:run', 'what is installed, what is missing, what to do'),
 }
 

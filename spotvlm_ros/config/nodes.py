@@ -182,7 +182,12 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         'context always counts', 0.0, 1000.0)
     calibrate: bool = parameter(
         True, "learn from the cloud's answers, when they come, whom to believe: the edge alone, "
-        'the edge with context, or the cloud; false: guard_odds always')
+        'the edge with context, or the cloud; false: as weights of a query say, else guard_odds '
+        'always')
+    calibrate_share: float = parameter(
+        0.05, 'share of the frames with context that take a second pass at least, however sure '
+        'the edge is, to learn what context is worth there; without time before the deadline they '
+        'do without', 0.0, 1.0)
     audit_share: float = parameter(
         0.02, 'share of the answers with context that are given once more without it, to measure '
         'on the robot how often context changes them', 0.0, 1.0)

@@ -82,7 +82,7 @@ def guarded_answer(query: Query, context: Context | None, judge: guard.Judge,
     that is complete stands when there is no time for more, and any does when a pass with context
     raises.
     """
-    told = context is not None and not (context.empty and not context.focus)
+    told = context is not None and context.helps
     streamed = None if judge.guards(query) and told else on_text
     errors: list[Exception] = []
     answer = guard.guarded_answer(query, context, judge, lambda given: pass_(given, streamed),

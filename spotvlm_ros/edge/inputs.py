@@ -101,7 +101,7 @@ class InputProcessor:
         return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
 
     def _build(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
-        input_ids = torch.tensor([self._encode(chat)])
+        input_ids = torch.tensor([self.encode(chat)])
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
         pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
         inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
@@ -112,7 +112,7 @@ class InputProcessor:
             inputs['pixel_attention_mask'] = self._mask.expand(1, len(views), *self._mask_shape)
         return inputs
 
-    def _encode(self, chat: Sequence[Message]) -> list[int]:
+    def encode(self, chat: Sequence[Message]) -> list[int]:
         """Return the tokens of a chat, from memory where it was seen lately."""
         key = repr(chat)
         ids = self._tokens.pop(key, None)

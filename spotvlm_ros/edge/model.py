@@ -146,6 +146,16 @@ class EdgeModel:
                 'checkpoint that it was made of') from error
         return edge
 
+    @property
+    def inputs(self) -> InputProcessor:
+        """Return what makes the model's inputs of a chat and views."""
+        return self._input_processor
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Return width and height of a view [pixels]."""
+        return self._view_size
+
     def _check_image(self) -> None:
         """Raise an error where prompts have no place for each image feature."""
         family = model_family(self._model) if self._engine is None else self._engine.family

@@ -35,11 +35,9 @@ It knows no labels but the cloud's. docs/method.md says what follows from its er
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -47,34 +45,19 @@ from . import stacking
 from .facts import Context, Fact, NS, Query, Turn
 from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
+from .labels import has_one, is_seen_by_edge, Judged, Labels
 from .stacking import Evidence, Stack
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
 HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateConfig.age_limit_s`
 WAIT_S = 20.0      # longest that an answered frame waits for its truth
 FRAMES = 400       # and so many do at most
-RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
 FEW = 10           # labels before anything is concluded
 BETTER = 1.28      # standard errors by which the learned rule must have been better: 90 %
-BACK = 60          # newest labels in which it may not have been worse
 ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
-RELATED = 0.25     # Cohen's kappa from which on two series of values are related
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
 MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
-GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
-
-
-class Judged(NamedTuple):
-    """What delayed truth says about one fact of one frame."""
-
-    truth: str
-    own: str
-    said: str
-    confidence: float     # of the edge's own value
-    told: bool            # there was a second pass, with context
-    better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
-    by_guard: bool        # right by the guard's rule
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,16 @@ class FrameJudge:
 
     def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
         """Return whether an answer without context needs no second pass."""
-        return self.calibration.leaves_no_doubt(self.stamp_ns, facts, context)
+        return not self.owes_pass and self.is_sure(facts, context)
+
+    def is_sure(self, facts: Sequence[Fact], context: Context | None) -> bool:
+        """Return whether a second pass would be to learn from only."""
+        return self.calibration.is_sure(self.stamp_ns, facts, context)
+
+    @property
+    def owes_pass(self) -> bool:
+        """Whether a second pass is due, however sure the edge is."""
+        return self.calibration.owes_pass
 
     def select(self, first: Sequence[Fact], second: Sequence[Fact] | None,
                context: Context | None) -> tuple[Fact, ...]:
@@ -124,21 +116,18 @@ class _Key:
             stacking.NAMES, self.guards)]))
         self.learned, self.believed, self.margin = bool(saved), False, 0.0
         self.suspect = False    # the cloud has one value only, for this key or another one
-        self.judged: deque[Judged] = deque(maxlen=stacking.WINDOW)
-        self.truths: deque[tuple[int, str]] = deque(maxlen=RECENT)  # stamp, value
+        self.labels = Labels()
         self.answers = [0, 0]   # of all frames: in one pass, in two
 
-    def add(self, evidence: Evidence, said: str, truth: str, stamp_ns: int,
-            harm_at_most: float) -> None:
+    def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
         own = evidence.own.value if evidence.own is not None else ''
         by_guard = stacking.best(replace(evidence, held=None), self.guards)
         by_learned = stacking.best(evidence, self.stack.weights)
-        self.judged.append(Judged(
+        self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
             evidence.context is not None, (by_learned == truth) - (by_guard == truth),
             by_guard == truth))
-        self.truths.append((stamp_ns, truth))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
         if harm_at_most < 1.0:
@@ -147,81 +136,44 @@ class _Key:
 
     def decide(self) -> None:
         """Leave the guard's rule for the learned one, or come back to it."""
-        better = [j.better for j in self.judged]
-        if len(better) < FEW:
+        if len(self.labels) < FEW:
             return   # what was learned earlier stands so far
         self.believed = self.is_believed()
-        if not self.believed or sum(better[-BACK:]) < 0:
+        if not self.believed or self.labels.is_worse:
             self.learned = False
         elif not self.learned:
-            self.learned = sum(better) > BETTER * math.sqrt(sum(map(abs, better))) > 0.0
+            self.learned = self.labels.is_better(BETTER)
 
     def is_contradicted(self) -> bool:
         """Return whether the cloud has one value only, and the edge is often sure of others."""
-        judged = self._recent
-        if len(judged) < FEW or not _has_one([j.truth for j in judged], ONE_VALUE):
+        judged = self.labels.recent
+        if len(judged) < FEW or not has_one([j.truth for j in judged], ONE_VALUE):
             return False
         sure = sum(j.own != j.truth and j.confidence >= SURE for j in judged)
         return sure > (1.0 - ALWAYS) * len(judged) and \
-            not _has_one([j.own for j in judged], ALWAYS) and not _is_seen_by_edge(judged)
+            not has_one([j.own for j in judged], ALWAYS) and not is_seen_by_edge(judged)
 
     def is_believed(self) -> bool:
         """
         Return whether the cloud's values tell something.
 
-        They do where they go with those of the edge, or where they change and yet stay for a
-        while. Where the edge sees nothing change, nothing speaks against the cloud, and one value
+        They do where they go with those of the edge, or change and yet stay for a while. One value
         only is believed unless the edge is sure of others, for this key or for another one.
         """
-        judged = self._recent
+        judged = self.labels.recent
         if len(judged) < FEW:
             return False
-        if _is_seen_by_edge(judged):
+        if is_seen_by_edge(judged) or self.labels.stays:
             return True
-        truths = [j.truth for j in judged]
-        if _has_one(truths, ONE_VALUE):
-            return not self.suspect
-        return _has_one([j.own for j in judged], ALWAYS) or \
-            _kappa(truths[1:], truths[:-1]) > RELATED
-
-    @property
-    def _recent(self) -> list[Judged]:
-        return list(self.judged)[-RECENT:]
+        return has_one([j.truth for j in judged], ONE_VALUE) and not self.suspect
 
     def state(self) -> KeyState:
         """Return what is known."""
-        judged = tuple(self.judged)
-        n = len(judged) or 1
+        known, answers = self.labels, self.answers
         return KeyState(
-            len(judged), sum(j.own == j.truth for j in judged) / n,
-            self._rate([j for j in judged if j.said == j.truth != j.own]),
-            self._rate([j for j in judged if j.own == j.truth != j.said]),
-            sum(j.confidence for j in judged) / n, self._hazard_hz(), self.margin, self.learned,
-            self.believed, tuple(map(float, self.stack.weights)),
-            max(Counter(j.truth for j in judged).values(), default=0) / n)
-
-    def _rate(self, found: Sequence[Judged]) -> float:
-        """
-        Return the share of all answers that those found stand for.
-
-        The cloud is asked sooner where the edge is in doubt, so answers in two passes are more
-        frequent among those judged than among all: each kind counts by its share of all.
-        """
-        rate = 0.0
-        for told in (False, True):
-            judged = sum(j.told is told for j in self.judged)
-            if judged:
-                share = self.answers[told] / max(1, sum(self.answers))
-                rate += share * sum(j.told is told for j in found) / judged
-        return rate
-
-    def _hazard_hz(self) -> float:
-        changes, seconds = 0, 0.0
-        for (before_ns, before), (after_ns, after) in zip(self.truths, list(self.truths)[1:]):
-            if 0 < after_ns - before_ns <= GAP_S * NS:
-                changes += before != after
-                seconds += (after_ns - before_ns) / NS
-        return changes / seconds if seconds else 0.0
+            len(known), known.agreement, known.rate(False, True, answers),
+            known.rate(True, False, answers), known.confidence, known.hazard_hz, self.margin,
+            self.learned, self.believed, tuple(map(float, self.stack.weights)), known.commonest)
 
 
 class Calibration:
@@ -232,9 +184,14 @@ class Calibration:
     makes a recorded run replayable. Not thread-safe.
     """
 
-    def __init__(self, query: Query, odds: float) -> None:
-        """Begin as the guard with these odds, or with weights of the query learned earlier."""
-        self.query, self.odds = query, odds
+    def __init__(self, query: Query, odds: float, share: float = 0.0) -> None:
+        """
+        Begin as the guard with these odds, or with weights of the query learned earlier.
+
+        At least a ``share`` of the frames that have a context is to be answered in two passes.
+        """
+        self.query, self.odds, self.share = query, odds, share
+        self._in_one_pass = 0    # frames with a context since the last in two
         self._keys = {key: _Key(odds, query.weights.get(key, {})) for key in query.keys}
         self._frames: dict[int, dict[str, tuple[Evidence, str]]] = {}   # by stamp, in order
         self._held: dict[str, Fact] = {}
@@ -250,7 +207,7 @@ class Calibration:
 
     def judged(self, key: str) -> tuple[Judged, ...]:
         """Return what the newest labels of a key say."""
-        return tuple(self._keys[key].judged)
+        return tuple(self._keys[key].labels.judged)
 
     # Before an answer
 
@@ -258,8 +215,12 @@ class Calibration:
         """Return what judges the answer about a frame."""
         return FrameJudge(self, stamp_ns)
 
-    def leaves_no_doubt(self, stamp_ns: int, facts: Sequence[Fact],
-                        context: Context | None) -> bool:
+    @property
+    def owes_pass(self) -> bool:
+        """Whether the next frame is to be answered in two passes, however sure the edge is."""
+        return self.share * (self._in_one_pass + 1) >= 1.0
+
+    def is_sure(self, stamp_ns: int, facts: Sequence[Fact], context: Context | None) -> bool:
         """Return whether an answer without context is sure enough to do without a second pass."""
         if not any(k.learned for k in self._keys.values()):
             return is_confident(self.query, facts)
@@ -302,6 +263,8 @@ class Calibration:
             if fact is not None:
                 selected.append(fact)
         self._frames[stamp_ns] = frame
+        if context is not None and context.helps:
+            self._in_one_pass = 0 if second is not None else self._in_one_pass + 1
         oldest = next(iter(self._frames))
         while len(self._frames) > FRAMES or stamp_ns - oldest > WAIT_S * NS:
             del self._frames[oldest]
@@ -342,14 +305,11 @@ class Calibration:
         """
         frame = self._nearest(turn.stamp_ns)
         judged = 0
+        self.hold(turn)
         for fact in turn.facts:
-            known = self._held.get(fact.key)
-            if known is None or known.stamp_ns <= fact.stamp_ns:
-                self._held[fact.key] = replace(fact, region=None)
             if fact.key in frame:
                 evidence, said = frame.pop(fact.key)  # each counts once, whatever comes again
-                self._keys[fact.key].add(evidence, said, fact.value, turn.stamp_ns,
-                                         self.query.harm_at_most)
+                self._keys[fact.key].add(evidence, said, fact.value, self.query.harm_at_most)
                 judged += 1
         if judged:
             suspect = any(k.is_contradicted() for k in self._keys.values())
@@ -358,27 +318,18 @@ class Calibration:
                 calibrated.decide()
         return judged
 
+    def hold(self, turn: Turn) -> None:
+        """Take the cloud's newest values, and learn nothing of them."""
+        for fact in turn.facts:
+            known = self._held.get(fact.key)
+            if known is None or known.stamp_ns <= fact.stamp_ns:
+                self._held[fact.key] = replace(fact, region=None)
+            if fact.key in self._keys and (known is None or known.stamp_ns < fact.stamp_ns):
+                self._keys[fact.key].labels.hold(fact.stamp_ns, fact.value)
+
     def _nearest(self, stamp_ns: int) -> dict[str, tuple[Evidence, str]]:
         stamps = list(self._frames)
         place = bisect_left(stamps, stamp_ns)
         near = [s for s in stamps[max(0, place - 1):place + 1]
                 if abs(s - stamp_ns) <= NEAR_S * NS]
         return self._frames[min(near, key=lambda s: abs(s - stamp_ns))] if near else {}
-
-
-def _is_seen_by_edge(judged: Sequence[Judged]) -> bool:
-    """Return whether the edge's own values go with those of the cloud."""
-    return _kappa([j.truth for j in judged], [j.own for j in judged]) > RELATED
-
-
-def _has_one(values: Sequence[str], share: float) -> bool:
-    """Return whether more than a share of values are the same."""
-    return max(values.count(v) for v in set(values)) > share * len(values)
-
-
-def _kappa(some: Sequence[str], others: Sequence[str]) -> float:
-    """Return how much two series agree beyond chance, 0 to 1 (Cohen, 1960); negative: less."""
-    n = len(some)
-    agree = sum(a == b for a, b in zip(some, others)) / n
-    chance = sum(some.count(v) * others.count(v) for v in set(some)) / n ** 2
-    return (agree - chance) / (1.0 - chance) if chance < 1.0 else 0.0

@@ -28,12 +28,16 @@ class Calibrations:
     """
     One `Calibration` for each query that has keys; none where the guard is off.
 
+    Those that do not learn are for queries with weights, which stay as they are.
+
     As that one, a plain state machine, which is not thread-safe.
     """
 
-    def __init__(self, queries: Iterable[Query], odds: float) -> None:
-        """Begin as the guard with these odds."""
-        self._odds, self._all = odds, dict[str, Calibration]()
+    def __init__(self, queries: Iterable[Query], odds: float, learns: bool = True,
+                 share: float = 0.0) -> None:
+        """Begin as the guard with these odds; for the ``share`` see `Calibration`."""
+        self._odds, self._learns, self._share = odds, learns, share * learns
+        self._all: dict[str, Calibration] = {}
         self.replace(queries)
 
     def replace(self, queries: Iterable[Query]) -> None:
@@ -45,8 +49,8 @@ class Calibrations:
                     query.weights == known.query.weights:
                 known.query = query
                 self._all[query.id] = known
-            elif query.keys and self._odds > OFF:
-                self._all[query.id] = Calibration(query, self._odds)
+            elif query.keys and self._odds > OFF and (self._learns or query.weights):
+                self._all[query.id] = Calibration(query, self._odds, self._share)
 
     def judge(self, query: Query, stamp_ns: int) -> FrameJudge | None:
         """Return what judges the answer to a query about a frame, None where nothing does."""
@@ -57,7 +61,16 @@ class Calibrations:
     def truth(self, turn: Turn) -> int:
         """Take an answer of the cloud; return how many facts it judges."""
         known = self._all.get(turn.query_id)
-        return known.truth(turn) if known is not None else 0
+        if known is None:
+            return 0
+        if self._learns:
+            return known.truth(turn)
+        known.hold(turn)
+        return 0
+
+    def hears(self, query_id: str) -> bool:
+        """Return whether answers of the cloud to a query count."""
+        return query_id in self._all
 
     def forget(self, camera: str | None = None) -> None:
         """Forget frames and answers of a camera whose stream starts over, or of all."""

@@ -206,6 +206,11 @@ class Context:
         return not self.facts and not self.text
 
     @property
+    def helps(self) -> bool:
+        """Whether there is something to tell the model, or to show it."""
+        return not self.empty or bool(self.focus)
+
+    @property
     def newest_ns(self) -> int:
         """Stamp of the newest thing known; 0 when empty."""
         stamps = [f.stamp_ns for f in self.facts]

@@ -117,7 +117,7 @@ def guarded_answer(query: Query, context: Context | None, judge: Judge,
     if first.partial:
         return first
     second = None
-    if context is not None and not (context.empty and not context.focus) and \
+    if context is not None and context.helps and \
             not judge.leaves_no_doubt(first.facts, context):
         second = with_context()
         if second is not None and second.partial:

@@ -36,6 +36,7 @@ The last column is what is believed beforehand: with it, the rule is that of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 import math
 
 import numpy as np
@@ -81,12 +82,13 @@ class Evidence:
     held: Fact | None = None
     age_s: float = 0.0
 
-    @property
+    @cached_property
     def values(self) -> tuple[str, ...]:
         """Return the different values, that of the edge alone first."""
         return tuple(dict.fromkeys(
             f.value for f in (self.own, self.context, self.held) if f is not None))
 
+    @cached_property
     def features(self) -> Array:
         """Return what the weights are multiplied by, values x weights."""
         found = np.zeros((len(self.values), len(NAMES)))
@@ -127,7 +129,7 @@ class Stack:
         place, values = self._count % WINDOW, evidence.values
         n = len(values)
         self._features[place] = 0.0
-        self._features[place, :n] = evidence.features()
+        self._features[place, :n] = evidence.features
         self._possible[place] = -np.inf
         self._possible[place, :n] = self._possible[place, VALUES] = 0.0
         self._right[place] = values.index(truth) if truth in values else VALUES
@@ -140,19 +142,20 @@ class Stack:
             return
         features, right = self._features[:n], self._right[:n]
         p = _softmax(features @ self.weights + self._possible[:n])
-        mean = np.einsum('nv,nvw->nw', p, features)
+        weighted = features * p[:, :, None]
+        mean = weighted.sum(1)
         gradient = (features[np.arange(n), right] - mean).sum(0) - \
             self._precision @ (self.weights - self.prior)
-        apart = features - mean[:, None]
-        weighted = (apart * p[:, :, None]).reshape(-1, len(NAMES))
-        curvature = weighted.T @ apart.reshape(-1, len(NAMES)) + self._precision
+        flat = -1, len(NAMES)
+        curvature = weighted.reshape(flat).T @ features.reshape(flat) - mean.T @ mean + \
+            self._precision
         step = np.linalg.solve(curvature, gradient)
         self.weights = self.weights + step * min(1.0, STEP / float(np.abs(step).max() or 1.0))
 
 
 def probabilities(evidence: Evidence, weights: Array) -> dict[str, float]:
     """Return how probable each value is; the rest is that none of them is right."""
-    utilities = np.append(evidence.features() @ weights, 0.0)
+    utilities = np.append(evidence.features @ weights, 0.0)
     return dict(zip(evidence.values, map(float, _softmax(utilities))))
 
 
@@ -165,7 +168,7 @@ def best(evidence: Evidence, weights: Array, margin: float = 0.0) -> str:
     values = evidence.values
     if not values:
         return ''
-    utilities = evidence.features() @ weights
+    utilities = evidence.features @ weights
     if evidence.own is not None:
         utilities[0] += margin
     return values[int(np.argmax(utilities))]

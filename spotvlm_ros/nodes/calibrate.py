@@ -36,8 +36,8 @@ from ..config.strict_yaml import read_yaml
 from ..edge.answer import EdgeAnswer, EdgeVLM
 from ..frames.bags import bag_extent
 from ..frames.frame import Frame
+from ..method.calibration import FrameJudge
 from ..method.facts import Context, Query
-from ..method.guard import Judge
 from ..recording.calibrate import Learner
 from ..recording.journal import fingerprint, Header, JOURNAL, Journal, JournalError, Kept
 from ..recording.process import Due, EdgeResult, KeptEdge, Process, Rules
@@ -55,7 +55,7 @@ class _Answers(KeptEdge):
         super().__init__(_none_loaded, queries, journal)
         self._kept, self._learner = kept, learner
 
-    def answer(self, index: int, due: Due, judge: Judge | None = None) -> EdgeAnswer | str:
+    def answer(self, index: int, due: Due, judge: FrameJudge | None = None) -> EdgeAnswer | str:
         """Return what the edge said then."""
         found = self._kept.answers.get((index, due.query.id))
         if found is None:
@@ -98,7 +98,8 @@ def learn_from_process(folder: Path, every: int) -> Learner:
     profile = Profile(cast(dict[str, Section], header['parameters'])).overlaid(
         'cloud', {'base_url': NOBODY})
     queries = profile.queries()
-    learner = Learner(lambda: load_edge(profile.edge), queries, profile.edge.guard_odds, every)
+    learner = Learner(lambda: load_edge(profile.edge), queries, profile.edge.guard_odds, every,
+                      profile.edge.calibrate_share)
     with ExitStack() as stack:
         journal = Journal(Path(stack.enter_context(tempfile.TemporaryDirectory())), header, kept)
         stack.callback(journal.close)

@@ -24,6 +24,7 @@ import statistics
 import time
 
 from spotvlm_msgs.msg import Answer, Calibration as CalibrationMsg, KeyCalibration
+from std_msgs.msg import Header
 
 from .base import latched, RELIABLE, Report, SpotNode
 from .convert import header_msg, turn_from_msg
@@ -66,23 +67,25 @@ class DelayedTruth:
         self._states: Mapping[str, Mapping[str, KeyState]] = {}
         self._troubles: Mapping[str, Mapping[str, Trouble]] = {}
         self._late_s: deque[float] = deque(maxlen=64)
-        self._news: dict[str, CalibrationMsg] = {}   # to be published, by query
+        self._news: dict[str, Header] = {}           # of what is to be published, by query
         self._told_at: dict[str, float] = {}         # when, steady clock [s]
 
     def setup(self, queries: Sequence[Query], recorder: Recorder | None) -> None:
         """Begin as the guard, or as queries say."""
         config = self._node.config
         self._waiting.clear()
+        self._news.clear()
         self._states, self._troubles, self._queries = {}, {}, {q.id: q for q in queries}
         self._recorder = recorder
         self._publisher = self._node.advertise(CalibrationMsg, 'calibration',
                                                latched(max(MAX_QUERIES, len(queries))))
-        self._calibrations = Calibrations(queries, config.guard_odds if config.calibrate else OFF)
+        self._calibrations = Calibrations(queries, config.guard_odds, config.calibrate,
+                                          config.calibrate_share)
 
     def start(self) -> None:
         """Listen to the cloud."""
-        if self._node.config.calibrate and self._node.config.guard_odds > OFF:
-            self._node.subscribe(Answer, 'cloud/answers', RELIABLE, self._on_answer)
+        if self._node.config.guard_odds > OFF:
+            self._node.subscribe(Answer, 'cloud/answers', RELIABLE, self.hear)
 
     def forget(self, camera: str | None) -> None:
         """Forget frames and answers of a camera whose stream starts over, or of all."""
@@ -99,20 +102,37 @@ class DelayedTruth:
             states = {q.id: self._calibrations.state(q.id) for q in queries}
             self._states = {i: s for i, s in states.items() if any(k.labels for k in s.values())}
             self._troubles = {i: t for i, t in self._troubles.items() if i in self._states}
+            self._news = {i: header for i, header in self._news.items() if i in self._states}
         self._queries = {q.id: q for q in queries}
         self._waiting.append(replace)
 
-    def judge(self, query: Query, frame_ns: int) -> NotingJudge | None:
-        """Return what judges the answer about a frame, all that waits taken into account."""
+    def judge(self, query: Query, frame_ns: int, until: float) -> NotingJudge | None:
+        """
+        Return what judges the answer about a frame, all that waits taken into account.
+
+        A second pass to learn from only is left out where twice the time of the first would end
+        after ``until``, by the steady clock.
+        """
         while self._waiting:
             self._waiting.popleft()(frame_ns)
-        judge = self._calibrations.judge(query, frame_ns)
-        return NotingJudge(judge) if judge is not None else None
+        judge, began = self._calibrations.judge(query, frame_ns), time.monotonic()
+        return None if judge is None else NotingJudge(judge, has_time=lambda: (
+            time.monotonic() + 2.0 * (time.monotonic() - began) < until))
+
+    def note(self, judge: NotingJudge) -> None:
+        """Count the passes of an answer that were to learn from only."""
+        if judge.to_learn and judge.passes is not None:
+            self._counts['passes_without_time' if judge.alone else 'passes_to_learn'] += 1
 
     def report(self) -> Report:
         """Return what /diagnostics shows."""
+        fixed = [(q.id, key) for q in self._queries.values() for key in q.weights
+                 if not self._node.config.calibrate]
         return {'truths': self._counts['truths'],
                 'truths_unmatched': self._counts['truths_unmatched'],
+                'passes_to_learn': self._counts['passes_to_learn'],
+                'passes_without_time': self._counts['passes_without_time'],
+                **{f'calibration_{name}_{key}': 'as its weights say' for name, key in fixed},
                 **{f'calibration_{query_id}_{key}': in_words(state)
                    for query_id, states in self._states.items() for key, state in states.items()}}
 
@@ -127,13 +147,16 @@ class DelayedTruth:
         for query_id in tuple(self._news):
             if now - self._told_at.get(query_id, -PERIOD_S) >= PERIOD_S:
                 self._told_at[query_id] = now
-                self._publisher.publish(self._news.pop(query_id))
+                self._publisher.publish(CalibrationMsg(
+                    header=self._news.pop(query_id), query_id=query_id,
+                    keys=[_key_msg(*known) for known in self._states[query_id].items()]))
 
     # Answers of the cloud
 
-    def _on_answer(self, message: Answer) -> None:
+    def hear(self, message: Answer) -> None:
         """Leave an answer of the cloud for the thread of the model."""
-        if message.query_id not in self._queries or message.error_code != Answer.ERROR_NONE:
+        if message.query_id not in self._queries or message.error_code != Answer.ERROR_NONE or \
+                not self._node.config.use_context:
             return
         if len(self._waiting) >= WAITING:
             self._node.count_problem('truths_lost')
@@ -143,7 +166,7 @@ class DelayedTruth:
 
     def _take(self, message: Answer, now_ns: int) -> None:
         query = self._queries.get(message.query_id)
-        if query is None:
+        if query is None or not self._calibrations.hears(query.id):
             return
         turn, rejected = trusted_turn(turn_from_msg(message), query, Source.CLOUD, now_ns)
         for why in rejected:
@@ -180,12 +203,10 @@ class DelayedTruth:
                     log.warning(troubles[name].text)
         self._states = {**self._states, query_id: states}
         self._troubles = {**self._troubles, query_id: troubles}
-        self._news[query_id] = CalibrationMsg(
-            header=header_msg(turn.stamp_ns, frame_id), query_id=query_id,
-            keys=[_key_msg(key, state) for key, state in states.items()])
+        self._news[query_id] = header_msg(turn.stamp_ns, frame_id)
 
     def _record(self, event: str, **values: object) -> None:
-        if self._recorder is not None and self._node.config.calibrate:
+        if self._recorder is not None:
             self._recorder.write(event, **values)
 
 

@@ -326,7 +326,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
         answered = AnsweredFrame.unanswered(frame, query, self.model.name, self.now_ns())
         context, sequence = None, 0
         if goal is None and self.config.use_context:
-            answered.judge = self._truths.judge(query, frame.stamp_ns)
+            answered.judge = self._truths.judge(query, frame.stamp_ns, until)
         if self.config.use_context and query.camera == self._queries.get(query.id, query).camera:
             context, sequence = self._contexts.get(query, frame.stamp_ns)
         longest_s = self.config.ask_timeout_s
@@ -348,6 +348,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
             answered.fail(Answer.ERROR_MODEL, self.count_error('model_errors', error))
             return answered
         answered.complete(context, result, sequence)
+        if answered.judge is not None:
+            self._truths.note(answered.judge)
         if result.partial and goal is not None and goal.slice_s < longest_s and \
                 self._running and not goal.canceled and time.monotonic() < until:
             answered.interrupted = True

@@ -44,8 +44,9 @@ from .recorder import from_plain
 from .replay import AnswerLine, edge_config, EdgeStart, Line, MAX_WHY, Pictures, read_lines
 from ..edge.answer import EdgeVLM
 from ..edge.model import EdgeModel
-from ..method.calibration import Calibration, GAP_S
+from ..method.calibration import Calibration
 from ..method.facts import NS, Query, Source, Turn
+from ..method.labels import GAP_S
 from ..method.prompt import printable
 
 DAMAGE = ('lines_torn', 'files_cut_off', 'files_altered', 'not_recorded', 'frames_missing')
@@ -55,15 +56,19 @@ class Learner:
     """Learns from frames and the cloud's answers about them, in the order in which they came."""
 
     def __init__(self, load: Callable[[], EdgeVLM], queries: Sequence[Query], odds: float,
-                 every: int = 1) -> None:
-        """Begin with the guard, whatever was learned earlier; of answers take one in ``every``."""
+                 every: int = 1, share: float = 0.0) -> None:
+        """
+        Begin with the guard, whatever was learned earlier; of answers take one in ``every``.
+
+        For the ``share`` see `Calibration`.
+        """
         self.queries = {q.id: replace(q, weights={}) for q in queries if q.keys}
         self.counts: Counter[str] = Counter()
         self.odds, self.first_ns = odds, 0
         self._load, self._every = load, every
         self._model: EdgeVLM | None = None
         self._met: Counter[str] = Counter()     # answers of each query
-        self._learned = {q.id: Calibration(q, odds) for q in self.queries.values()}
+        self._learned = {q.id: Calibration(q, odds, share) for q in self.queries.values()}
         self._delays_s: defaultdict[str, list[float]] = defaultdict(list)
         self._last: dict[tuple[str, str], tuple[int, str]] = {}   # values of the cloud, by key
         self._changes: Counter[tuple[str, str]] = Counter()
@@ -143,7 +148,7 @@ def learn_from_recording(folder: Path, every: int) -> Learner:
     config, focus = edge_config(start.load)
     queries, pictures = {q.id: q for q in start.queries}, Pictures(folder)
     learner = Learner(lambda: EdgeModel.load(config, focus), start.queries, config.guard_odds,
-                      every)
+                      every, config.calibrate_share)
     heard = [line for line in read_lines(folder / 'context.jsonl', counts)
              if line['event'] in ('turn', 'clear')]
     for line in heard:
@@ -152,7 +157,7 @@ def learn_from_recording(folder: Path, every: int) -> Learner:
             if turn.source == Source.CLOUD:
                 learner.late(turn.query_id,
                              (from_plain(int, line['arrived_ns']) - turn.stamp_ns) / NS)
-    if all(line['event'] != 'truth' for line in lines):
+    if not config.calibrate or all(line['event'] != 'truth' for line in lines):
         lines = _in_order(lines, heard)
     for line in track(lines, 'answering', console=Console(stderr=True)):
         match line['event']:

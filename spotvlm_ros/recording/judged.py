@@ -17,11 +17,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..method.calibration import FrameJudge
 from ..method.facts import Context, Fact, Query
-from ..method.guard import Judge
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,18 @@ class Passes:
 
 class NotingJudge:
     """
-    A `guard.Judge` that keeps what another one is given.
+    Keeps what the judge of a frame is given, and spares it a pass that there is no time for.
 
     ``alone``: nothing is asked with context, for when it was asked first that did not come to an
-    end.
+    end. ``has_time``: whether there is time for a second pass that is to learn from only.
     """
 
-    def __init__(self, judge: Judge, alone: bool = False) -> None:
+    def __init__(self, judge: FrameJudge, alone: bool = False,
+                 has_time: Callable[[], bool] = lambda: True) -> None:
         """Wait for an answer."""
         self.passes: Passes | None = None   # None: the first was stopped early
-        self._judge, self._alone, self._doubt = judge, alone, False
+        self.to_learn = False               # the second pass is wanted to learn from only
+        self._judge, self._alone, self._has_time, self._doubt = judge, alone, has_time, False
 
     def guards(self, query: Query) -> bool:
         """Return whether answers to a query are guarded."""
@@ -69,7 +71,8 @@ class NotingJudge:
     def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
         """Return whether an answer without context needs no second pass."""
         self._doubt = not self._judge.leaves_no_doubt(facts, context)
-        return not self._doubt or self._alone
+        self.to_learn = self._judge.owes_pass and self._judge.is_sure(facts, context)
+        return not self._doubt or self._alone or (self.to_learn and not self._has_time())
 
     def select(self, first: Sequence[Fact], second: Sequence[Fact] | None,
                context: Context | None) -> tuple[Fact, ...]:

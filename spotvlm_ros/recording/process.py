@@ -43,11 +43,11 @@ from ..frames.pixels import FrameError, Image
 from ..frames.schedule import Schedule
 from ..frames.source_frame import SourceFrame
 from ..frames.stamps import StampOrder
-from ..method.calibration import KeyState
+from ..method.calibration import FrameJudge, KeyState
 from ..method.calibrations import Calibrations
 from ..method.ego import Matrix
 from ..method.facts import Context, NS, Query, Source, Turn
-from ..method.guard import Judge, OFF
+from ..method.guard import Judge
 from ..method.keyframes import is_unsure, SceneCutDetector
 from ..method.transfer import Transfer
 
@@ -102,7 +102,7 @@ class KeptEdge:
         self._model: EdgeVLM | None = None
         self._last: deque[tuple[Due, Passes | None]] = deque(maxlen=PRIME * len(queries))
 
-    def answer(self, index: int, due: Due, judge: Judge | None = None) -> EdgeAnswer | str:
+    def answer(self, index: int, due: Due, judge: FrameJudge | None = None) -> EdgeAnswer | str:
         """
         Return the answer about the frame of this index in the bag, or why there is none.
 
@@ -166,8 +166,8 @@ class Process:
         self._edge, self._cloud, self._output = edge, cloud, output
         self._schedules = {q.id: Schedule((q,)) for q in queries}
         self._method = Transfer(queries, rules.context.transfer)
-        self._calibrations = Calibrations(
-            queries, rules.edge.guard_odds if rules.edge.calibrate else OFF)
+        self._calibrations = Calibrations(queries, rules.edge.guard_odds, rules.edge.calibrate,
+                                          rules.edge.calibrate_share)
         self._order, self._cuts = StampOrder(), SceneCutDetector()
         self._carried_ns = self._log_after_ns = self._logged_ns = 0
         # frame, log time, stamp of the frame before -> how the camera's turn moves pixels

@@ -70,7 +70,8 @@ def recorded_load(config: EdgeConfig) -> dict[str, JsonValue]:
     return {'path': model_name_or_path(config.model),
             'focus': plain(FocusConfig(backend=config.focus_backend)),
             'device': config.device, 'threads': config.threads, 'decoding': config.decoding,
-            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate}
+            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate,
+            'calibrate_share': config.calibrate_share}
 
 
 class Recorder:

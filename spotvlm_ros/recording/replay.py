@@ -239,6 +239,7 @@ def edge_config(load: Mapping[str, JsonValue]) -> tuple[EdgeConfig, FocusConfig]
     options = dict(load)
     focus = from_plain(FocusConfig, options.pop('focus'))
     options.setdefault('calibrate', False)
+    options.setdefault('calibrate_share', 0.0)
     named = {'model': options.pop('path'), 'guard_odds': options.pop('odds', OFF)}
     unknown = [name for name in options if name not in EdgeConfig.__dataclass_fields__]
     if unknown:
@@ -255,8 +256,8 @@ class EdgeReplay:
         self._model, self._pictures = model, pictures
         self._queries = {q.id: q for q in start.queries}
         config, _ = edge_config(start.load)
-        self._calibrations = Calibrations(start.queries,
-                                          config.guard_odds if config.calibrate else OFF)
+        self._calibrations = Calibrations(start.queries, config.guard_odds, config.calibrate,
+                                          config.calibrate_share)
 
     def take(self, line: Line) -> None:
         """Do what a line tells."""

@@ -45,7 +45,7 @@ from ...system.signals import StopSignal
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
 CAMERA_HZ = 12.0    # of that run
 SEED = 1_000_004    # a tuning drive
-MEASURES = ('overhead', 'focus', 'edge', 'cameras', 'wire', 'outage', 'soak')
+MEASURES = ('overhead', 'calibration', 'focus', 'edge', 'cameras', 'wire', 'outage', 'soak')
 # Programs of their own, which parse their own arguments: module and what it does.
 PROGRAMS = {
     'edge': ('spotvlm_ros.bench.perf.edge_cpu',
@@ -157,6 +157,9 @@ def measure(name: str, stop: StopSignal) -> list[PerfResult]:
     """Measure one of MEASURES; imports what that needs, ROS for some."""
     if name == 'overhead':
         return overhead(stop)
+    if name == 'calibration':
+        from . import calibrating
+        return calibrating.rows()
     if name == 'focus':
         return focus()
     if name == 'edge':

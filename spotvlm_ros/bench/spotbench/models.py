@@ -84,7 +84,7 @@ class CachedEdge:
 
         Without the guard there is one pass; ``judge`` takes the place of its rule.
         """
-        if context is not None and context.empty and not context.focus:
+        if context is not None and not context.helps:
             context = None
         return guard.guarded_answer(
             self._stream.query, context, judge or guard.FixedOdds(

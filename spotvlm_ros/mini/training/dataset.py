@@ -107,13 +107,15 @@ def late_context(world: World, query: Query, index: int, rng: np.random.Generato
     for key, fact in history.cloud_facts(now).items():
         if fact.region is not None:
             now_at = world.follow(fact.stamp_ns * int(FPS) // NS, index).get(key)
-            region = _carried(fact.region, now_at, rng)
+            region = carried_by_flow(fact.region, now_at, rng)
             if region is not None:
                 carried[key] = region
     return history.context(now, carried)
 
 
-def _carried(before: Region, now: Region | None, rng: np.random.Generator) -> Region | None:
+def carried_by_flow(before: Region, now: Region | None, rng: np.random.Generator,
+                    ) -> Region | None:
+    """Return where flow may say that a region is, given where it truly is, None where it left."""
     if now is None:
         return None if rng.random() < GONE_LOST else before
     fate = rng.random()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import mmap
 import multiprocessing as mp
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -38,11 +38,29 @@ from ...system.processes import exit_with_parent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LENGTH = {EDGE.name: 224, CLOUD.name: 1024}  # longest sequence, visual tokens included
-ANSWER = {EDGE.name: 48, CLOUD.name: 72}     # longest answer [tokens]
-PICTURES = {EDGE.name: 3, CLOUD.name: CLOUD.images}  # stored per frame
-PER_DRIVE = 40                               # frames taken from one drive
+PER_JOB = 40      # samples that one call of a worker makes: frames taken from one drive
+SILENT = -128     # the slot of a token of an answer that nobody knows: it is not learnt
 Scalar = TypeVar('Scalar', bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Room:
+    """
+    What one sample takes.
+
+    An edge model's samples have two variants, without and with context, and three pictures: the
+    whole, and the focus view of each variant.
+    """
+
+    pictures: int
+    side: int       # of a picture [pixels]
+    variants: int
+    length: int     # longest sequence, visual tokens included
+    answer: int     # longest answer [tokens]
+
+
+ROOMS = {EDGE.name: Room(3, EDGE.image, 2, 224, 48),
+         CLOUD.name: Room(CLOUD.images, CLOUD.image, 1, 1024, 72)}
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, shape: Shape, chat: Sequence[Message],
@@ -52,7 +70,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, shape: Shape, chat: Sequence[Mess
                                          add_generation_prompt=True)
     head = tokenizer(expand_images(shape, text), add_special_tokens=False)['input_ids']
     tail = tokenizer(answer, add_special_tokens=False)['input_ids'] + [tokenizer.eos_token_id]
-    if len(head) + len(tail) > LENGTH[shape.name] or len(tail) > ANSWER[shape.name]:
+    room = ROOMS[shape.name]
+    if len(head) + len(tail) > room.length or len(tail) > room.answer:
         raise ValueError(f'{len(head)} + {len(tail)} tokens do not fit into {shape.name}')
     return head + tail, len(head)
 
@@ -61,19 +80,19 @@ class Store:
     """
     Samples of one model in memory that forked workers share.
 
-    Pictures (n x PICTURES x side x side x 3); token ids (n x variants x LENGTH), where the answer
-    begins among them and how many there are. The edge model's have two variants, without and with
-    context.
+    Pictures (n x pictures x side x side x 3); token ids (n x variants x length), where the answer
+    begins among them and how many there are; slots (n x answer): which fact a token of the answer
+    is of, by its number, -1 for what is between them, or SILENT.
     """
 
-    def __init__(self, shape: Shape, n: int) -> None:
+    def __init__(self, room: Room, n: int) -> None:
         """Make room for n samples."""
-        variants = 2 if shape is EDGE else 1
-        self.shape = shape
-        self.images = _shared((n, PICTURES[shape.name], shape.image, shape.image, 3), np.uint8)
-        self.ids = _shared((n, variants, LENGTH[shape.name]), np.int16)
-        self.start = _shared((n, variants), np.int16)
-        self.length = _shared((n, variants), np.int16)
+        self.room = room
+        self.images = _shared((n, room.pictures, room.side, room.side, 3), np.uint8)
+        self.ids = _shared((n, room.variants, room.length), np.int32)
+        self.start = _shared((n, room.variants), np.int16)
+        self.length = _shared((n, room.variants), np.int16)
+        self.slots = _shared((n, room.answer), np.int8)
 
     def put(self, i: int, variant: int, ids: list[int], start: int) -> None:
         """Store one token sequence."""
@@ -97,11 +116,11 @@ class RenderJob:
     edge: Store | None
     cloud: Store | None
 
-    def render_drive(self, number: int) -> None:
+    def render(self, number: int) -> None:
         """Render the frames of one drive into the stores."""
         rng = np.random.default_rng([self.seed, number])
         world = dataset.drive(number, self.hands, self.worlds)
-        for i in range(number * PER_DRIVE, (number + 1) * PER_DRIVE):
+        for i in range(number * PER_JOB, (number + 1) * PER_JOB):
             item = dataset.sample(world, int(rng.integers(dataset.FIRST, dataset.LAST)), rng)
             if self.edge is not None:
                 whole, plain = dataset.edge_views(item, None)
@@ -114,27 +133,34 @@ class RenderJob:
                 self.cloud.put(i, 0, *encode(self.tokenizer, CLOUD, *dataset.cloud_chat(item)))
 
 
-_jobs: list[RenderJob] = []  # of a worker: the one it was forked with
+class Job(Protocol):
+    """What workers do, piece by piece."""
+
+    def render(self, number: int) -> None:
+        """Make the samples from number * PER_JOB on, PER_JOB of them."""
 
 
-def _start_worker(job: RenderJob) -> None:
+_jobs: list[Job] = []  # of a worker: the one it was forked with
+
+
+def _start_worker(job: Job) -> None:
     exit_with_parent()
     cv2.setNumThreads(1)   # the processes already fill the cores
     _jobs[:] = [job]
 
 
-def _render_drive(number: int) -> None:
-    _jobs[0].render_drive(number)
+def _render(number: int) -> None:
+    _jobs[0].render(number)
 
 
 class Rendering:
-    """Renders drives in other processes; training begins before the last one is ready."""
+    """Makes samples in other processes; training begins before the last one is ready."""
 
-    def __init__(self, job: RenderJob, n: int, workers: int) -> None:
-        """Start to render n frames. Workers are forked: the stores cannot travel by pickle."""
+    def __init__(self, job: Job, n: int, workers: int) -> None:
+        """Start to make n samples. Workers are forked: the stores cannot travel by pickle."""
         self._pool = ProcessPoolExecutor(workers, mp.get_context('fork'), _start_worker, (job,))
         self._futures: list[Future[None]] = [
-            self._pool.submit(_render_drive, k) for k in range(n // PER_DRIVE)]
+            self._pool.submit(_render, k) for k in range(n // PER_JOB)]
         self._done = 0
 
     def ready(self) -> int:
@@ -142,12 +168,12 @@ class Rendering:
         while self._done < len(self._futures) and self._futures[self._done].done():
             self._futures[self._done].result()
             self._done += 1
-        return self._done * PER_DRIVE
+        return self._done * PER_JOB
 
     def wait(self, n: int) -> None:
         """Wait until n samples are ready."""
         begin = time.perf_counter()
-        for future in self._futures[:-(-n // PER_DRIVE)]:
+        for future in self._futures[:-(-n // PER_JOB)]:
             future.result()
         print(f'rendered {self.ready()} frames in {time.perf_counter() - begin:.0f} s', flush=True)
 

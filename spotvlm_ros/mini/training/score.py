@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from . import dataset
+from .fit import Log
 from ..hri.hands import HandBank
 from ..models import build_processor, CLOUD, EDGE, Shape
 from ..worlds import make_world, TUNE_SEEDS
@@ -40,7 +41,6 @@ SYSTEMS = {EDGE.name: ('alone', 'context', 'context+focus'), CLOUD.name: ('cloud
 PER_DRIVE = 5   # frames scored of one drive
 BATCH = 50
 Scores = dict[str, dict[str, float]]   # shares of right answers by set and system, then by key
-Log = list[dict[str, float]]           # every 50 steps: step, loss, samples, lr, seconds
 
 
 class Meta(TypedDict):

@@ -1,0 +1,184 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""What delayed truth has said about one key: its newest labels, counted as they come and go."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+import math
+import operator
+from typing import NamedTuple
+
+from .facts import NS
+from .stacking import WINDOW
+
+RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
+BACK = 60          # newest labels in which the learned rule may not have been worse
+GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
+COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
+
+
+class Judged(NamedTuple):
+    """What delayed truth says about one fact of one frame."""
+
+    truth: str
+    own: str
+    said: str
+    confidence: float     # of the edge's own value
+    told: bool            # there was a second pass, with context
+    better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
+    by_guard: bool        # right by the guard's rule
+
+    @property
+    def kind(self) -> Kind:
+        """Return what is counted of it."""
+        return Kind(self.told, self.own == self.truth, self.said == self.truth, self.better)
+
+
+class Kind(NamedTuple):
+    """What labels have in common; ``own`` and ``said``: whether they are right."""
+
+    told: bool
+    own: bool
+    said: bool
+    better: int
+
+
+class Labels:
+    """The newest `WINDOW` labels of a key, and the cloud's newest `RECENT` values."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self.judged: deque[Judged] = deque()
+        self.kinds: Counter[Kind] = Counter()
+        self._truths: Counter[str] = Counter()
+        self._confidence = 0.0
+        self._values: deque[tuple[int, str]] = deque()   # of all frames: stamp, value
+        self._changes = self._watched_ns = 0
+
+    def __len__(self) -> int:
+        """Return how many labels there are."""
+        return len(self.judged)
+
+    def add(self, newest: Judged) -> None:
+        """Take a label, in the place of the oldest."""
+        self.judged.append(newest)
+        changed = [(newest, 1)]
+        if len(self.judged) > WINDOW:
+            changed.append((self.judged.popleft(), -1))
+        for one, sign in changed:
+            self.kinds[one.kind] += sign
+            self._truths[one.truth] += sign
+            self._confidence += sign * one.confidence
+
+    def hold(self, stamp_ns: int, value: str) -> None:
+        """Take what the cloud says of a frame, judged or not."""
+        self._values.append((stamp_ns, value))
+        places = [(-2, 1)] * (len(self._values) > 1) + [(0, -1)] * (len(self._values) > RECENT)
+        for place, sign in places:
+            (before_ns, before), (after_ns, after) = self._values[place], self._values[place + 1]
+            if 0 < after_ns - before_ns <= GAP_S * NS:
+                self._changes += sign * (before != after)
+                self._watched_ns += sign * (after_ns - before_ns)
+        if len(self._values) > RECENT:
+            self._values.popleft()
+
+    @property
+    def recent(self) -> list[Judged]:
+        """Return the newest labels."""
+        return list(self.judged)[-RECENT:]
+
+    @property
+    def agreement(self) -> float:
+        """Return the share of labels where the edge alone is right, 0..1."""
+        return sum(n for kind, n in self.kinds.items() if kind.own) / max(1, len(self))
+
+    @property
+    def confidence(self) -> float:
+        """Return the mean of the edge's own values."""
+        return self._confidence / max(1, len(self))
+
+    @property
+    def commonest(self) -> float:
+        """Return the share of the cloud's commonest value."""
+        return max(self._truths.values(), default=0) / max(1, len(self))
+
+    @property
+    def hazard_hz(self) -> float:
+        """Return how often the cloud's value changes."""
+        return self._changes * NS / self._watched_ns if self._watched_ns else 0.0
+
+    @property
+    def stays(self) -> bool:
+        """Whether the cloud's values are seen to stay for a while."""
+        values = [value for _, value in self._values]
+        return are_related(values[1:], values[:-1])
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the learned rule was right less often than the guard's of late."""
+        return sum(j.better for j in list(self.judged)[-BACK:]) < 0
+
+    def is_better(self, errors: float) -> bool:
+        """Return whether the learned rule is so many standard errors ahead of the guard's."""
+        ahead = sum(n * kind.better for kind, n in self.kinds.items())
+        telling = sum(n * abs(kind.better) for kind, n in self.kinds.items())
+        return ahead > errors * math.sqrt(telling) > 0.0
+
+    def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
+        """
+        Return the share of all answers where the edge alone and what was said were so right.
+
+        The cloud is asked sooner where the edge is in doubt, so answers in two passes are more
+        frequent among those judged than among all ``answers`` (in one pass, in two): each kind
+        counts by its share of all.
+        """
+        rate = 0.0
+        for told in (False, True):
+            of_kind = [(kind, n) for kind, n in self.kinds.items() if kind.told is told and n]
+            if of_kind:
+                share = answers[told] / max(1, sum(answers))
+                found = sum(n for kind, n in of_kind if (kind.own, kind.said) == (own, said))
+                rate += share * found / sum(n for _, n in of_kind)
+        return rate
+
+
+def is_seen_by_edge(judged: Sequence[Judged]) -> bool:
+    """Return whether the edge's own values go with those of the cloud."""
+    return are_related([j.truth for j in judged], [j.own for j in judged])
+
+
+def has_one(values: Sequence[str], share: float) -> bool:
+    """Return whether more than a share of values are the same."""
+    return max(values.count(v) for v in set(values)) > share * len(values)
+
+
+def are_related(some: Sequence[str], others: Sequence[str]) -> bool:
+    """
+    Return whether two series agree more often than those do that know nothing of each other.
+
+    That is Cohen's kappa (1960) against its spread where they are independent (Fleiss, Cohen and
+    Everitt, 1969), by Bernstein's inequality, so that rare values that coincide do not count.
+    """
+    n, one, other = len(some), Counter(some), Counter(others)
+    if not n:
+        return False
+    agree = sum(map(operator.eq, some, others))
+    chance = sum(one[v] * other[v] for v in one) / n
+    spread = chance + chance ** 2 / n - \
+        sum(one[v] * other[v] * (one[v] + other[v]) for v in one) / n ** 2
+    return agree - chance > math.sqrt(2.0 * COINCIDENCE * max(0.0, spread)) + COINCIDENCE * 2 / 3

@@ -25,13 +25,13 @@ import numpy as np
 
 from .delays import Delays
 from .material import Clip
-from .pasting import Pasted
+from .pasting import Pasted, value_before
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.history import History
 from ..mini.training.dataset import carried_by_flow
 
 OLDER_S = (0.8, 3.0)    # how much older the answer before the newest is
-HAZARD_S = 8.0          # after which a pasted thing is another than it was, on average
+HAZARD_S = 8.0          # after which what has no past is another than it was, on average
 MOVED = 0.06            # of the frame's width: how far a pasted thing has come, standard deviation
 
 
@@ -47,9 +47,10 @@ class SimulatedCloud:
     def context(self, clip: Clip, stamp: int, pasted: Pasted | None,
                 rng: np.random.Generator) -> Context:
         """Return the context that its answers would have left for a frame of a clip."""
-        assert clip.tracks is not None
         tracks, query = clip.tracks, clip.query
         history = History(query)
+        if tracks is None:
+            return self._of_still(clip, stamp, history, rng)
         age = self.delays.draw(rng, query.cloud_period_s)
         first = age if age is not None else float('inf')
         for back in (first, first + float(rng.uniform(*OLDER_S))):
@@ -72,6 +73,21 @@ class SimulatedCloud:
                 carried[key] = region
         return history.context(stamp, carried, similar, tracks.cuts_ns[stamp])
 
+    def _of_still(self, clip: Clip, stamp: int, history: History,
+                  rng: np.random.Generator) -> Context:
+        """Return a context for a picture without a past: what it shows may have changed."""
+        age = self.delays.draw(rng, clip.query.cloud_period_s)
+        if age is not None:
+            past, facts = stamp - int(age * NS), []
+            for key, now in clip.labels[stamp].facts.items():
+                value = value_before(now, clip.values[key], age / HAZARD_S, rng)
+                if rng.random() >= self.missing:
+                    fact = Fact(key, value, past)
+                    wrong = rng.random() < self.error_rate
+                    facts.append(self._wrong(clip.query, fact, rng) if wrong else fact)
+            history.add(Turn(clip.query.id, past, Source.CLOUD, tuple(facts)))
+        return history.context(stamp, {})
+
     def _facts(self, clip: Clip, past: int, age_s: float, pasted: Pasted | None,
                rng: np.random.Generator) -> tuple[Fact, ...]:
         """Return what it says of a keyframe; of a pasted thing, as if it had been there, too."""
@@ -79,7 +95,7 @@ class SimulatedCloud:
         facts = []
         known = dict(clip.labels[past].facts)
         if pasted is not None:
-            known[pasted.key] = pasted.value_before(age_s / HAZARD_S, rng)
+            known[pasted.key] = value_before(pasted.value, pasted.values, age_s / HAZARD_S, rng)
         for key, value in known.items():
             if rng.random() < self.missing:
                 continue

@@ -46,6 +46,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                        help="a trace of spotvlm bench such as 'jitter 2 s', or a folder of "
                             'spotvlm run --record whose measured delays are drawn from')
     cloud.add_argument('--delay-median-s', type=float, default=2.0, help='without --delays')
+    cloud.add_argument('--stills', action='store_true',
+                       help='labelled pictures are in no order: what the cloud said before is '
+                            'made up, the same for some 8 s and then another value')
     cloud.add_argument('--error-rate', type=float, default=0.05,
                        help='share of its facts that are wrong, and share that is missing')
     variety = parser.add_argument_group('variety')

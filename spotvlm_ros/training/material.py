@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .tracks import Tracks
@@ -38,7 +39,16 @@ class Clip:
     sequence: LabelledSequence
     labels: Mapping[int, Label]     # of the whole sequence, by the stamp of the frame
     frames: tuple[int, ...]
-    tracks: Tracks | None = None
+    tracks: Tracks | None = None    # None: pictures in no order, which have no past
+
+    @cached_property
+    def values(self) -> Mapping[str, list[str]]:
+        """Return the values that come, by key."""
+        found: dict[str, set[str]] = {}
+        for label in self.labels.values():
+            for key, value in label.facts.items():
+                found.setdefault(key, set()).add(value)
+        return {key: sorted(values) for key, values in found.items()}
 
     @property
     def query(self) -> Query:

@@ -62,11 +62,12 @@ class Pasted:
     place: Region
     values: Sequence[str]   # that it might have had before
 
-    def value_before(self, hazards: float, rng: np.random.Generator) -> str:
-        """Return the value some time ago; ``hazards``: that time over that between changes."""
-        if len(self.values) < 2 or rng.random() < np.exp(-hazards):
-            return self.value
-        return str(rng.choice([v for v in self.values if v != self.value]))
+
+def value_before(now: str, values: Sequence[str], hazards: float,
+                 rng: np.random.Generator) -> str:
+    """Return the value some time ago; ``hazards``: that time over that between changes."""
+    others = [value for value in values if value != now]
+    return str(rng.choice(others)) if others and rng.random() > np.exp(-hazards) else now
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ from ..mini.training.fit import fit, Mirror, Plan
 from ..mini.training.rendering import PER_JOB, Rendering, Room, ROOMS, Store
 from ..mini.training.train import meta_of
 
-KEEP = ('labels', 'profile', 'start', 'lora', 'freeze', 'size', 'validation', 'seed', 'batch')
+KEEP = ('labels', 'profile', 'start', 'lora', 'freeze', 'size', 'validation', 'seed', 'batch',
+        'stills', 'steps')
 STORED_BYTES = 6 << 30      # samples kept in memory, and on the GPU, at most
 HELD_OUT = 480              # validation samples, at most
 HELD_OUT_SLOW = 24          # of the families that take one at a time
@@ -119,10 +120,11 @@ def _samplers(args: argparse.Namespace, training: Sequence[Clip], tuning: Sequen
               ) -> tuple[Sampler, Sampler]:
     """Return what draws samples to train on, and what draws those to validate on."""
     delays = delays_of(args.delays, args.delay_median_s)
-    unique = list({id(c.sequence): c.sequence for c in [*training, *tuning]}.values())
+    unique = [] if args.stills else list(
+        {id(c.sequence): c.sequence for c in [*training, *tuning]}.values())
     tracks = dict(zip(map(id, unique), track_all(unique, delays.horizon_s + MEAN_S,
                                                  args.workers)))
-    clips = [[replace(clip, tracks=tracks[id(clip.sequence)]) for clip in some]
+    clips = [[replace(clip, tracks=tracks.get(id(clip.sequence))) for clip in some]
              for some in (training, tuning)]
     cloud = SimulatedCloud(delays, args.error_rate, args.error_rate, absent_values(training))
     variety = Variety(_patches(args, training), args.paste_share, args.vary)

@@ -102,6 +102,8 @@ def _track(place: int, horizon_s: float) -> Tracks:
 def track_all(sequences: Sequence[LabelledSequence], horizon_s: float,
               workers: int) -> list[Tracks]:
     """Track in several processes; recordings are kept in files that forks share."""
+    if not sequences:
+        return []
     with ProcessPoolExecutor(max(1, min(workers, len(sequences))), mp.get_context('fork'),
                              _start_worker, (sequences,)) as pool:
         return list(pool.map(_track, range(len(sequences)), [horizon_s] * len(sequences)))

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from .samples import answer_ids, Example, Sampler
 from .student import Student
-from ..mini.training.fit import augmented, IGNORED, MiniatureLearner, Mirror, Plan, shown_logits
+from ..mini.training.fit import augmented, forward, IGNORED, MiniatureLearner, Mirror, Plan
 from ..mini.training.rendering import SILENT
 
 AT_ONCE = 240       # validation samples in one batch
@@ -78,7 +78,8 @@ class PlainLearner(MiniatureLearner):
             batch = self._held_out.gather(numbers, told, told, self._pad)
             cuda = self._device.type == 'cuda'
             with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=cuda):
-                logits = shown_logits(self._model, batch).float()
+                logits = forward(self._model, self._positions, batch.pixels / 127.5 - 1.0,
+                                 batch.tokens, batch.places).float()
             losses.append(functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()))
             hits = right_facts(logits.argmax(-1), batch.targets, batch.slots)
             right, known = right + hits[0], known + hits[1]

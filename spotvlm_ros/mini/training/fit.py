@@ -151,7 +151,7 @@ def positions_of(model: Model, side: int) -> torch.Tensor:
     hook = tower.embeddings.position_embedding.register_forward_pre_hook(
         lambda _, inputs: positions.append(inputs[0][0]))
     with torch.no_grad():
-        tower(pixel_values=torch.zeros(1, 3, side, side))
+        tower(pixel_values=torch.zeros(1, 3, side, side, device=model.device))
     hook.remove()
     return positions[0]
 
@@ -174,12 +174,6 @@ def forward(model: Model, positions: torch.Tensor, x: torch.Tensor, tokens: torc
     embeds = embeds.masked_scatter(visual, model.model.connector(features).to(embeds.dtype))
     hidden = model.model.text_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     return model.lm_head(hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
-
-
-def shown_logits(model: Model, batch: Batch) -> torch.Tensor:
-    """Return the logits of a batch that was gathered and not varied."""
-    positions = positions_of(model, batch.pixels.shape[-1]).to(batch.pixels.device)
-    return forward(model, positions, batch.pixels / 127.5 - 1.0, batch.tokens, batch.places)
 
 
 @dataclass(frozen=True)

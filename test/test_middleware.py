@@ -21,7 +21,8 @@ import subprocess
 
 import pytest
 
-from spotvlm_ros.system.middleware import free_buffers, FROM_XML, PROFILES, SET_UP
+from spotvlm_ros.system.middleware import (free_buffers, FROM_XML, NUMBERS, own_ports, PROFILES,
+                                           SET_UP)
 from spotvlm_ros.system.processes import PYTHON
 
 pytest.importorskip('rclpy')
@@ -91,3 +92,31 @@ def test_a_user_who_sets_fast_dds_up_is_left_alone(tmp_path: Path, monkeypatch):
     ours.clear()
     free_buffers(ours)
     assert not ours
+
+
+PORTS = """
+import psutil
+import rclpy
+rclpy.init()
+node = rclpy.create_node('ports')
+print('ports', *(c.laddr.port for c in psutil.Process().net_connections('udp4')))
+"""
+
+
+def test_who_takes_the_place_of_a_killed_process_has_ports_of_its_own(tmp_path: Path):
+    """Others go on sending to the ports of the killed one; on them it was deaf, or hung."""
+    if os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp') != 'rmw_fastrtps_cpp':
+        pytest.skip('another middleware than Fast DDS')
+    base = {k: v for k, v in os.environ.items() if k not in SET_UP}
+    assert not own_ports({**base, PROFILES[0]: 'mine', PROFILES[1]: 'mine'}, tmp_path, 1)
+    free_buffers(base)
+    first = 7400 + 250 * int(os.environ['ROS_DOMAIN_ID']) + 10  # of number 0, see RTPS 9.6.1.1
+    taken = []
+    for number in 5, 6, 5 + len(NUMBERS):
+        changed = own_ports(base, tmp_path, number)
+        result = subprocess.run([*PYTHON, '-c', PORTS], text=True, capture_output=True,
+                                timeout=60.0, check=True, env={**base, **changed})
+        assert 'XMLPARSER' not in result.stderr + result.stdout
+        ports = {int(p) - first for p in result.stdout.split('ports')[-1].split()}
+        taken.append({p // 2 for p in ports if 0 <= p < 250 - 10})
+    assert taken == [{NUMBERS[5]}, {NUMBERS[6]}, {NUMBERS[5]}]

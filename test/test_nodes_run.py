@@ -142,6 +142,10 @@ def test_a_killed_node_is_named_and_started_again():
         said = next(line for line in process.stdout if 'SIGKILL' in line)
         assert said.startswith('context was killed by') and 'started again (1 of 5' in said
         assert any('context' in line and 'activated' in line for line in process.stdout)
+        environments = [Path(f'/proc/{pid}/environ').read_bytes() for pid in offspring(process.pid)
+                        if b'context' in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')]
+        fast_dds = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp') == 'rmw_fastrtps_cpp'
+        assert not fast_dds or b'/fastdds-' in environments[0]  # ports of its own
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
@@ -154,7 +158,7 @@ def test_a_process_is_started_again_until_it_ends_again_and_again(monkeypatch, c
     clock, made = [0.0], []
     monkeypatch.setattr(module.time, 'monotonic', lambda: clock[0])
 
-    def process(code):
+    def process(code, env):
         made.append(SimpleNamespace(
             alive=False, killed=code < 0, end=f'has ended with {code}', stop=lambda: None,
             process=SimpleNamespace(returncode=code)))
@@ -164,7 +168,7 @@ def test_a_process_is_started_again_until_it_ends_again_and_again(monkeypatch, c
             family, why = module.Family(load_profile('driving'), stack), ''
             made.clear()
             family.start('edge', partial(process, code))
-            family.start('camera', lambda: SimpleNamespace(alive=True, stop=lambda: None))
+            family.start('camera', lambda env: SimpleNamespace(alive=True, stop=lambda: None))
             while not why and len(made) < 40:
                 clock[0] += lives_s
                 why = family.tend()

@@ -18,8 +18,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+import itertools
+import os
+from pathlib import Path
+import tempfile
 import time
 
 from rclpy.node import Node
@@ -27,6 +31,7 @@ from rclpy.node import Node
 from .health import SILENCE_S
 from .publishers import frame_topic, who_publishes
 from ..config.profiles import Profile
+from ..system.middleware import own_ports
 from ..system.processes import Child
 
 RESPAWNS = 5   # of a process, at most, in a row: each time it was killed
@@ -41,14 +46,18 @@ class Family:
         """Start without any; all are stopped when ``stack`` is left."""
         self._live, self._stack = profile.camera.source in LIVE, stack
         self._children: dict[str, Child] = {}
-        self._make: dict[str, Callable[[], Child]] = {}
+        self._make: dict[str, Callable[..., Child]] = {}
+        # Of those started again, and not the same as those of another run on this host.
+        self._numbers = itertools.count(os.getpid())
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='spotvlm-')))
         self._respawns: Counter[str] = Counter()  # in a row
         self._started: dict[str, float] = {}      # steady clock [s]
 
-    def start(self, name: str, make: Callable[[], Child]) -> Child:
-        """Start a process."""
+    def start(self, name: str, make: Callable[..., Child],
+              env: Mapping[str, str] | None = None) -> Child:
+        """Start a process; ``make`` is given what to change of the environment, as ``env``."""
         self._make[name] = make
-        child = self._children[name] = make()
+        child = self._children[name] = make(env=env)
         self._started[name] = time.monotonic()
         self._stack.callback(child.stop)
         return child
@@ -77,7 +86,8 @@ class Family:
             self._respawns[name] += 1
             print(f'{name} {child.end}; it is started again ({self._respawns[name]} of '
                   f'{RESPAWNS} times)', flush=True)
-            self.start(name, self._make[name])
+            self.start(name, self._make[name],
+                       own_ports(os.environ, self._folder, next(self._numbers)))
         return ''
 
     def stop(self) -> None:

@@ -16,7 +16,8 @@
 """
 Whether the middleware (RMW) that the environment names is installed and has what it needs.
 
-And that Fast DDS, the default one, gives back the memory of messages (`free_buffers`).
+And that Fast DDS, the default one, gives back the memory of messages (`free_buffers`), and that a
+process is heard that is started again after it was killed (`own_ports`).
 
 rcl compares the names when it is loaded, and ends the process with code 102 (ros2/ros2#908). Where
 /dev/shm is full, the first that writes there ends with SIGBUS: LTTng, which ROS brings along, with
@@ -41,6 +42,10 @@ FROM_XML = 'RMW_FASTRTPS_USE_QOS_FROM_XML'
 # Who has one of these has set Fast DDS up himself; the last are read in the working directory.
 SET_UP = (*PROFILES, FROM_XML, 'RMW_FASTRTPS_PUBLICATION_MODE')
 PROFILES_HERE = ('DEFAULT_FASTDDS_PROFILES.xml', 'DEFAULT_FASTRTPS_PROFILES.xml')
+OURS = Path(__file__).with_name('fastdds.xml')
+# Numbers of participants, of which their ports are made: usually the lowest that are free. With
+# discovery on this host alone (LOCALHOST) nobody looks beyond 31.
+NUMBERS = range(8, 28)
 
 
 def report_middleware_problem(environment: Mapping[str, str]) -> bool:
@@ -80,6 +85,31 @@ def free_buffers(environment: MutableMapping[str, str]) -> None:
     """Have Fast DDS free the buffers of messages, unless it was set up by somebody else."""
     if not any(map(environment.get, SET_UP)) and not any(Path(p).exists() for p in PROFILES_HERE):
         # With both, rmw_fastrtps reads the file twice and says that it is wrong.
-        old = environment.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
-        environment[PROFILES[old]] = str(Path(__file__).with_name('fastdds.xml'))
+        environment[_profiles(environment)] = str(OURS)
         environment[FROM_XML] = '1'
+
+
+def own_ports(environment: Mapping[str, str], folder: Path, number: int) -> dict[str, str]:
+    """
+    Return what to change for the process that takes the place of a killed one, the n-th.
+
+    For up to 20 s the others go on sending to the one that was killed, and Fast DDS would give its
+    ports to the new one. Over shared memory they may then write for ever where nobody reads
+    (eProsima/Fast-DDS#5053). And what they send to the dead, pieces of images above all, reaches
+    the new one before they know it: they take it back, and Fast DDS looks for ever for what it has
+    freed half (2.6 to 3.6, ``StatefulReader::process_gap_msg``). Nothing is changed where somebody
+    else has set Fast DDS up.
+    """
+    name = _profiles(environment)
+    if environment.get(name) != str(OURS):
+        return {}
+    participant = '<participant profile_name="spotvlm_participant" is_default_profile="true">' \
+        f'<rtps><participantID>{NUMBERS[number % len(NUMBERS)]}</participantID></rtps>' \
+        '</participant>'
+    path = folder / f'fastdds-{number}.xml'
+    path.write_text(OURS.read_text().replace('<profiles>', f'<profiles>{participant}'))
+    return {name: str(path)}
+
+
+def _profiles(environment: Mapping[str, str]) -> str:
+    return PROFILES[environment.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')]

@@ -34,7 +34,8 @@ setup(
         ('share/' + package_name + '/examples', sorted(glob('examples/*.py'))),
         ('share/' + package_name + '/config',
          sorted(glob('config/*.yaml') + glob('config/*.xml'))),
-        ('share/' + package_name + '/config/real', sorted(glob('config/real/*.yaml'))),
+        *(('share/' + package_name + '/' + folder, sorted(glob(folder + '/*.yaml')))
+          for folder in ('config/real', 'config/real/rules')),
     ],
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},

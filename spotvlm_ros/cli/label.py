@@ -47,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument('--images', type=Path, metavar='DIR',
                       help='folder of images, in the order of their names')
     what.add_argument('--from', dest='source', nargs=2, metavar=('FORMAT', 'PATH'),
-                      help='ask nobody, take exact labels: mini CONDITION:SEED:SECONDS draws a '
-                      'drive of the miniature world into folder --out')
+                      help='ask nobody, take exact labels: coco, yolo, mot or cvat PATH (with '
+                      '--rule) or stills PATH are copied into folder --out; mini '
+                      'CONDITION:SEED:SECONDS draws a drive of the miniature world there')
+    parser.add_argument('--rule', type=Path, metavar='FILE', help='of --from: how boxes become '
+                        'facts, or what the folders of stills are (docs/real.md)')
     parser.add_argument('--topic', default='', help='image topic of the bag (default: the only '
                         'one)')
     parser.add_argument('--fps', type=_positive, default=10.0, metavar='HZ',
@@ -167,9 +170,12 @@ def _query(profile: Profile, name: str, where: str) -> Query:
 def _exact(arguments: argparse.Namespace, profile: Profile, query: Query) -> int:
     """Write exact labels, of data that has them."""
     from ..labels.drawn import draw
+    from ..labels.importers import import_labels
     kind, what = arguments.source
     if kind != 'mini':
-        raise ValueError(f'--from {kind}: use mini')
+        for folder in import_labels(kind, Path(what), arguments.rule, arguments.out, query):
+            print(f'{folder}: frames with labels')
+        return 0
     made = draw(profile.camera.world, what, query, arguments.out)
     print(f'{arguments.out}: {made} frames with labels')
     return 0

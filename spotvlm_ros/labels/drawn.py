@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 
 from .schema import Header, Label, LabelError, write_labels
+from .sequences import new_folder
 from ..frames.pixels import encode_jpeg
 from ..method.facts import Query
 from ..mini.worlds import CONDITIONS, make_world, NAMES
@@ -42,9 +43,7 @@ def draw(world: str, what: str, query: Query, folder: Path) -> int:
     if not scene.queries[0].asks_as(query):
         raise LabelError(f'world {world} knows the answers to query {scene.queries[0].id} of its '
                          f'own profile, not to {query.id}; give profile {world}')
-    if folder.exists() and any(folder.iterdir()):
-        raise LabelError(f'{folder} is not empty; name another --out')
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folder(folder)
     cv2.setNumThreads(1)
     labels = []
     for count in range(round(seconds * RATE_HZ)):

@@ -139,11 +139,12 @@ def _header(where: str, text: str) -> Header:
     try:
         return Header.model_validate_json(text)
     except ValidationError as error:
-        raise LabelError(f'{where}: {_first(error)}; it names the recording, as spotvlm label '
-                         'writes it; or leave that line out') from error
+        raise LabelError(f'{where}: {first_error(error)}; it names the recording, as spotvlm '
+                         'label writes it; or leave that line out') from error
 
 
-def _first(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong, with the name of its field."""
     first = error.errors()[0]
     name = '.'.join(str(part) for part in first['loc']) or 'the line'
     return f'{printable(name)}: {first["msg"]}'
@@ -153,7 +154,7 @@ def _label(where: str, text: str, query: Query) -> Label:
     try:
         line = Line.model_validate_json(text)
     except ValidationError as error:
-        raise LabelError(f'{where}: {_first(error)}; a line is {SCHEMA}') from error
+        raise LabelError(f'{where}: {first_error(error)}; a line is {SCHEMA}') from error
     for name in (*line.facts, *line.regions, *line.confidences, *line.second):
         if name not in query.choices:
             raise LabelError(f'{where}: facts.{printable(name)}: query {query.id} has no such '

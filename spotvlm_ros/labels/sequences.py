@@ -119,6 +119,13 @@ def _read(file: Path) -> bytes:
                          'it and its line out') from error
 
 
+def new_folder(folder: Path) -> None:
+    """Make a folder to write a sequence into; raise LabelError where something is in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LabelError(f'{folder} is not empty; name another --out')
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 class Pace:
     """
     Takes frames as often as a period says, as far as there are so many.

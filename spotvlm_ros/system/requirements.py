@@ -72,6 +72,7 @@ LIBRARIES = (
     Library('httpcore2', 'httpcore2[asyncio]', 'python3-openai-pip'),
     Library('json_repair', 'json-repair', ''),  # rosdep has no key for it
     Library('simplejpeg', 'simplejpeg', ''),   # nor for this
+    Library('defusedxml', 'defusedxml', ''),   # nor for this; labels of CVAT, which are XML
     Library('pydantic', 'pydantic>=2', 'python3-pydantic'),
     Library('rosbags', 'rosbags', 'python3-rosbags-pip'),
     Library('rich', 'rich', 'python3-rich'),

@@ -30,8 +30,8 @@ from ..drawing import (add_noise, fixed, motion_blur, Noise, NOISE_SHAPE, polygo
 from ..pictures import Color, Image
 
 LAMPS: dict[str, Color] = {'red': (255, 40, 30), 'yellow': (255, 200, 30), 'green': (40, 235, 90)}
-HAZE = {'rain': (110.0, 150.0), SHIFTED: (60.0, 185.0)}  # how far it lets one see [m], its grey
-CAST = np.array([0.78, 0.92, 1.0])   # gain of red, green and blue of the shifted camera
+HAZE = {'rain': (110.0, 150.0), SHIFTED: (100.0, 190.0)}  # how far it lets one see [m], its grey
+CAST = np.array([1.0, 0.95, 0.78])   # gain of red, green and blue of the shifted camera
 
 
 def draw(scene: DrivingScene, seed: int) -> Image:
@@ -143,7 +143,7 @@ def _light(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
     u = (x0 + x1) / 2
     _rect(canvas, u - 0.06 * m, y1, u + 0.06 * m, y1 + thing.base * m,
           _dim(scene, (70, 70, 70), thing.z))
-    housing: Color = (190, 150, 30) if scene.condition == SHIFTED else (25, 25, 25)
+    housing: Color = (80, 70, 25) if scene.condition == SHIFTED else (25, 25, 25)
     _rect(canvas, x0, y0, x1, y1, _dim(scene, housing, thing.z))
     for k, name in enumerate(('red', 'yellow', 'green')):
         cy, r = y0 + (k + 0.5) * (y1 - y0) / 3, 0.19 * m
@@ -174,13 +174,11 @@ def _limit(canvas: Image, scene: DrivingScene, thing: Thing) -> None:
           _dim(scene, (110, 110, 112), thing.z))
     # Signs reflect the headlights, so the night does not darken them as much.
     z = thing.z * (0.7 if scene.condition == 'night' else 1.0)
-    if scene.condition == SHIFTED:    # a board, as in America
-        _rect(canvas, x0, y0, x1, y1, _dim(scene, (30, 30, 30), z))
-        _rect(canvas, u - 0.9 * r, v - 0.9 * r, u + 0.9 * r, v + 0.9 * r,
-              _dim(scene, (245, 245, 245), z))
-    else:
-        _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
-        _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
+    if scene.condition == SHIFTED:    # on a square board
+        _rect(canvas, u - 1.2 * r, v - 1.2 * r, u + 1.2 * r, v + 1.2 * r,
+              _dim(scene, (40, 80, 160), z))
+    _disc(canvas, u, v, r, _dim(scene, (205, 25, 30), z))
+    _disc(canvas, u, v, 0.76 * r, _dim(scene, (245, 245, 245), z))
     height = r * (0.615 if len(thing.state) == 3 else 0.828)
     corner = (u - (0.4585 * len(thing.state) - 0.044) * height, v - 0.346 * height)
     digits.write(canvas, thing.state, corner, height, r >= 10.5, _dim(scene, (15, 15, 15), z))

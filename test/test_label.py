@@ -123,7 +123,7 @@ def test_a_server_that_dies_costs_nothing_that_was_paid_for(server, folder, conc
     assert label(what, CLOUD, NEVER) == 1
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and server.url in error and 'the same command goes on' in error
-    kept = folder.parent / 'labels.replies.jsonl'
+    kept = folder.parent / 'labels.replies'
     assert len(kept.read_text().splitlines()) == 1 + 6
     with kept.open('a') as file:
         file.write('{"number": 14, "t": 1.')    # and then the disk was full

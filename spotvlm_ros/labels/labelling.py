@@ -52,7 +52,7 @@ INTERRUPTED = 130
 ASK_ABOVE = 100     # requests, or any price: then a person at a terminal is asked
 USUAL_S = 2.0       # a reply is thought to take, before there was one
 LINES_S = 30.0      # between lines of progress
-REPLIES = ('.replies.jsonl', '.second.jsonl')   # beside the label file, model by model
+REPLIES = ('.replies', '.second')   # beside the label file, model by model
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ def edited(made: Callable[[Path], Path], name: str, change: Callable[[str], str]
     (edited(yolo, 'data.yaml', lambda s: 'names: 3'), ('data.yaml', 'write names: [person')),
     (edited(mot, 'gt/gt.txt', lambda s: s + '\n99,1,1,1,1,1,1,1,1'), ('line 7', 'frame 99')),
     (edited(mot, 'seqinfo.ini', lambda s: 'frameRate=25'), ('seqinfo.ini', '[Sequence]')),
+    (edited(mot, 'seqinfo.ini', lambda s: s.replace('img1', '../../img1')), ('imDir leads out',)),
     (yolo_emptied, ('9.jpg', 'replace the file')),
 ])
 def test_what_strangers_wrote_ends_in_one_line_with_a_remedy(tmp_path, rule, made, words):

@@ -122,6 +122,8 @@ def mot(path: Path) -> list[Shot]:
     if not 0.1 <= rate_hz <= 1000.0:
         raise LabelError(f'{info}: frameRate is {rate_hz:g}; give frames a second')
     folder = path / section.get('imDir', 'img1')
+    if not folder.resolve().is_relative_to(path.resolve()):
+        raise LabelError(f'{info}: imDir leads out of {path}; name a folder in it')
     files = sorted(_places(folder).values(), key=natural_order)
     shots = [Shot(file, i / rate_hz) for i, file in enumerate(files)]
     for number, row in enumerate(csv.reader(_text(truth).splitlines()), 1):

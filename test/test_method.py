@@ -358,6 +358,15 @@ def test_a_key_keeps_its_cell():
     assert not mosaic[:48, :48].any() and not mosaic[48:].any()
 
 
+def test_the_region_of_an_only_key_fills_the_view():
+    frame = np.zeros((480, 640, 3), np.uint8)
+    frame[20:120, 500:600] = (255, 0, 0)
+    query = Query('q', '?', 'facts', {'lead': ('none', 'near')})
+    box = {'lead': (500, 20, 600, 120)}
+    assert (focus.views(frame, query, box, (96, 96), CONFIG)[1] == (255, 0, 0)).all()
+    assert focus.regions_of_views(query, box, 640, 480, CONFIG)[1] == [(0.0, 0.0, 1.0, 1.0)]
+
+
 def test_keys_beyond_the_cells_take_free_ones_in_order():
     """Of six keys the first, the third and the last two have regions."""
     query = Query('q', 'What?', 'facts', {k: ('a', 'b') for k in 'uvwxyz'})

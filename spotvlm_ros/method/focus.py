@@ -100,13 +100,16 @@ def views(frame: Image, query: Query, boxes: Mapping[str, Sequence[int]], size: 
     """
     Return the whole frame and the focus view, each of size (width, height).
 
-    Cells without a region show the default region. Back-end ``attention`` shows no cells.
+    The region of a query's only key is shown as large as that; regions of several share a mosaic,
+    whose cells without a region show the default region. Back-end ``attention`` shows none.
     """
     width, height = size
     whole = resize(frame, width, height)
     fallback = _crop(frame, default_box(frame.shape[1], frame.shape[0], config))
     if not boxes or config.backend == 'attention':
         return [whole, resize(fallback, width, height)]
+    if len(query.keys) == 1:
+        return [whole, resize(_crop(frame, *boxes.values()), width, height)]
     cell_w, cell_h = width // 2, height // 2
     small = [resize(fallback, cell_w, cell_h)] * CELLS
     for key, cell in cells(query, boxes).items():
@@ -134,6 +137,8 @@ def regions_of_views(query: Query, boxes: Mapping[str, Sequence[int]], width: in
     if config.backend == 'attention':
         frame = default_box(width, height, config)
         return whole, [_part(box, frame) for box in boxes.values()]
+    if len(query.keys) == 1:
+        return whole, [(0.0, 0.0, 1.0, 1.0)] * len(boxes)
     return whole, [(0.5 * (cell % 2), 0.5 * (cell // 2), 0.5 * (cell % 2) + 0.5,
                     0.5 * (cell // 2) + 0.5) for cell in cells(query, boxes).values()]
 

@@ -141,6 +141,10 @@ def test_ctrl_c_waits_for_what_is_under_way_and_the_run_goes_on(server, folder, 
     assert label(what, CLOUD, NEVER) == 0 and len(answered) == 10
 
 
+def test_ctrl_c_ends_the_look_through_a_long_recording(server, folder):
+    assert label(config(server, folder), CLOUD, lambda: True) == 130 and not server.requests
+
+
 def test_what_is_there_is_not_written_over(server, folder, capsys):
     what = config(server, folder)
     assert label(what, CLOUD, NEVER) == 0

@@ -17,12 +17,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .schema import LabelError
+from ..cloud.patient import Stopped
 from ..frames.bags import bag, bag_extent
 from ..frames.frame import Frame
 from ..frames.pixels import FrameError
@@ -88,14 +89,17 @@ class Chosen:
             self.keyframes[round(i * (n - 1) / max(1, most - 1))] for i in range(most)))
 
 
-def choose(recording: Recording, query: Query, rate_hz: float, cut_below: float) -> Chosen:
-    """Return the frames that a robot would ask about at this rate; raise SourceError."""
+def choose(recording: Recording, query: Query, rate_hz: float, cut_below: float,
+           stopped: Callable[[], bool] = lambda: False) -> Chosen:
+    """Return the frames that a robot would ask about at this rate; raise SourceError, Stopped."""
     query = replace(query, camera='', cloud_period_s=SLACK / rate_hz)
     policy: KeyframePolicy[KeyframeRequest] = KeyframePolicy([query], 1)
     keyframes: list[Keyframe] = []
     cuts, number, at_s, cut_off = SceneCutDetector(), -1, 0.0, ''
     try:
         for number, source in enumerate(recording.frames()):
+            if stopped():
+                raise Stopped
             at_s = source.at_s
             stamp_ns = START_NS + round(at_s * NS)
             if cut_below > -1.0 and cuts.is_due(stamp_ns) and \
@@ -128,14 +132,16 @@ def _frame(source: SourceFrame, stamp_ns: int) -> Frame:
     return Frame(stamp_ns, '', pixels=source.load, jpeg=source.jpeg)
 
 
-def frames_at(recording: Recording, keyframes: Collection[Keyframe]
-              ) -> Iterator[tuple[Keyframe, Frame]]:
-    """Yield the frames of these, in order."""
+def frames_at(recording: Recording, keyframes: Collection[Keyframe],
+              stopped: Callable[[], bool] = lambda: False) -> Iterator[tuple[Keyframe, Frame]]:
+    """Yield the frames of these, in order; raise Stopped."""
     wanted = {keyframe.number: keyframe for keyframe in keyframes}
     last = max(wanted, default=-1)
     if last < 0:
         return
     for number, source in enumerate(recording.frames()):
+        if stopped():
+            raise Stopped
         if number in wanted:
             yield wanted[number], _frame(source, START_NS + round(wanted[number].t * NS))
         if number == last:

@@ -109,7 +109,7 @@ def _label(config: LabelConfig, cloud: CloudNodeConfig, stop: StopSignal,
            stack: ExitStack) -> int:
     query, recording = config.query, config.recording.with_topic()
     rate_hz = config.rate_hz or 1 / (query.cloud_period_s or 1.0)
-    found = choose(recording, query, rate_hz, cloud.cut_below)
+    found = choose(recording, query, rate_hz, cloud.cut_below, stop)
     picture = _first_picture(recording, found, cloud)
     asked = {name: Asked(query, server, cloud, config.concurrency or cloud.max_in_flight,
                          config.most) for name, server in config.models.items()}
@@ -208,7 +208,7 @@ def _ask(config: LabelConfig, one: Opinion, recording: Recording, chosen: Chosen
     left = [k for k in chosen.keyframes if k.number not in one.replies.by_number]
     asking = Asking(one.asked, one.replies, one.outcome, stop)
     with progress('keyframes', len(left), config.quiet, LINES_S) as done:
-        asking.run(frames_at(recording, left), done)
+        asking.run(frames_at(recording, left, stop), done)
 
 
 def _confirm(stop: StopSignal) -> None:

@@ -17,8 +17,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+from pathlib import Path
 import signal
 
 import cv2
@@ -26,6 +28,7 @@ from fakes import cloud_server, FakeServer, SCENE_REPLY
 import numpy as np
 import pytest
 
+from spotvlm_ros.cli.label import add_arguments
 from spotvlm_ros.cli.main import main
 from spotvlm_ros.config.nodes import CloudNodeConfig
 from spotvlm_ros.labels.keyframes import choose, Recording
@@ -238,3 +241,12 @@ def test_exact_labels_of_the_shifted_world_are_a_folder(tmp_path, signals):
     assert [one.image for one in labels] == [f'{i:05d}.jpg' for i in range(4)]
     assert all((out / one.image).is_file() for one in labels) and set(
         labels[0].facts) == set(SCENE.keys)
+
+
+def test_the_commands_of_the_document_are_understood():
+    text = (Path(__file__).parents[1] / 'docs' / 'real.md').read_text().replace('\\\n', ' ')
+    commands = [line.split()[2:] for line in text.splitlines()
+                if line.startswith('spotvlm label ')]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert len(commands) >= 4 and all(parser.parse_args(c).out for c in commands)

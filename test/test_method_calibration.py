@@ -224,7 +224,7 @@ def test_a_cloud_that_tells_nothing_teaches_nothing(lie):
     assert world.accuracy(120, 400) >= world.accuracy(120, 400, world.owns) - 0.01
 
 
-@pytest.mark.parametrize('bound', [0.02, 0.06])
+@pytest.mark.parametrize('bound', [0.02, 0.04])
 def test_harm_stays_below_what_is_allowed(bound):
     """With context the edge is right more often, and often where it is not alone."""
     def bold(k, told):
@@ -234,7 +234,7 @@ def test_harm_stays_below_what_is_allowed(bound):
     world.run(0, 1200, bold, world.true)
     free = World()
     free.run(0, 1200, bold, free.true)
-    assert free.harm(600, 1200) > 0.11
+    assert free.harm(600, 1200) > 0.06
     # The bound of the proof: what is allowed, and the range of the margin over its gain and time.
     assert world.harm(0, 1200) <= bound + MARGIN_MAX / (0.5 * 1200)
     assert world.harm(600, 1200) <= bound + 0.02
@@ -288,6 +288,20 @@ def test_the_clouds_last_value_counts_while_it_can_be_true(age_s, dropped, count
         assert fact.stamp_ns == seen and 0.9 < fact.confidence < 1.0
         truth = Turn('scene', now, Source.CLOUD, (Fact('light', 'green', now),))
         assert calibration.truth(truth) == 1 and calibration.state()['light'].learned
+
+
+def test_help_and_harm_are_shares_of_all_answers_whichever_of_them_the_cloud_judges():
+    """Of ten frames the edge is helped in two and harmed in one; the cloud is asked about those."""
+    calibration = Calibration(QUERY, 4.0)
+    for n in range(400):
+        own, other = ('red', 'green') if n % 10 < 3 else ('red', 'red')
+        calibration.select(n * NS, (Fact('light', own, n * NS, 0.5),),
+                           (Fact('light', other, n * NS, 0.99),), Context('scene', n * NS))
+        if n % 10 < 3 or n % 10 == 9:
+            calibration.truth(Turn('scene', n * NS, Source.CLOUD, (
+                Fact('light', 'red' if n % 10 == 2 else 'green', n * NS),)))
+    state = calibration.state()['light']
+    assert (state.help, state.harm) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.1, abs=0.01))
 
 
 def test_what_changes_often_is_known_to():

@@ -27,6 +27,7 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
 from spotvlm_msgs.msg import Answer, Calibration, Context, Fact  # noqa: E402
 from spotvlm_ros.method import facts  # noqa: E402
 from spotvlm_ros.method.facts import NS  # noqa: E402
+from spotvlm_ros.method.stacking import NAMES  # noqa: E402
 from spotvlm_ros.nodes.base import latched, RELIABLE  # noqa: E402
 from spotvlm_ros.nodes.convert import context_msg, stamp_ns  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
@@ -99,7 +100,7 @@ def test_an_edge_that_is_sure_and_wrong_gives_the_clouds_values_and_says_so(tmp_
         assert newest.facts[0].age.nanosec and newest.text == newest.facts[0].value
         key = cloud.learned[-1].keys[0]
         assert key.believed and key.labels >= 20 and key.agreement == 0.0 < key.help
-        assert len(key.weights) == len(key.weight_names) == 6
+        assert len(key.weights) == len(key.weight_names) == len(NAMES)
         known = probe.diagnostics['edge']
         assert 'learned' in known['calibration_lamp_lamp']
         assert int(known['truths_unmatched']) * 4 < int(known['truths']) >= 20

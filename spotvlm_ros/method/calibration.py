@@ -53,7 +53,7 @@ HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateCo
 WAIT_S = 20.0      # longest that an answered frame waits for its truth
 FRAMES = 400       # and so many do at most
 FEW = 10           # labels before anything is concluded
-BETTER = 1.28      # standard errors by which the learned rule must have been better: 90 %
+BETTER = 1.64      # standard errors by which the learned rule must have been better: 95 %
 ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
@@ -117,17 +117,16 @@ class _Key:
         self.learned, self.believed, self.margin = bool(saved), False, 0.0
         self.suspect = False    # the cloud has one value only, for this key or another one
         self.labels = Labels()
-        self.answers = [0, 0]   # of all frames: in one pass, in two
+        self.answers = [0, 0]   # of all frames: as the edge alone, others
 
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
-        own = evidence.own.value if evidence.own is not None else ''
+        own = evidence.own_value
         by_guard = stacking.best(replace(evidence, held=None), self.guards)
         by_learned = stacking.best(evidence, self.stack.weights)
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
-            evidence.context is not None, (by_learned == truth) - (by_guard == truth),
-            by_guard == truth))
+            (by_learned == truth) - (by_guard == truth), by_guard == truth, (*self.answers,)))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
         if harm_at_most < 1.0:
@@ -258,8 +257,9 @@ class Calibration:
                 fact = by_guard.get(key)
             else:
                 fact = self._best(evidence, calibrated)
-            calibrated.answers[second is not None] += 1
-            frame[key] = evidence, fact.value if fact is not None else ''
+            said = fact.value if fact is not None else ''
+            calibrated.answers[said != evidence.own_value] += 1
+            frame[key] = evidence, said
             if fact is not None:
                 selected.append(fact)
         self._frames[stamp_ns] = frame
@@ -288,12 +288,12 @@ class Calibration:
         told = None if context is None else next(
             (f.value for f in context.facts if f.key == key), None)
         held = self._held.get(key)
-        if held is not None and not (
-                0 <= stamp_ns - held.stamp_ns <= HELD_S * NS and
-                (context is None or context.dropped.get(key) != Drop.SCENE_CUT)):
+        if held is not None and not 0 <= stamp_ns - held.stamp_ns <= HELD_S * NS:
             held = None
-        age_s = (stamp_ns - held.stamp_ns) / NS if held is not None else 0.0
-        return Evidence(own, with_context, told, held, age_s)
+        if held is None:
+            return Evidence(own, with_context, told)
+        return Evidence(own, with_context, told, held, (stamp_ns - held.stamp_ns) / NS,
+                        context is not None and context.dropped.get(key) == Drop.SCENE_CUT)
 
     # When the cloud's answer has come
 

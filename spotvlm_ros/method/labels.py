@@ -39,20 +39,21 @@ class Judged(NamedTuple):
     own: str
     said: str
     confidence: float     # of the edge's own value
-    told: bool            # there was a second pass, with context
     better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
     by_guard: bool        # right by the guard's rule
+    answers: tuple[int, int]  # so far, of all frames: those as the edge alone, and others
 
     @property
     def kind(self) -> Kind:
         """Return what is counted of it."""
-        return Kind(self.told, self.own == self.truth, self.said == self.truth, self.better)
+        return Kind(self.own != self.said, self.own == self.truth, self.said == self.truth,
+                    self.better)
 
 
 class Kind(NamedTuple):
-    """What labels have in common; ``own`` and ``said``: whether they are right."""
+    """What labels have in common: ``own`` is another value than ``said``, or right, and so on."""
 
-    told: bool
+    other: bool
     own: bool
     said: bool
     better: int
@@ -141,20 +142,18 @@ class Labels:
 
     def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
         """
-        Return the share of all answers where the edge alone and what was said were so right.
+        Return the share of all answers where just one was right: what was said or the edge alone.
 
-        The cloud is asked sooner where the edge is in doubt, so answers in two passes are more
-        frequent among those judged than among all ``answers`` (in one pass, in two): each kind
-        counts by its share of all.
+        The cloud is asked sooner where the edge is in doubt, so answers that are not those of the
+        edge alone are more frequent among those judged than among all. How frequent they are among
+        all is known (``answers``, as in `Judged`): of labels count those about such answers only.
         """
-        rate = 0.0
-        for told in (False, True):
-            of_kind = [(kind, n) for kind, n in self.kinds.items() if kind.told is told and n]
-            if of_kind:
-                share = answers[told] / max(1, sum(answers))
-                found = sum(n for kind, n in of_kind if (kind.own, kind.said) == (own, said))
-                rate += share * found / sum(n for _, n in of_kind)
-        return rate
+        others = [(kind, n) for kind, n in self.kinds.items() if kind.other and n]
+        if not others:
+            return 0.0
+        same, other = (now - then for now, then in zip(answers, self.judged[0].answers))
+        found = sum(n for kind, n in others if (kind.own, kind.said) == (own, said))
+        return other / max(1, same + other) * found / sum(n for _, n in others)
 
 
 def is_seen_by_edge(judged: Sequence[Judged]) -> bool:

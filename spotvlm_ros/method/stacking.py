@@ -19,7 +19,7 @@ How much what is said of a fact counts, by where it comes from: weights learned 
 A value may be the edge's own, what the edge says when it is told the context, or what the cloud
 said last. Each source adds to the utility of its value; the value of the highest utility wins, and
 that none of them is right has utility 0 (a conditional logit model: McFadden, 1974; as a way to
-combine models: stacking, Wolpert, 1992). One model per key, with six weights:
+combine models: stacking, Wolpert, 1992). One model per key, with eight weights:
 
 ======== ============================================================ ==========================
 own      times the log odds of the edge's own value                   1
@@ -28,6 +28,8 @@ seen     added to a value with context that the context does not name 0
 repeats  added to a value with context that repeats it                minus log of the guard's odds
 held     added to the cloud's last value, where nothing else says it  -6
 age      times the age of the cloud's last value, in 5 s              0
+alone    added to the edge's own value, however sure it is            0
+cut      added to the cloud's last value, where the scene has changed -6
 ======== ============================================================ ==========================
 
 The last column is what is believed beforehand: with it, the rule is that of the guard.
@@ -44,9 +46,9 @@ import numpy.typing as npt
 
 from .facts import Fact
 
-NAMES = ('own', 'context', 'seen', 'repeats', 'held', 'age')
+NAMES = ('own', 'context', 'seen', 'repeats', 'held', 'age', 'alone', 'cut')
 # How far from the prior weights may be before that needs much evidence: standard deviations.
-SPREAD = np.array((0.5, 0.5, 0.3, 0.4, 3.0, 0.3))
+SPREAD = np.array((0.5, 0.5, 1.0, 1.0, 3.0, 0.3, 1.0, 3.0))
 PRIOR_HELD = -6.0
 AGE_S = 5.0        # unit of ages
 WINDOW = 300       # newest labels that count: with one a second, those of 5 minutes
@@ -59,7 +61,8 @@ Array = npt.NDArray[np.float64]
 
 def prior(odds: float) -> Array:
     """Return the weights that make the rule that of the guard with these odds."""
-    return np.array((1.0, 1.0, 0.0, -math.log(max(odds, CERTAIN)), PRIOR_HELD, 0.0))
+    return np.array((1.0, 1.0, 0.0, -math.log(max(odds, CERTAIN)), PRIOR_HELD, 0.0, 0.0,
+                     PRIOR_HELD))
 
 
 def log_odds(probability: float) -> float:
@@ -73,7 +76,8 @@ class Evidence:
     """
     What was said about one key in one frame, by whom; None where nothing was.
 
-    ``told`` is the value that the context names, ``age_s`` how old the cloud's last value is.
+    ``told`` is the value that the context names, ``age_s`` how old the cloud's last value is, and
+    ``cut`` whether the scene seems to be another one since.
     """
 
     own: Fact | None
@@ -81,6 +85,12 @@ class Evidence:
     told: str | None = None
     held: Fact | None = None
     age_s: float = 0.0
+    cut: bool = False
+
+    @property
+    def own_value(self) -> str:
+        """Return what the edge alone says, '' where that is nothing."""
+        return self.own.value if self.own is not None else ''
 
     @cached_property
     def values(self) -> tuple[str, ...]:
@@ -95,13 +105,13 @@ class Evidence:
         for row, value in zip(found, self.values):
             said = False
             if self.own is not None and value == self.own.value:
-                row[0], said = log_odds(self.own.confidence), True
+                row[0], row[6], said = log_odds(self.own.confidence), 1.0, True
             elif self.context is not None and value == self.context.value:
                 row[1], said = log_odds(self.context.confidence), True
                 row[3 if value == self.told else 2] = 1.0
             if self.held is not None and value == self.held.value:
                 row[4] = not said
-                row[5] = self.age_s / AGE_S
+                row[5], row[7] = self.age_s / AGE_S, self.cut
         return found
 
 

@@ -110,6 +110,8 @@ def _add_own(own: argparse._ArgumentGroup) -> None:
     own.add_argument('--held-out', nargs='+', metavar='NAME', help='sequences that are scored')
     own.add_argument('--tune', nargs='+', metavar='NAME', help='sequences that thresholds and '
                      'the best baseline are chosen on; default: those not held out')
+    own.add_argument('--block', type=_seconds, default=15.0, metavar='SECONDS', help='unit of '
+                     'statistics where fewer than eight sequences are scored (default 15)')
     own.add_argument('--cloud-errors', type=_share, default=0.05, metavar='SHARE',
                      help='of facts, with --cloud labels (default 0.05)')
     own.add_argument('--cloud-box-jitter', type=_pixels, default=2.0, metavar='PIXELS',
@@ -125,6 +127,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f'{text} is no share; give 0 to 1')
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1.0 <= value <= 3600.0:
+        raise argparse.ArgumentTypeError(f'{text} is no number of seconds from 1 to 3600')
     return value
 
 

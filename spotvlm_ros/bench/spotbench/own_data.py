@@ -24,30 +24,30 @@ import datetime
 import hashlib
 from pathlib import Path
 import time
+import zlib
 
 import numpy as np
 
 from . import cells
-from .cache import Cache
+from .cache import Cache, model_hash
 from .cloud_said import cloud_said, CloudSaid, summary
 from .delays import HEADLINE, NEVER_S, QUICK, TRACES
 from .measure import measure_stream
 from .models import CachedCloud, CachedEdge, Cloud, LocalCloud, RemoteCloud
 from .own_tuning import (best_baseline, gains_of_learned, learned, majority_values, run_tuning,
                          tune)
-from .recorded import BLOCK_S, in_place_of, LabelCloud, RecordedStream, SIMULATED
+from .recorded import in_place_of, LabelCloud, RecordedStream, SIMULATED
 from .replay import Replay, RunScope
 from .report import report
 from .streams import Sampling
 from .systems import Inputs, Tuned
-from .tally import Tally
 from ...cloud.client import cloud_server
 from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
 from ...labels.schema import Header
 from ...labels.sequences import LabelledSequence, open_labelled
-from ...method.facts import Context, NS, Query
+from ...method.facts import Context, Query
 from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
 from ...system.machine import machine
@@ -72,6 +72,9 @@ def facts_query(profile: str) -> Query:
 def opened(args: argparse.Namespace, query: Query) -> list[LabelledSequence]:
     """Return the labelled sequences of the command line, each by a name of its own."""
     if args.frames:
+        if args.labels is not None:
+            raise ValueError('--labels is of --bag and --video; give --frames the label file '
+                             'itself, whose first line may name a recording')
         found = [open_labelled(path, query) for path in args.frames]
     else:
         if args.labels is None:
@@ -118,8 +121,10 @@ class OwnRun:
         self.args, self.query = args, facts_query(args.profile)
         sequences = {s.name: s for s in opened(args, self.query)}
         self.tuning, self.scored = split(args, list(sequences))
-        self.block_s = BLOCK_S if len(self.scored) < FEW else 0.0
-        self.streams = {name: RecordedStream(sequences[name], SAMPLING, self.block_s)
+        self.block_s = args.block if len(self.scored) < FEW else 0.0
+        self.streams = {name: RecordedStream(
+            sequences[name], SAMPLING, self.block_s,
+            zlib.crc32(name.encode()) if args.frames else 0)
                         for name in (*self.tuning, *self.scored)}
         self.majority = majority_values(label for name in self.tuning
                                         for label in sequences[name].labels)
@@ -176,7 +181,8 @@ class OwnRun:
         if not isinstance(self.cloud, RemoteCloud) or self.args.no_cache:
             return Cache(None, '')
         config = replace(load_profile(self.args.profile).cloud, base_url='')
-        pictures = [stream.image(s).tobytes() for s in stream.frames[::len(stream.frames) // 3 + 1]]
+        some = stream.frames[::len(stream.frames) // 3 + 1]
+        pictures = [stream.image(s).tobytes() for s in some]
         digest = hashlib.blake2b(digest_size=8)
         for part in (repr((self.args.cloud_model, config, self.query)).encode(), *pictures):
             digest.update(part)
@@ -221,7 +227,7 @@ class OwnRun:
         meta: dict[str, object] = {
             'commit': '', 'clock': 'replay', 'extent': 'own data',
             'split': 'held-out' if self.tuning else 'no',
-            'models': {'edge': {'name': self.edge.name, 'hash': ''},
+            'models': {'edge': {'name': self.edge.name, 'hash': hash_of(self.args.edge)},
                        'cloud': {'name': self.cloud_name, 'hash': ''}},
             'latencies_charged': asdict(self.latencies), 'recording': ', '.join(self.scored),
             'sequences': {'tuned_on': self.tuning, 'scored': self.scored},
@@ -232,6 +238,12 @@ class OwnRun:
             meta['cloud_round_trips_s'] = {'median': float(np.median(self.cloud.round_trips_s)),
                                            'n': len(self.cloud.round_trips_s)}
         return meta
+
+
+def hash_of(checkpoint: str) -> str:
+    """Return a hash of a checkpoint in a folder, '' for one that has none here."""
+    path = checkpoint_path(checkpoint)
+    return model_hash(path) if path.is_dir() else ''
 
 
 def run_own_data(args: argparse.Namespace) -> int:
@@ -248,8 +260,9 @@ def run_own_data(args: argparse.Namespace) -> int:
         runs, said = own.run()
     finally:
         own.save()
-    print(f'{sum(len(r.stream.edge) for r in runs.values())} frames for the edge, '
-          f'{sum(len(r.stream.labels) for r in runs.values())} labels; {summary(said)}', flush=True)
+    frames = sum(len(run.stream.edge) for run in runs.values())
+    labels = sum(len(run.stream.labels) for run in runs.values())
+    print(f'{frames} frames for the edge, {labels} labels; {summary(said)}', flush=True)
     _check_replies(own.cloud, said)
     _warn_of_delays([own.streams[name] for name in own.scored])
     worlds = {name: [run.tally] for name, run in runs.items()}
@@ -257,7 +270,8 @@ def run_own_data(args: argparse.Namespace) -> int:
     if args.calibration:
         together = {cells.ALL_SETS: list(runs.values())} if len(runs) > 1 else {}
         for world, of in ({name: [run] for name, run in runs.items()} | together).items():
-            found += gains_of_learned(world, of, own.best)
+            best = own.best or cells.CellTable(found).best_baseline(world)
+            found += gains_of_learned(world, of, best)
     meta = own.meta(said) | {
         'run': {'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
                 'took_s': round(time.monotonic() - started), 'machine': machine()}}

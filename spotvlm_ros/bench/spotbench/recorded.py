@@ -32,7 +32,6 @@ from ...frames.pixels import Image
 from ...labels.sequences import LabelledSequence, Pace, stamp, START_NS
 from ...method.facts import Context, Fact, NS, Region
 
-BLOCK_S = 15.0      # of a recording are one unit of statistics: near moments are not independent
 SIMULATED = 'simulated from labels'
 LEAST_PX = 2.0      # side of a box that was moved about
 
@@ -46,9 +45,14 @@ class RecordedStream:
     """
 
     def __init__(self, sequence: LabelledSequence, sampling: Sampling,
-                 block_s: float = BLOCK_S) -> None:
-        """Pick the frames for each use; without ``block_s`` all of it is one unit."""
-        self.name, self.query, self.seed = sequence.name, sequence.query, 0
+                 block_s: float = 0.0, seed: int = 0) -> None:
+        """
+        Pick the frames for each use.
+
+        So many seconds are a unit of statistics, for near moments are not independent; 0: all.
+        Delays are drawn by ``seed``.
+        """
+        self.name, self.query, self.seed = sequence.name, sequence.query, seed
         self.size, self._sequence, labels = sequence.size, sequence, sequence.labels
         self.frames = _paced(sequence.jpegs, sampling.flow_hz)
         self.edge = _paced(self.frames, self.query.rate_hz)

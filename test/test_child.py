@@ -46,6 +46,21 @@ def test_where_giving_way_is_forbidden_a_child_starts_all_the_same(monkeypatch):
     assert child.stop() < 0
 
 
+def test_who_gives_way_ends_at_once_with_its_parent():
+    """Beside busy cores the old server took 14 s to end well, and its successor waited."""
+    parent = subprocess.Popen([sys.executable, '-c', """
+import time
+from spotvlm_ros.system.processes import Child
+child = Child(['sh', '-c', 'trap "" TERM; while :; do sleep 0.1; done'], idle=True)
+print(child.process.pid, flush=True)
+time.sleep(60)
+"""], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(20.0)
+
+
 PARENT = """
 from concurrent.futures import ProcessPoolExecutor
 import multiprocessing

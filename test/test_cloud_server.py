@@ -27,11 +27,14 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 from fakes import SCENE_REPLY, wait_for
 import psutil
 import pytest
+from spotvlm_ros.cloud.budget import Budget
 from spotvlm_ros.cloud.errors import KEY_ENV
+from spotvlm_ros.cloud.pool import EndpointPool
 from spotvlm_ros.cloud.server import EmbeddedServer, HOST, RESTARTS, ServerError
 from spotvlm_ros.cloud.serving import Door
 from spotvlm_ros.mini.shipped import checkpoint_path
@@ -250,6 +253,25 @@ def test_a_server_that_did_not_come_up_is_started_anew_by_activate(tmp_path, mon
         assert 'no memory' in node.last_failure and not node.active
         free.touch()
         assert node.trigger_activate().name == 'SUCCESS' and node._embedded.alive
+
+
+def test_nothing_is_sent_to_a_server_that_does_not_answer_yet(tmp_path):
+    """It lay in the socket, grew old there, and kept the server from what is new."""
+    gate = tmp_path / 'gate'
+    gate.touch()
+    with EmbeddedServer('/m', command=lambda *given: [
+            'sh', '-c', f'until test -e {gate}; do sleep 0.05; done; exec "$@"', 'sh',
+            *stub(*given)]) as server:
+        pool = EndpointPool([server.to_ask()], Budget())
+        assert pool.pick(time.monotonic()) is pool.endpoints[0]
+        gate.unlink()
+        os.kill(server._child.process.pid, signal.SIGKILL)
+        wait_for(lambda: not server.alive)
+        assert pool.pick(time.monotonic()) == 'breaker'  # at once
+        assert 'started again' in server.tend() and server.alive
+        assert pool.pick(time.monotonic()) == 'breaker'
+        gate.touch()
+        wait_for(lambda: pool.pick(time.monotonic()) is pool.endpoints[0])
 
 
 def test_the_node_starts_a_killed_server_again_and_says_so(tmp_path, monkeypatch):

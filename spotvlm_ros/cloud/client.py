@@ -67,6 +67,8 @@ class CloudServer:
     api_key: str = field(default='', repr=False)
     extra_body: Mapping[str, object] = field(default_factory=dict)  # parsed
     delay: EmulatedDelayConfig = EmulatedDelayConfig()
+    # Returns False while it is known that it cannot answer.
+    up: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what no request could use, and what would give the key away."""

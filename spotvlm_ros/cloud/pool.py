@@ -188,7 +188,7 @@ class EndpointPool:
         """Return the server for the next request, or why there is none."""
         why = 'breaker'
         for endpoint in self.endpoints:
-            if endpoint in without or not endpoint.breaker.ready(now):
+            if endpoint in without or not (endpoint.breaker.ready(now) and endpoint.server.up()):
                 continue
             if not endpoint.room:
                 why = 'busy'

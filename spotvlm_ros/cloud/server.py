@@ -27,6 +27,7 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 import time
 from types import TracebackType
 
@@ -80,6 +81,7 @@ class EmbeddedServer:
         self._env = {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false',
                      'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': str(threads), KEY_ENV: self.key}
         self._child: Child | None = None
+        self._answers = threading.Event()
         self._restarts: deque[float] = deque(maxlen=RESTARTS)  # steady clock [s]
         self.trouble = ''  # why it is not started again for now
 
@@ -87,6 +89,11 @@ class EmbeddedServer:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._child is not None and self._child.alive
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers; what it is sent before would wait for it and grow old."""
+        return self._answers.is_set() and self.alive
 
     def start(self) -> None:
         """Start the process unless it runs, do not wait for it."""
@@ -96,8 +103,11 @@ class EmbeddedServer:
             self._child.stop()  # what it may have left behind
         self._log.close()
         self._log = tempfile.TemporaryFile()
+        self._answers.clear()
         self._child = Child(self._command, self._env, self._log, idle=True,
                             inherited=[self._socket.fileno()])
+        threading.Thread(target=self._greet, args=(self._child,), name='greeting',
+                         daemon=True).start()
 
     def wait(self, stopped: Callable[[], bool] = lambda: False,
              timeout_s: float = START_S) -> bool:
@@ -110,13 +120,12 @@ class EmbeddedServer:
         while not stopped():
             if not self.alive:
                 raise ServerError(f'the embedded server ended at once: {self.last_words()}')
-            if self._ask('GET', '/health', None, 0.5):
+            if self._answers.wait(0.1):
                 self._warm_up(max(1.0, until - time.monotonic()))
                 return True
             if time.monotonic() > until:
                 raise ServerError(f'the embedded server was not ready within {timeout_s:g} s: '
                                   f'{self.last_words()}')
-            time.sleep(0.1)
         return False
 
     def tend(self) -> str:
@@ -141,7 +150,7 @@ class EmbeddedServer:
                delay: EmulatedDelayConfig = EmulatedDelayConfig()) -> CloudServer:
         """Return it as a server to ask; the other parameters are as given."""
         config = replace(config, base_url=self.url, model=self.model)
-        return replace(cloud_server(config, delay=delay), api_key=self.key)
+        return replace(cloud_server(config, delay=delay), api_key=self.key, up=lambda: self.up)
 
     def last_words(self) -> str:
         """Return the last line that the process wrote, printable and not too long."""
@@ -173,6 +182,14 @@ class EmbeddedServer:
                  trace: TracebackType | None) -> None:
         """Stop."""
         self.stop()
+
+    def _greet(self, child: Child) -> None:
+        """Wait for the answer to a first request; it lies in the socket until it is read."""
+        while child.alive:
+            if self._ask('GET', '/health', None, START_S) and self._child is child:
+                self._answers.set()
+                return
+            time.sleep(0.1)
 
     def _ask(self, method: str, path: str, body: str | None, timeout_s: float) -> bool:
         """Ask the server, through no proxy; return whether the answer is good."""

@@ -122,7 +122,8 @@ def exit_with_parent() -> None:
 def _prepare(idle: bool) -> None:
     os.setpgid(0, 0)
     if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Who gives way would take long to end well, and slow down who takes its place.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if idle else signal.SIGTERM)
         if idle:
             with suppress(OSError):  # a sandbox may forbid it; it is no reason not to start
                 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

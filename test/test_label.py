@@ -150,8 +150,12 @@ def test_ctrl_c_ends_the_look_through_a_long_recording(server, folder):
 
 def test_what_is_there_is_not_written_over(server, folder, capsys):
     what = config(server, folder)
+    what.out.write_text('by hand')
+    assert label(what, CLOUD, NEVER) == 1 and not what.out.with_suffix('.replies').exists()
+    what.out.unlink()
     assert label(what, CLOUD, NEVER) == 0
     n = len(server.requests)
+    capsys.readouterr()
     assert label(config(server, folder, rate_hz=2.0), CLOUD, NEVER) == 1
     assert 'keyframes differ' in capsys.readouterr().err
     mended = what.out.read_text().replace('"red"', '"green"', 1)
@@ -168,6 +172,20 @@ def test_replies_of_no_use_end_it_early_and_say_why(server, folder, capsys):
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and "'blue' is none of the choices" in error
     assert len(server.requests) == 10 and not (folder.parent / 'labels.jsonl').exists()
+    assert label(config(server, folder, rate_hz=10.0), CLOUD, NEVER) == 1
+    assert len(server.requests) == 10
+
+
+def test_a_server_that_gets_lost_in_thought_is_left_and_the_run_goes_on(server, folder, capsys):
+    fine = iter([True] * 3)
+    server.reply = lambda request: said(SCENE_REPLY if next(fine, False) else ' ', 0.9)
+    assert label(config(server, folder, rate_hz=10.0), CLOUD, NEVER) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'without text' in error and len(server.requests) == 13
+    server.reply = lambda request: said(SCENE_REPLY, 0.9)
+    assert label(config(server, folder, rate_hz=10.0), CLOUD, NEVER) == 0
+    assert len(server.requests) == FRAMES and 'unusable replies: 10 of 20' in \
+        capsys.readouterr().out
 
 
 def test_a_second_model_marks_disagreement(server, folder, capsys):

@@ -41,7 +41,7 @@ from ..method.facts import Query
 from ..system.compatible import Runner
 
 LATE = 3         # keyframes in a row without a reply in time: it is no use to go on
-FIRST_LOOK = 10  # replies; where none of them can be used, no other will
+FIRST_LOOK = 10  # replies; where none of them can be used, no other will, nor after as many errors
 PER_HOUR = {'bytes': 'budget_mb_per_hour', 'tokens': 'budget_tokens_per_hour',
             'money': 'budget_money_per_hour'}
 NO_LIMIT = Cost(math.inf, math.inf, math.inf)
@@ -93,7 +93,7 @@ class Asking:
         for reply in replies.by_number.values():
             self._spent += self._plain.actual(_raw(reply), self._asked.estimate(reply.bytes_sent),
                                               False)
-        self._late = self._under_way = 0
+        self._late = self._useless = self._under_way = 0
         self._proven = False      # there was a reply
         self._failure: Exception | None = None
         self._turn = asyncio.Lock()
@@ -145,11 +145,11 @@ class Asking:
 
     async def _one(self, keyframe: Keyframe, encoded: EncodedKeyframe) -> None:
         cost = self._asked.estimate(len(encoded.jpeg))
-        if not await self._admitted(cost):
-            self.outcome.unasked += 1
-            return
         self._under_way += 1
         try:
+            if not await self._admitted(cost):
+                self.outcome.unasked += 1
+                return
             reply, failure, endpoint = await self._reply(encoded)
         finally:
             self._under_way -= 1
@@ -164,7 +164,11 @@ class Asking:
             return
         self._late, self._proven = 0, True
         self._replies.keep(self._kept(keyframe, encoded, reply, failure))
-        self._look()
+        if len(self._replies.by_number) == FIRST_LOOK:
+            self._look()
+        self._useless = self._useless + 1 if failure is not None else 0
+        if failure is not None and self._useless >= FIRST_LOOK:
+            raise failure
 
     async def _reply(self, encoded: EncodedKeyframe
                      ) -> tuple[RawReply, CloudError | None, Endpoint]:
@@ -187,8 +191,7 @@ class Asking:
 
     async def _admitted(self, cost: Cost) -> bool:
         """Wait for the budgets of an hour; return False where all that may be spent is spent."""
-        begun = self._under_way + 1
-        if any(getattr(self._spent, name) + begun * getattr(cost, name)
+        if any(getattr(self._spent, name) + self._under_way * getattr(cost, name)
                > getattr(self._asked.most, name) for name in PER_HOUR):
             return False
         while lacking := self._budget.lacking(cost, time.monotonic()):
@@ -213,12 +216,12 @@ class Asking:
 
     def _look(self) -> None:
         """Raise LabelError where the first replies are all of no use: the next are no better."""
-        if len(self._replies.by_number) != FIRST_LOOK:
+        if len(self._replies.by_number) < FIRST_LOOK:
             return
         read = [reply.read(self._asked.query, self._asked.server.config.box_scale)
                 for reply in self._replies.by_number.values()]
         if not any(answer.facts for answer in read):
-            raise LabelError(f'none of the first {FIRST_LOOK} replies can be used '
+            raise LabelError(f'none of the first {len(read)} replies can be used '
                              f'({read[0].rejected[0]}); {USELESS}, and remove '
                              f'{self._replies.path}')
 

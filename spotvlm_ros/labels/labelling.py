@@ -107,6 +107,8 @@ def label(config: LabelConfig, cloud: CloudNodeConfig, stop: StopSignal) -> int:
 
 def _label(config: LabelConfig, cloud: CloudNodeConfig, stop: StopSignal,
            stack: ExitStack) -> int:
+    if config.out.exists() and not config.out.with_suffix(REPLIES[0]).exists():
+        raise _taken(config.out)
     query, recording = config.query, config.recording.with_topic()
     rate_hz = config.rate_hz or 1 / (query.cloud_period_s or 1.0)
     found = choose(recording, query, rate_hz, cloud.cut_below, stop)
@@ -123,9 +125,7 @@ def _label(config: LabelConfig, cloud: CloudNodeConfig, stop: StopSignal,
         opinions.append(Opinion(name, one, replies, Outcome()))
     made = _made(opinions, recording, chosen)
     if config.out.exists() and _lines(config.out) != [label_line(one) for one in made]:
-        raise LabelError(f'{config.out} exists, and is not what the replies beside it make; name '
-                         'another --out, or move it away: replies that are kept are not asked '
-                         'for again')
+        raise _taken(config.out)
     _announce_frames(config, recording, found, chosen)
     left = [(opinion, len(chosen.keyframes) - len(opinion.replies.by_number))
             for opinion in opinions]
@@ -193,6 +193,11 @@ def _made(opinions: list[Opinion], recording: Recording, chosen: Chosen) -> list
     first, *others = (one.said() for one in opinions)
     return labels(chosen.keyframes, first, others[0] if others else {},
                   [file.name for file in recording.files()])
+
+
+def _taken(out: Path) -> LabelError:
+    return LabelError(f'{out} exists, and is not what replies beside it make; name another --out, '
+                      'or move it away: replies that are kept are not asked for again')
 
 
 def _lines(path: Path) -> list[str]:

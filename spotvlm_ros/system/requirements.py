@@ -87,6 +87,9 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
               'tokenizers': 'transformers', 'triton': 'torch', 'typing_extensions': 'pydantic',
               'uvicorn': 'transformers'}
 
+# Used where they are installed, and what is missed without them; tests have them.
+EXTRAS = {'peft': 'no spotvlm train --lora'}
+
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'geometry_msgs',
        'lifecycle_msgs', 'nav_msgs', 'rcl_interfaces', 'sensor_msgs', 'std_msgs')
@@ -120,7 +123,7 @@ INSTEAD = {'jazzy': {'ros-ament-cmake-ros-core': (
 SETUPTOOLS = 'setuptools<80'
 BUILD = (SETUPTOOLS, 'colcon-common-extensions')
 DEVELOP = (
-    'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis',
+    'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis', *EXTRAS,
     # Of `make test` alone, and not in package.xml: rosdep has no key for it.
     'pytest-xdist',
     # With the plug-ins that ROS installs beside them. flake8-docstrings does the work of

@@ -69,11 +69,16 @@ class Student:
         return (self.model.config.model_type in PLAIN and self.edge.inputs.fast
                 and list(images.image_mean) == half == list(images.image_std))
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint that the engine loads, adapters merged."""
+    def merged(self) -> PreTrainedModel:
+        """Return the model with its adapters worked into its weights."""
         if self.adapters is not None:
             self.model = self.adapters.merge_and_unload()
             self.adapters = None
+        return self.model
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that the engine loads, adapters merged."""
+        self.merged()
         folder.mkdir(parents=True, exist_ok=True)
         if self.model.config.model_type in PLAIN:
             save_weights(self.model, folder)

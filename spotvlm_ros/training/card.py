@@ -84,8 +84,7 @@ def write(folder: Path, report: Report) -> None:
 
 def card(report: Report) -> str:
     """Return the model card."""
-    named = report.licence or (report.licences[0] if len(set(report.licences)) == 1 else '')
-    known = named.lower() if named.lower() in FREE else 'other'
+    known = report.licence.lower() if report.licence.lower() in FREE else 'other'
     keys = [key for key in next(iter(report.accuracy.values())) if key != 'mean']
     rows = [f'| {name} | {row["mean"]:.3f} | ' + ', '.join(
         f'{key} {row[key]:.3f}' for key in keys) + ' |' for name, row in report.accuracy.items()]

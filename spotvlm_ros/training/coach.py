@@ -64,7 +64,6 @@ class Coach:
     model: torch.nn.Module
     save_s: float = 60.0
     patience: int = 12                      # validations without a better one, then stop
-    arguments: dict[str, str] = field(default_factory=dict)   # that a resumed run must have, too
     curve: list[Point] = field(default_factory=list)
     stopped_early: bool = False
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -99,13 +98,9 @@ class Coach:
         try:
             saved = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # of any type: a file of somebody else
-            raise ValueError(f'{path} cannot be read: {str(error)[:200]}; remove it to start over'
+            first = str(error).splitlines()[0][:200]
+            raise ValueError(f'{path} cannot be read: {first}; remove the folder to start over'
                              ) from error
-        for name, value in self.arguments.items():
-            before = saved['arguments'].get(name)
-            if before != value:
-                raise ValueError(f'--resume: {self.out} was begun with --{name} {before}, now it '
-                                 f'is {value}; give the same, or name another --out')
         self.model.load_state_dict(saved['weights'], strict=False)
         self.best = saved['best']
         self.curve = [Point(**point) for point in saved['curve']]
@@ -117,8 +112,7 @@ class Coach:
         self._saved_s = time.monotonic()
         path = self.out / STATE
         torch.save({'state': state, 'weights': self._weights(), 'best': self.best,
-                    'curve': [vars(point) for point in self.curve],
-                    'arguments': self.arguments}, path.with_suffix('.new'))
+                    'curve': [vars(point) for point in self.curve]}, path.with_suffix('.new'))
         path.with_suffix('.new').replace(path)
 
     def load_best(self) -> Point:

@@ -54,7 +54,7 @@ class SimulatedCloud:
         age = self.delays.draw(rng, query.cloud_period_s)
         first = age if age is not None else float('inf')
         for back in (first, first + float(rng.uniform(*OLDER_S))):
-            past = _keyframe(clip, stamp, back)
+            past = keyframe_before(clip, stamp, back)
             if past is not None:
                 facts = self._facts(clip, past, (stamp - past) / NS, pasted, rng)
                 history.add(Turn(query.id, past, Source.CLOUD, facts))
@@ -114,7 +114,7 @@ class SimulatedCloud:
         return replace(fact, value=value, region=None if gone else fact.region)
 
 
-def _keyframe(clip: Clip, stamp: int, back_s: float) -> int | None:
+def keyframe_before(clip: Clip, stamp: int, back_s: float) -> int | None:
     """Return the keyframe nearest to ``back_s`` ago, None before the first."""
     if back_s == float('inf'):
         return None

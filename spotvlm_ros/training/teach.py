@@ -20,10 +20,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+import json
 import os
-from pathlib import Path
 import sys
 
+import cv2
 import numpy as np
 import torch
 
@@ -45,6 +46,7 @@ from ..mini.training.train import meta_of
 
 KEEP = ('labels', 'profile', 'start', 'lora', 'freeze', 'size', 'validation', 'seed', 'batch',
         'stills', 'steps')
+BEGUN = 'training_begun.json'    # in --out until the training is finished: those arguments
 STORED_BYTES = 6 << 30      # samples kept in memory, and on the GPU, at most
 HELD_OUT = 480              # validation samples, at most
 HELD_OUT_SLOW = 24          # of the families that take one at a time
@@ -54,8 +56,9 @@ MEAN_S = 1.0                # beyond the horizon of delays: older answers are be
 def teach(args: argparse.Namespace) -> None:
     """Train and write a checkpoint; raise ValueError or OSError with a remedy."""
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')   # of forked workers
+    cv2.setNumThreads(1)  # workers are forked, and its threads do not live on in them
     device = _device(args.device)
-    _check_out(args.out, args.resume)
+    _check_out(args)
     training, tuning = split(open_all(args.labels, args.profile), args.validation)
     student = open_student(args.start, args.size)
     queries = {repr(c.query): c.query for c in [*training, *tuning]}
@@ -102,18 +105,33 @@ def _device(name: str) -> str:
     return name or ('cuda' if found else 'cpu')
 
 
-def _check_out(out: Path, resume: bool) -> None:
+def _kept(args: argparse.Namespace) -> dict[str, str]:
+    """Return the arguments that a resumed training must have, too."""
+    return {name: _plain(getattr(args, name)) for name in KEEP}
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Raise ValueError where the folder to write is in use, or of another training."""
+    out, note = args.out, args.out / BEGUN
     if out.is_file():
         raise ValueError(f'--out {out} is a file; name a folder')
     used = out.is_dir() and any(out.iterdir())
-    if used and not resume:
+    if used and not args.resume:
         raise ValueError(f'--out {out} is in use already; name another folder, or go on with '
                          '--resume')
-    if used and not (out / STATE).is_file():
-        raise ValueError(f'--resume: {out} has no {STATE}' + (
-            ', the training there is finished' if (out / 'config.json').is_file() else '')
-            + '; name the folder of a training that was cut off, or another one without --resume')
-    out.mkdir(parents=True, exist_ok=True)
+    if used and not note.is_file():
+        raise ValueError(f'--resume: {out} holds no training that was cut off' + (
+            ', it is finished' if (out / 'config.json').is_file() else '')
+            + '; name another folder, without --resume')
+    begun = json.loads(note.read_text()) if used else _kept(args)
+    for name, value in _kept(args).items():
+        if begun.get(name) != value:
+            raise ValueError(f'--resume: {out} was begun with --{name} {begun.get(name)}, not '
+                             f'{value}; give the same, or name another --out')
+
+
+def _plain(value: object) -> str:
+    return ' '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _samplers(args: argparse.Namespace, training: Sequence[Clip], tuning: Sequence[Clip],
@@ -166,8 +184,9 @@ def _held_out(sampler: Sampler, most: int, seed: int) -> list[Example]:
 def _run(args: argparse.Namespace, student: Student, learner: Learner,
          samplers: tuple[Sampler, Sampler], plan: Plan) -> None:
     """Fit, save the best, score and describe it."""
-    kept = {name: str(getattr(args, name)) for name in KEEP}
-    coach = Coach(learner, plan, args.out, student.model, args.save_s, args.patience, kept)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / BEGUN).write_text(json.dumps(_kept(args), indent=1) + '\n')
+    coach = Coach(learner, plan, args.out, student.model, args.save_s, args.patience)
     begun = coach.resume() if args.resume else None
     try:
         log = fit(learner, plan, coach, begun)
@@ -181,9 +200,9 @@ def _run(args: argparse.Namespace, student: Student, learner: Learner,
     note = f'The weights are those of step {best.step}' + (
         f': no better ones came in {coach.patience} validations.' if coach.stopped_early else '.')
     student.model.to('cpu').eval()
-    parameters = student.model
-    meta = meta_of(parameters, str(args.start), argparse.Namespace(
-        **{**vars(args), 'device': _device(args.device)}))
+    meta = meta_of(student.model, str(args.start), argparse.Namespace(
+        **{name: _plain(value) for name, value in vars(args).items()}
+        | {'device': _device(args.device)}))
     student.save(args.out)
     examples = _held_out(samplers[1], args.score, args.seed)
     accuracy = card.score(args.out, examples)
@@ -193,7 +212,8 @@ def _run(args: argparse.Namespace, student: Student, learner: Learner,
         sorted({h.licence for h in headers if h is not None and h.licence}), args.licence,
         samplers[0].cloud.delays.name, accuracy, len(examples), coach.curve, log,
         dict(meta), note))
-    (args.out / STATE).unlink(missing_ok=True)
+    for name in (STATE, BEGUN):
+        (args.out / name).unlink(missing_ok=True)
     print(f'{args.out}: right facts on {len(examples)} validation frames: ' + ', '.join(
         f'{name} {row["mean"]:.3f}' for name, row in accuracy.items()) + f'. {note}',
         flush=True)

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+import math
 import time
 from typing import Protocol, TYPE_CHECKING, TypedDict
 
@@ -192,7 +194,7 @@ class Plan:
         """Warm up, then cosine over the steps or the time allowed, whichever ends first."""
         warm = min(self.warm_up, self.steps // 10 + 1)
         passed = max(step / self.steps, seconds / self.limit)
-        return min((step + 1) / warm, 0.5 * (1 + np.cos(np.pi * min(1.0, passed))) + 0.01)
+        return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, passed))) + 0.01)
 
     def logs(self, step: int) -> bool:
         """Whether a line of the log is due after so many steps."""
@@ -277,6 +279,10 @@ class Progress:
 Watch = Callable[[Progress], bool]  # called after each step; True: stop
 
 
+def _state(step: int, seconds: float, log: Log, optimizer: torch.optim.Optimizer) -> State:
+    return {'step': step, 'seconds': seconds, 'log': log, 'optimizer': optimizer.state_dict()}
+
+
 def fit(learner: Learner, plan: Plan, watch: Watch, begun: State | None = None) -> Log:
     """Train the model in place; return the log. ``begun``: where an earlier run stopped."""
     import torch
@@ -306,8 +312,7 @@ def fit(learner: Learner, plan: Plan, watch: Watch, begun: State | None = None) 
             smooth = 0.8 * log[-1]['loss'] + 0.2 * loss.item() if log else loss.item()
             log.append({'step': step, 'loss': round(smooth, 5), 'samples': learner.samples,
                         'lr': round(rate, 7), 'seconds': round(seconds, 1)})
-        if watch(Progress(step, seconds, log, logged, last, lambda: {
-                'step': step, 'seconds': seconds, 'log': log,
-                'optimizer': optimizer.state_dict()})) or last:
+        state = partial(_state, step, seconds, log, optimizer)
+        if watch(Progress(step, seconds, log, logged, last, state)) or last:
             break
     return log

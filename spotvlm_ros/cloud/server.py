@@ -62,8 +62,9 @@ class EmbeddedServer:
     It shares the cores with the edge, which must not wait for it: it has what the edge leaves.
 
     The socket is ours from the beginning to the end, also while the process is started again:
-    nobody else can get its port, and what is sent meanwhile waits there. What the process says
-    goes to a file without a name, which nobody else can read and which is gone with it.
+    nobody else can get its port, and what is sent meanwhile waits there (see `up`). What the
+    process says goes to a file without a name, which nobody else can read and which is gone with
+    it.
     """
 
     def __init__(self, model: str, *, port: int = 0, threads: int = 1, key: str = '',

@@ -34,7 +34,7 @@ import numpy as np
 from .schema import Header, Label, LabelError, read_label_file
 from ..config.nodes import CloudNodeConfig
 from ..frames.pixels import decode_compressed, encode_jpeg, FrameError, Image
-from ..frames.source_frame import SourceError, SourceFrame
+from ..frames.source_frame import natural_order, SourceError, SourceFrame
 from ..frames.sources import bag, image_files, video
 from ..method.facts import NS, Query
 from ..method.prompt import printable
@@ -104,6 +104,13 @@ def open_labelled(path: Path, query: Query, recording: Header | None = None) -> 
         raise LabelError(f'{path}: {printable(str(error))} ({where})') from error
     _check(path, labels, size, list(jpegs)[-1])
     return LabelledSequence(place.resolve().name, query, labels, jpegs, size, header, skipped)
+
+
+def sequence_paths(path: Path) -> list[Path]:
+    """Return the folders of a folder that are labelled sequences, or the path as it is."""
+    if not path.is_dir() or (path / FILE).exists():
+        return [path]
+    return sorted((p.parent for p in path.glob(f'*/{FILE}')), key=natural_order) or [path]
 
 
 def stamp(t: float) -> int:

@@ -46,7 +46,7 @@ from ...config.nodes import EdgeConfig
 from ...config.profiles import find_profile, load_profile
 from ...edge.model import EdgeModel
 from ...labels.schema import Header
-from ...labels.sequences import LabelledSequence, open_labelled
+from ...labels.sequences import LabelledSequence, open_labelled, sequence_paths
 from ...method.facts import Context, Query
 from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
@@ -75,7 +75,8 @@ def opened(args: argparse.Namespace, query: Query) -> list[LabelledSequence]:
         if args.labels is not None:
             raise ValueError('--labels is of --bag and --video; give --frames the label file '
                              'itself, whose first line may name a recording')
-        found = [open_labelled(path, query) for path in args.frames]
+        found = [open_labelled(path, query) for given in args.frames
+                 for path in sequence_paths(given)]
     else:
         if args.labels is None:
             raise ValueError('--labels is missing; name a file of labels, docs/benchmark.md tells '

@@ -259,11 +259,13 @@ def test_a_training_that_is_cut_off_goes_on(worlds, tmp_path, monkeypatch, capsy
     (['--paste', 'lane'], 'no label to train on has a region of that key; use light'),
     (['--delays', '/nowhere'], 'neither a trace nor a recording'),
     (['--device', 'cuda'], 'finds no GPU; use --device cpu'),
+    (['--out', '/proc/nowhere/out'], 'nowhere'),
     (['--profile', 'driving'], 'facts.lane: query scene has no such key')])
 def test_faults_are_one_line_with_a_remedy(worlds, tmp_path, capsys, more, says):
     if 'cuda' in more and torch.cuda.is_available():
         pytest.skip('there is a GPU')
     assert main.main(command(worlds, tmp_path / 'out', *more)) == 1
+    assert not list((tmp_path / 'out').glob('*')), 'nothing is left behind by what did not begin'
     error = capsys.readouterr().err.splitlines()[-1]
     assert says in error and error.startswith('error: ')
 

@@ -102,7 +102,8 @@ def card(report: Report) -> str:
         'with errors and missing facts as the arguments say.',
         f'- {end["seconds"]:.0f} s, {end["step"]:.0f} steps. {report.note}', '',
         f'Share of right facts on {report.scored} validation frames, answered as node edge does '
-        'on one frame, without the guard. The best of several moments of the training was chosen '
+        'on one frame, without the guard; cloud held: its newest facts as they are, wrong where '
+        'there are none yet. The best of several moments of the training was chosen '
         'on these sequences: score on others with `spotvlm bench` before believing it.', '',
         '| | all facts | per key |', '|---|---|---|', *rows, '',
         '![validation](training.png)', '', 'Arguments:', '', '```',

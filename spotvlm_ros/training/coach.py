@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 STATE = 'training_state.pt'
 TELL_S = 30.0         # between lines where there is no terminal
 VALIDATIONS = 40      # over the whole training, at most
+SMOOTH = 3            # validations of which the mean is to be as high as possible: each is noisy
 SHARE = 0.2           # of the time that validating may take
 
 
@@ -50,7 +51,7 @@ class Point:
 
     @property
     def worth(self) -> float:
-        """Return what is to be as high as possible; of equals the loss decides."""
+        """Return how good it was; of equals the loss decides."""
         return sum(self.accuracy.values()) - 1e-3 * sum(self.loss.values())
 
 
@@ -82,9 +83,9 @@ class Coach:
         if progress.last or due and self._judging_s <= SHARE * progress.seconds:
             self._judged = part
             self._validate(progress)
-        self._tell(progress, part)
         behind = len(self.curve) - 1 - self._best_place()
         self.stopped_early = behind >= self.patience and not progress.last
+        self._tell(progress, part)
         if self.stopped_early or progress.last or \
                 time.monotonic() - self._saved_s > self.save_s:
             self.save(progress.state())
@@ -135,7 +136,8 @@ class Coach:
                 for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     def _best_place(self) -> int:
-        worth = [point.worth for point in self.curve]
+        lately = [self.curve[max(0, i - SMOOTH):i] for i in range(1, len(self.curve) + 1)]
+        worth = [sum(point.worth for point in few) / len(few) for few in lately]
         return worth.index(max(worth)) if worth else -1
 
     def _validate(self, progress: Progress) -> None:
@@ -162,7 +164,7 @@ class Coach:
                 self._bar.start()
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=part, description=f'step {progress.step}: {loss}')
-        elif progress.last or time.monotonic() - self._told_s >= TELL_S:
+        elif progress.last or self.stopped_early or time.monotonic() - self._told_s >= TELL_S:
             self._told_s = time.monotonic()
             print(f'step {progress.step} of {self.plan.steps}, {progress.seconds:.0f} s: {loss}',
                   flush=True)

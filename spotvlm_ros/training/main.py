@@ -71,7 +71,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     _add_learning(parser.add_argument_group('learning'))
     add('--licence', default='', help='of the weights, for the model card')
     add('--score', type=int, default=200, help='validation frames answered for the model card')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ('frames', 'first', 'steps', 'batch', 'rate', 'limit', 'patience', 'save_s',
+                 'workers', 'score', 'delay_median_s'):
+        if not getattr(args, name) > 0:
+            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)}: give a number '
+                         'above 0')
+    for name in ('error_rate', 'paste_share', 'rehearse'):
+        if not 0.0 <= getattr(args, name) < 1.0:
+            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)}: give a share, 0 or '
+                         'more and below 1')
+    if not 0.0 <= args.vary <= 3.0:
+        parser.error(f'--vary {args.vary}: give a number from 0 to 3')
+    return args
 
 
 def _add_learning(group: argparse._ArgumentGroup) -> None:

@@ -180,8 +180,8 @@ class LabelJob:
         clip, stamp = self.sampler.draw(rng)
         for i in range(number * PER_JOB, (number + 1) * PER_JOB):
             if self.validation:
-                frames = self.sampler.frames
-                self.put(i, self.sampler.plain(*frames[i % len(frames)], rng))
+                frame = spread(len(self.sampler.frames), len(self.store.start))[i]
+                self.put(i, self.sampler.plain(*self.sampler.frames[frame], rng))
                 continue
             if i % VARIANTS == 0:
                 clip, stamp = self.sampler.draw(rng)
@@ -204,6 +204,11 @@ class LabelJob:
             prompt = self.edge.inputs.encode(one.chat)
             self.store.put(i, variant, [*prompt, *answer], len(prompt))
         self.store.slots[i, :len(slots)] = slots
+
+
+def spread(frames: int, samples: int) -> list[int]:
+    """Return which frames to take samples of: all in turn, or some all over where too many."""
+    return [i * frames // samples if frames > samples else i % frames for i in range(samples)]
 
 
 def absent_values(clips: Sequence[Clip]) -> Mapping[str, str]:

@@ -35,7 +35,7 @@ from .delays import delays_of
 from .learners import FamilyLearner, Learner, PlainLearner, SHARES
 from .material import Clip, describe, open_all, split
 from .pasting import gather, Patches
-from .samples import absent_values, Example, LabelJob, Sampler, Variety
+from .samples import absent_values, Example, LabelJob, Sampler, spread, Variety
 from .student import add_adapters, freeze, open_student, room_for, Student
 from .tracks import track_all
 from ..mini.hri.hands import HandBank
@@ -91,6 +91,9 @@ def teach(args: argparse.Namespace) -> None:
         finally:
             for rendering in renderings:
                 rendering.stop()
+    elif args.rehearse:
+        raise ValueError(f'--rehearse is for checkpoints of the family of the miniature, '
+                         f'{args.start} is of another; leave it out')
     else:
         examples = _held_out(samplers[1], HELD_OUT_SLOW, args.seed)
         _run(args, student, FamilyLearner(student, samplers[0], examples, plan, device),
@@ -128,6 +131,7 @@ def _check_out(args: argparse.Namespace) -> None:
         if begun.get(name) != value:
             raise ValueError(f'--resume: {out} was begun with --{name} {begun.get(name)}, not '
                              f'{value}; give the same, or name another --out')
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _plain(value: object) -> str:
@@ -175,8 +179,7 @@ def _stores(args: argparse.Namespace, room: Room, frames: int) -> tuple[Store, S
 
 def _held_out(sampler: Sampler, most: int, seed: int) -> list[Example]:
     """Return validation samples spread over their frames."""
-    n = len(sampler.frames)
-    places = sorted({i * n // min(n, most) for i in range(min(n, most))})
+    places = spread(len(sampler.frames), min(len(sampler.frames), most))
     return [sampler.plain(*sampler.frames[place], np.random.default_rng([seed, place]))
             for place in places]
 
@@ -184,7 +187,6 @@ def _held_out(sampler: Sampler, most: int, seed: int) -> list[Example]:
 def _run(args: argparse.Namespace, student: Student, learner: Learner,
          samplers: tuple[Sampler, Sampler], plan: Plan) -> None:
     """Fit, save the best, score and describe it."""
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / BEGUN).write_text(json.dumps(_kept(args), indent=1) + '\n')
     coach = Coach(learner, plan, args.out, student.model, args.save_s, args.patience)
     begun = coach.resume() if args.resume else None

@@ -316,6 +316,15 @@ def test_adapters_are_trained_and_merged(family, clips):
     assert learner.validate(True)[0] == pytest.approx(after, rel=1e-3), 'merging changes nothing'
 
 
+def test_a_checkpoint_comes_out_as_exact_as_it_went_in(tmp_path):
+    model, processor = tiny.checkpoint('smolvlm')
+    student = made_student(tmp_path, model.bfloat16(), processor)
+    assert student.model.dtype is torch.float32, 'it learns in float32'
+    student.save(tmp_path / 'out')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['dtype'] == 'bfloat16'
+
+
 def test_frozen_eyes_stay_as_they_are(student):
     freeze(student, vision=True)
     free = [n for n, w in student.model.named_parameters() if w.requires_grad]

@@ -58,6 +58,7 @@ class Student:
     model: PreTrainedModel
     processor: ProcessorMixin
     edge: EdgeModel
+    dtype: torch.dtype                # that the checkpoint runs in; it learns in float32
     fresh_processor: bool = False     # it is another than that of the checkpoint at the start
     adapters: Any = None              # of peft
 
@@ -80,10 +81,10 @@ class Student:
         """Write a checkpoint that the engine loads, adapters merged."""
         self.merged()
         folder.mkdir(parents=True, exist_ok=True)
-        if self.model.config.model_type in PLAIN:
+        if self.model.config.model_type in PLAIN and self.dtype is torch.float32:
             save_weights(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
+            self.model.to(self.dtype).save_pretrained(folder)
         if self.fresh_processor:
             self.processor.save_pretrained(folder)
         elif self.start.is_dir():
@@ -110,9 +111,9 @@ def made_student(start: Path, model: PreTrainedModel, processor: ProcessorMixin,
                  fresh: bool = False) -> Student:
     """Return a student of a model in memory."""
     config = EdgeConfig(model=str(start), engine='generate', decoding='free', guard_odds=OFF)
-    edge = EdgeModel(model, processor, config)
+    edge, dtype = EdgeModel(model, processor, config), model.dtype
     model.float().requires_grad_(True)
-    return Student(start.name, start, model, processor, edge, fresh)
+    return Student(start.name, start, model, processor, edge, dtype, fresh)
 
 
 def _check_shape(path: Path, model: PreTrainedModel) -> None:

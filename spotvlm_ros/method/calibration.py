@@ -126,7 +126,8 @@ class _Key:
         by_learned = stacking.best(evidence, self.stack.weights)
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
-            (by_learned == truth) - (by_guard == truth), by_guard == truth, (*self.answers,)))
+            (by_learned == truth) - (by_guard == truth), by_guard == truth,
+            (self.answers[0], self.answers[1])))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
         if harm_at_most < 1.0:

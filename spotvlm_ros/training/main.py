@@ -72,6 +72,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add('--licence', default='', help='of the weights, for the model card')
     add('--score', type=int, default=200, help='validation frames answered for the model card')
     args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message where a number cannot be."""
     for name in ('frames', 'first', 'steps', 'batch', 'rate', 'limit', 'patience', 'save_s',
                  'workers', 'score', 'delay_median_s'):
         if not getattr(args, name) > 0:
@@ -83,7 +89,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                          'more and below 1')
     if not 0.0 <= args.vary <= 3.0:
         parser.error(f'--vary {args.vary}: give a number from 0 to 3')
-    return args
 
 
 def _add_learning(group: argparse._ArgumentGroup) -> None:

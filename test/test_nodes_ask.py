@@ -23,7 +23,8 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 
-from rosgraph_msgs.msg import Clock  # noqa: E402, I100
+from rclpy.action import ActionServer  # noqa: E402, I100
+from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from spotvlm_msgs.action import Ask  # noqa: E402
 from spotvlm_msgs.msg import Answer, Fact  # noqa: E402
@@ -72,6 +73,21 @@ def test_an_old_frame_is_not_answered_about_and_a_newer_one_is_awaited():
         keep_sending(probe, send, waiting.done)
         result = waiting.result().result
         assert result.error_code == 0 and stamp_ns(result.answer.header.stamp) >= began
+
+
+def test_a_result_is_kept_for_a_moment_only():
+    """Of 50 asks a second all results of ten seconds were kept, in Humble of 15 minutes."""
+    nodes = []
+
+    def make():
+        nodes.append(EdgeNode(load=FakeEdge().load))
+        return nodes
+    with graph(make) as (probe, _):
+        keep_sending(probe, send_to(probe.image), lambda: probe.answers)
+        assert ask(probe, prompt='What?', max_age_s=60.0).error_code == 0
+        server, = (w for w in nodes[0].waitables if isinstance(w, ActionServer))
+        assert len(server._goal_handles) == 1
+        wait_for(lambda: not server._goal_handles, 6.0)
 
 
 def test_the_age_of_a_frame_is_that_of_ros_time():

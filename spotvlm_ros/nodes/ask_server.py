@@ -40,6 +40,7 @@ from ..method.facts import NS, Query
 from ..method.prompt import neutralise, one_voice
 
 MAX_PROMPT = 16_384  # characters of a question; a longer one is refused
+RESULT_KEPT_S = 3  # for who comes late for a result; rclpy: 10 s of them, in Humble 15 minutes
 MAX_WAITING = 8   # goals that may wait; further ones are refused
 SLICE_S = 0.15    # first turn of a goal while standing answers wait, at least [s]
 SHARE = 0.08      # of the model's time, at most, while standing answers wait for it
@@ -105,7 +106,8 @@ class AskServer:
         self._queries, self._cameras = queries, cameras
         server = ActionServer(self._node, Ask, 'ask', self._execute,
                               goal_callback=self._on_request,
-                              cancel_callback=lambda goal: CancelResponse.ACCEPT)
+                              cancel_callback=lambda goal: CancelResponse.ACCEPT,
+                              result_timeout=RESULT_KEPT_S)
         self._node.call_at_stop(server.destroy)
 
     def know(self, queries: Mapping[str, Query]) -> None:

@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from .samples import answer_ids, Example, Sampler
 from .student import Student
+from ..mini.training import fit
 from ..mini.training.fit import augmented, forward, IGNORED, MiniatureLearner, Mirror, Plan
 from ..mini.training.rendering import SILENT
 
@@ -41,19 +42,8 @@ FILLED = {'attention_mask': 1, 'token_type_ids': 0, 'mm_token_type_ids': 0}
 SHARES = (0.42, 0.08, 0.08, 0.42)
 
 
-class Learner(Protocol):
+class Learner(fit.Learner, Protocol):
     """A model with its samples, some of them to validate on."""
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Return what is trained."""
-
-    @property
-    def samples(self) -> int:
-        """Return how many samples there are by now."""
-
-    def learn(self) -> torch.Tensor:
-        """Add the gradients of one batch; return its loss."""
 
     def validate(self, context: bool) -> tuple[float, float]:
         """Return loss and share of right facts on validation samples, alone or with context."""

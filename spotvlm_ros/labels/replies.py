@@ -23,7 +23,6 @@ next request is made. Replies are kept as they came: they can be read anew.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -36,6 +35,7 @@ from .schema import LabelError
 from ..cloud.parse import CloudAnswer, parse_reply
 from ..config.nodes import BoxScale
 from ..method.facts import NS, Query
+from ..system.append_file import open_alone
 
 WHAT = 'spotvlm_label'    # key of the first line
 
@@ -122,11 +122,8 @@ class Replies:
 
 def _opened(path: Path) -> IO[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'ab', buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+    file = open_alone(path)
+    if file is None:
         raise LabelError(f'{path} is being written by another spotvlm label; wait for it, or '
-                         'name another --out') from None
+                         'name another --out')
     return file

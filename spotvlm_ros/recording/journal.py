@@ -23,7 +23,6 @@ is gone through again from its beginning, with what the journal has in the place
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from .judged import Passes
 from .recorder import from_plain, plain
 from ..cloud.offline import Exchange
 from ..edge.answer import EdgeAnswer
+from ..system.append_file import open_alone
 
 JOURNAL = 'journal.jsonl'
 SAMPLE = 1 << 20   # hashed of both ends of a file [bytes]
@@ -175,16 +175,13 @@ def _opened(folder: Path) -> IO[bytes]:
             raise JournalError(f'{folder} is not empty, and holds no interrupted run of spotvlm '
                                'process; name another --out')
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'ab', buffering=0)
+        file = open_alone(path)
     except OSError as error:
         raise JournalError(f'{folder}: {error.strerror}; name an --out that can be '
                            'written') from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+    if file is None:
         raise JournalError(f'{folder} is being written by another spotvlm process; wait for it, '
-                           'or name another --out') from None
+                           'or name another --out')
     return file
 
 

@@ -24,6 +24,7 @@ left: no other model is loaded, no address or file named in a request is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import gc
 import hmac
 import logging
 import os
@@ -158,6 +159,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a checkpoint folder on a socket that was inherited, by its number."""
+    gc.disable()  # nothing of what is imported and loaded becomes garbage
     from ..system.lean import check_without_sympy, import_transformers, Layout
     import_transformers()  # a killed server is back two seconds earlier
     check_without_sympy()
@@ -172,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             self.config.app = Door(self.config.app, model, key)  # type: ignore[arg-type]
             for name in ('uvicorn.access', 'uvicorn.error'):
                 logging.getLogger(name).setLevel(logging.WARNING)
+            gc.freeze()
+            gc.enable()
             super().run([socket.socket(fileno=int(number))])
     uvicorn.Server = Server  # type: ignore[misc]
     with Layout():

@@ -26,7 +26,8 @@ setup(
     version='0.1.0',
     packages=find_packages(include=[package_name, package_name + '.*']),
     package_data={package_name: ['mini/checkpoints/**', 'mini/checkpoints/**/*',
-                                 'bench/spotbench/latencies.json', 'system/fastdds.xml']},
+                                 'bench/spotbench/latencies.json', 'system/fastdds.xml',
+                                 'view/web/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),

@@ -49,6 +49,8 @@ from spotvlm_ros.nodes.convert import (  # noqa: E402
     compressed_msg, fact_msg, header_msg, image_msg, stamp_ns)
 from spotvlm_ros.nodes.process import INTERRUPTED, process, ProcessConfig  # noqa: E402
 from spotvlm_ros.recording import process as recording  # noqa: E402
+from spotvlm_ros.view.recorded import read_run  # noqa: E402
+from spotvlm_ros.view.report import report  # noqa: E402
 
 START, HZ, SECONDS = 1_700_000_000 * NS, 12, 3
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +161,18 @@ def test_all_due_frames_are_answered_and_the_bags_are_equal_at_any_speed(bag, tm
     assert told and all(stamp_ns(contexts[m.context_sequence].header.stamp) ==
                         stamp_ns(m.header.stamp) for m in told)
     assert {m.header.frame_id for _, m in answers} == {'lens'}
+
+
+def test_the_bag_becomes_a_page(bag, tmp_path, runs):
+    assert runs(bag, tmp_path / 'out') == 0
+    run = read_run(tmp_path / 'out')
+    assert len(run.steps) == SECONDS * 7 and run.query_ids == ['scene', 'action']
+    assert {round(c.delay_s, 3) for c in run.clouds} == {1.0}
+    later = [s for s in run.steps if s.query_id == 'scene'][-1]
+    assert set(later.truth) >= {'light', 'lead'} and later.cloud.values['light'] == 'red'
+    assert later.told is not None and later.told.stamp_ns == later.said.stamp_ns
+    assert len(list(run.images(s.said.stamp_ns for s in run.steps))) == SECONDS * 6
+    assert '"url": "data:image/jpeg' in report(run)
 
 
 def test_an_answer_of_the_cloud_is_told_from_the_frame_on_at_which_it_is_there(

@@ -88,14 +88,19 @@ class AnsweredFrame:
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm demo', description=__doc__)
-    parser.add_argument('--duration', type=float, default=30.0, help='live part [s]')
+    parser.add_argument('--duration', type=float, help='live part [s] (default 30)')
     parser.add_argument('--delay', type=float, default=1.5,
                         help='median of the emulated network delay, lognormal [s]; 0 = none')
     parser.add_argument('--seed', type=int, default=1_000_004, help='episode of the world')
     parser.add_argument('--condition', default='', help='day, rain or night; default: by seed')
+    parser.add_argument('--view', nargs='?', const='', metavar='HOST:PORT',
+                        help='serve a live page; then the live part lasts 10 minutes by default')
     parser.add_argument('--multi-process', action='store_true', help='one process per node')
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder to write')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.duration is None:
+        args.duration = 30.0 if args.view is None else 600.0
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +117,7 @@ def _demo(args: argparse.Namespace, stop: StopSignal) -> int:
     monitors: list[Monitor] = []
     config = RunConfig(
         'driving', duration_s=args.duration, record=True, log_level='warn',
-        multi_process=args.multi_process, overrides={
+        multi_process=args.multi_process, view=args.view, overrides={
             'camera': {'source': 'mini', 'world': 'driving', 'seed': args.seed,
                        'condition': args.condition},
             'cloud': {'emulated_delay_median_s': args.delay}})

@@ -23,7 +23,7 @@ import importlib
 import sys
 from typing import Protocol
 
-from . import ask, calibrate, label, params, process, query, run, serve
+from . import ask, calibrate, label, params, process, query, report, run, serve
 
 
 class Command(Protocol):
@@ -40,7 +40,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'label': label,
                                 'calibrate': calibrate, 'serve': serve, 'ask': ask,
-                                'query': query, 'params': params}
+                                'query': query, 'params': params, 'report': report}
 
 # Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
 ELSEWHERE = {

@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         choices=('debug', 'info', 'warn', 'error', 'fatal'))
     output.add_argument('--quiet', action='store_true', help='only the summary')
     output.add_argument('--out', default='', metavar='DIR', help='write summary.json there')
+    output.add_argument('--view', nargs='?', const='', metavar='HOST:PORT',
+                        help='serve a live page: to this machine, or at an address, with a token')
     output.add_argument('--record', default='', metavar='DIR',
                         help='write frames, answers and contexts there, for spotvlm replay')
 
@@ -77,7 +79,7 @@ def execute(arguments: argparse.Namespace) -> int:
         remaps=tuple(arguments.remap), namespace=arguments.namespace,
         duration_s=arguments.duration, multi_process=arguments.multi_process,
         log_level=arguments.log_level, quiet=arguments.quiet,
-        server_threads=arguments.server_threads, output=arguments.out)
+        server_threads=arguments.server_threads, output=arguments.out, view=arguments.view)
     code = run(config, stop)[0]
     stop.ignore()
     return code

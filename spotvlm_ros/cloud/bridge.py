@@ -39,7 +39,7 @@ from .keyframe_encoder import EncodedKeyframe, shrink
 from .parse import CloudAnswer, parse_reply
 from .pool import Endpoint, EndpointPool, Request
 from .reply import RawReply
-from ..config.nodes import RequestConfig
+from ..config.nodes import EmulatedDelayConfig, RequestConfig
 from ..method.facts import NS, Query
 from ..method.keyframes import is_complete, KeyframePolicy, KeyframeRequest
 
@@ -239,6 +239,15 @@ class CloudBridge:
             jobs = self.policy.replace(queries)
             if not self._stopped:
                 self._loop.call_soon_threadsafe(self._give_up, jobs)
+
+    def emulate(self, delay: EmulatedDelayConfig) -> None:
+        """Add another delay to replies from now on."""
+        for endpoint in self._pool.endpoints:
+            endpoint.client.delay = delay
+
+    def rest(self) -> None:
+        """Expect no answer: nothing is offered for now."""
+        self._due_at = None
 
     def reset(self, camera: str = '') -> None:
         """Forget when a camera's frames were sent, give up what is asked (restart, clock jump)."""

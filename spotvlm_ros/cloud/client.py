@@ -120,6 +120,7 @@ class CloudClient:
     def __init__(self, server: CloudServer) -> None:
         """Connect lazily."""
         self.server = server
+        self.delay = server.delay  # may be changed at any time
         self._random = random.Random(server.delay.emulated_delay_seed)
         self._transport = Transport(server.config.base_url, server.api_key)
         # A form of the owner's stands alone: a schema of ours could contradict it.
@@ -232,7 +233,7 @@ class CloudClient:
                                'the facts; raise them or lower emulated_delay_median_s')
 
     def _delay_s(self) -> float:
-        delay = self.server.delay
+        delay = self.delay
         if delay.emulated_delay_median_s <= 0:
             return 0.0
         return delay.emulated_delay_median_s * math.exp(

@@ -273,6 +273,9 @@ class RequestConfig:
         2, 'requests under way at once, at most: fewer where the round trips allow', 1, 16,
         changeable='while_running')
     retries: int = parameter(2, 'tries after a failed one, each about the newest frame', 0, 10)
+    paused: bool = parameter(
+        False, 'send no keyframes; what is under way is still answered',
+        changeable='while_running')
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,8 @@ class EmulatedDelayConfig:
     """A delay added to real round trips, labelled as such."""
 
     emulated_delay_median_s: float = parameter(
-        0.0, 'delay added to each reply on purpose, lognormal [s]; 0: none', 0.0, 600.0)
+        0.0, 'delay added to each reply on purpose, lognormal [s]; 0: none', 0.0, 600.0,
+        changeable='while_running')
     emulated_delay_sigma: float = parameter(0.4, 'spread of the added delay', 0.0, 3.0)
     emulated_delay_seed: int = parameter(0, 'makes the added delays repeatable', 0, MAX_INT32)
 

@@ -50,6 +50,7 @@ BUDGETS = {'budget_bytes': 'budget_mb_per_hour', 'budget_tokens': 'budget_tokens
            'budget_money': 'budget_money_per_hour'}
 UNANSWERED_S = 10.0  # without an answer, at least, though keyframes are due: no cloud
 STATUS_S = 0.5  # CloudStatus is published this often
+PAUSED = 'no keyframes are sent: parameter paused is true; set it to false to go on'
 TEND_S = 0.2    # and the embedded server looked after
 
 
@@ -144,6 +145,9 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             yield Trouble(self._embedded.trouble, ERROR)
         frames = [trouble for frames in self._inputs for trouble in frames.troubles()]
         yield from frames
+        if self.config.paused:
+            yield Trouble(PAUSED)
+            return
         budget = bridge.short_of
         if budget:
             yield Trouble(f'{BUDGETS[budget]} is spent and keyframes wait: raise it or '
@@ -232,6 +236,10 @@ class CloudNode(SpotNode[CloudNodeConfig]):
     def _offer(self, frame: Frame) -> None:
         if self._bridge is None:
             return
+        if self.config.paused:
+            self._bridge.rest()
+            return
+        self._bridge.emulate(self.config)
         self._bridge.policy.max_in_flight = self.config.max_in_flight
         self._frame_ids[frame.camera] = frame.frame_id
         self._watch(self._bridge, frame)
@@ -278,7 +286,8 @@ class CloudNode(SpotNode[CloudNodeConfig]):
             round_trip_p50=duration_msg(bridge.round_trip_s(0.5)),
             round_trip_p95=duration_msg(bridge.round_trip_s(0.95)),
             emulated_delay_p50=duration_msg(bridge.emulated_delay_s),
-            breaker=int(bridge.breaker_state), last_error=stats.last_error or bridge.pauses)
+            breaker=int(bridge.breaker_state),
+            last_error=PAUSED if self.config.paused else stats.last_error or bridge.pauses)
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 

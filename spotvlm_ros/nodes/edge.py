@@ -42,6 +42,7 @@ from .debug_image import DebugImage
 from .detections import FocusDetections
 from .health import Pulse, SILENCE_S, Trouble
 from .input import FrameInput
+from .own_answers import OwnAnswers
 from .parameters import NodeOptions
 from .remote_edge import load_edge_model, RemoteEdge
 from .standing_queries import QueryDoor
@@ -81,6 +82,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                                lambda: [f.camera for f in self._inputs], self._mailbox.wake)
         self._audit, self._truths = ContextAudit(self), DelayedTruth(self)
         self._detections, self._debug = FocusDetections(self), DebugImage(self)
+        self._own = OwnAnswers(self)
         self._recorder: Recorder | None = None
         self._running = self._busy = False
         self._thread: threading.Thread | None = None
@@ -112,6 +114,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
                 load=recorded_load(self.config))
         self._truths.setup(tuple(self._queries.values()), self._recorder)
         self._audit.setup()
+        self._own.setup()
         self._answers = self.advertise(Answer, 'answers', RELIABLE)
         self._detections.setup()
         self._debug.setup()
@@ -388,6 +391,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             self.count_problem('parse_errors', answered.message.error_msg)
 
     def _publish(self, answered: AnsweredFrame) -> None:
+        self._own.publish(answered)
         self._answers.publish(answered.message)
         self._published += 1
         if answered.message.error_code in (Answer.ERROR_NONE, Answer.ERROR_TIMEOUT):

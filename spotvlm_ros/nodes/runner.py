@@ -41,10 +41,12 @@ from ..system.machine import StealTime
 from ..system.middleware import report_middleware_problem
 from ..system.processes import Child, PYTHON
 from ..system.signals import StopSignal
+from ..view.address import Address, AddressError, show
 
 if TYPE_CHECKING:
     from .family import Awaited, Family
     from .monitor import Monitor  # imports ROS, which has to wait for the signal handlers
+    from .view import ViewNode
 
 DRAIN_S = 5.0  # longest wait for the last answers to arrive after the last frame
 QUIET_S = 0.7  # no answer for this long: there will be none any more
@@ -68,6 +70,7 @@ class RunConfig:
     server_threads: int = 1
     record: bool = False     # keep all messages in the monitor, truth and context too
     output: str = ''         # folder for summary.json; empty: none
+    view: str | None = None  # where the live page is served, '': on this machine; None: nowhere
 
 
 def run(config: RunConfig, stop: StopSignal,
@@ -91,7 +94,7 @@ def run(config: RunConfig, stop: StopSignal,
                       flush=True)
             argv = _argv(config, profile.params_file(names), stack)
             return _run_graph(config, profile, argv, stop, watch, stack)
-        except (ParameterError, RuntimeError) as error:
+        except (AddressError, ParameterError, RuntimeError) as error:
             print(printable(f'error: {error}'), file=sys.stderr)
             return 1, {}
         except ImportError as error:
@@ -146,9 +149,12 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
     from .family import Awaited, Family
     from .monitor import Monitor
     sim_time = profile.sections['edge'].get('use_sim_time', False)
-    graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record)],
+    graph = Graph(lambda: [Monitor(show=not config.quiet, keep=config.record),
+                           *_views(config, profile)],
                   [*argv, '-p', f'use_sim_time:={json.dumps(sim_time)}'])
     monitor: Monitor = graph.nodes[0]
+    for node in graph.nodes[1:]:
+        show(node.server.url)
     family, awaited = Family(profile, stack), Awaited(monitor, profile, config.multi_process)
     # The camera last. Processes of their own also where it is only one: the monitor must not take
     # the interpreter lock from the edge.
@@ -180,6 +186,18 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
         stack.close()
         end_process(code)
     return code, summary
+
+
+def _views(config: RunConfig, profile: Profile) -> list[ViewNode]:
+    """Return the node of the live page, where one is wanted; raise AddressError."""
+    if config.view is None:
+        return []
+    from .view import ViewNode
+    node = profile.edge if config.multi_process else profile.camera
+    transport = node.image_transport if profile.camera.source == 'topic' else 'compressed'
+    cameras = dict.fromkeys(profile.camera.cameras or ('',), transport)
+    return [ViewNode(f'spotvlm {Path(config.profile).stem} {config.namespace}'.rstrip(),
+                     Address.parse(config.view), cameras, profile.cloud.emulated_delay_median_s)]
 
 
 def _wait(config: RunConfig, monitor: Monitor, family: Family, awaited: Awaited,

@@ -124,6 +124,7 @@ SETUPTOOLS = 'setuptools<80'
 BUILD = (SETUPTOOLS, 'colcon-common-extensions')
 DEVELOP = (
     'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis', *EXTRAS,
+    'websocket-client',  # drives Chromium, where that is installed
     # Of `make test` alone, and not in package.xml: rosdep has no key for it.
     'pytest-xdist',
     # With the plug-ins that ROS installs beside them. flake8-docstrings does the work of

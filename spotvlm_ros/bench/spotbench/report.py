@@ -30,22 +30,13 @@ from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
 from .systems import ALONE, BOUND, bounded, CALIBRATED, FULL, SYSTEMS
 from ...system.markdown import table as markdown_table
+from ...view.parts import document, heading, note as html_note, table as html_table
 
 Rows = list[list[str]]
 SHOWN = 6       # sequences of own data that stand in the tables one by one
 ORACLE = 'cloud, zero latency (oracle)'
 MARKS = ('<!-- results: made by `spotvlm bench --report --update docs/benchmark.md` -->',
          '<!-- end of results -->')
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
- color: #222 } h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 } th, td { text-align: right;
- padding: .25rem .4rem; border-bottom: 1px solid #ddd; white-space: nowrap } th:first-child,
-td:first-child { text-align: left } th { border-bottom: 2px solid #999; font-weight: 600 }
-tr.full td { background: #e8f1fa; font-weight: 600 } img { max-width: 100% } .ci { color: #777;
- font-size: 11px } .box { overflow-x: auto } .note { color: #555; font-size: 13px }
-pre { background: #f5f5f5; padding: .6rem; font-size: 12px; overflow-x: auto }
-"""
 
 
 def report(cells: Sequence[Cell], meta: Mapping[str, object], out: Path) -> None:
@@ -221,7 +212,7 @@ def about(meta: Mapping[str, object]) -> str:
 
 def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]) -> str:
     """Return the whole page."""
-    body = ['<h1>SpotBench</h1>', f'<p class="note">{html.escape(about(meta))}</p>']
+    body = [html_note(about(meta))]
     plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}
     after = {'Headline': ('Accuracy by set', 'Accuracy over delay', 'Latency and accuracy'),
              'The full method': ('Help and harm',
@@ -230,22 +221,14 @@ def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]
     for title, note, (head, rows) in sections(table, meta):
         if not rows:
             continue
-        body += [f'<h2>{title}</h2>', f'<p class="note">{html.escape(note)}</p>',
-                 _html_table(head, rows)]
-        body += [f'<h2>{plot}</h2><img alt="{plot}" src="data:image/png;base64,{plots[plot]}">'
+        body += [heading(title), html_note(note), html_table(head, rows, marked=FULL, cell=_cell)]
+        body += [f'{heading(plot)}<img alt="{plot}" src="data:image/png;base64,{plots[plot]}">'
                  for plot in after.get(title, ()) if plot in plots]
-    body.append(f'<h2>Run</h2><pre>{html.escape(json.dumps(dict(meta), indent=1))}</pre>')
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>SpotBench</title>'
-            f'<style>{STYLE}</style></head><body>' + '\n'.join(body) + '</body></html>\n')
+    body.append(f'{heading("Run")}<pre>{html.escape(json.dumps(dict(meta), indent=1))}</pre>')
+    return document('SpotBench', body)
 
 
-def _html_table(head: Sequence[str], rows: Rows) -> str:
-    def cell(value: str) -> str:
-        number, _, interval = value.partition(' [')
-        return html.escape(number) + (f' <span class="ci">[{interval}</span>' if interval else '')
-    lines = ['<div class="box"><table><tr>' + ''.join(f'<th>{html.escape(h)}</th>' for h in head)
-             + '</tr>']
-    for row in rows:
-        mark = ' class="full"' if row[0] == FULL else ''
-        lines.append(f'<tr{mark}>' + ''.join(f'<td>{cell(v)}</td>' for v in row) + '</tr>')
-    return ''.join(lines) + '</table></div>'
+def _cell(value: str) -> str:
+    number, _, interval = value.partition(' [')
+    return html.escape(number) + (
+        f' <span class="ci">[{html.escape(interval)}</span>' if interval else '')

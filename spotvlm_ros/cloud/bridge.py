@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 import random
 import threading
-import time
 
 from .breaker import State
 from .bridge_statistics import BridgeStatistics, percentile
@@ -67,10 +66,9 @@ class _Job(KeyframeRequest):
         keys = self.query.keys or ('default',)
         return self.offered + max(self.query.ttl_ns(k) for k in keys) / NS
 
-    @property
-    def left_s(self) -> float:
-        """How much longer a reply is useful."""
-        return self.useful_until - time.monotonic()
+    def left_s(self, now: float) -> float:
+        """Return how much longer a reply is useful."""
+        return self.useful_until - now
 
 
 class _Skipped(Exception):
@@ -108,9 +106,7 @@ class CloudBridge:
         # Threads of its own: the loop's may all hang in look-ups of names while the network is
         # down.
         self._encoder = ThreadPoolExecutor(1, 'cloud-encoder')
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name='cloud', daemon=True)
-        self._thread.start()
+        self._loop = self._new_loop()
 
     # The way of a keyframe; all but offer run in the loop of the thread
 
@@ -121,7 +117,7 @@ class CloudBridge:
 
         Quick, from any thread; ``load`` is called by another.
         """
-        now = time.monotonic()
+        now = self._now
         with self._lock:
             due = self.policy.due(stamp_ns, camera)
             if due is not None and self._due_at is None:
@@ -145,7 +141,7 @@ class CloudBridge:
             except _Skipped as why:
                 with self._lock:
                     self.stats.count_skipped(str(why))
-                    self._note_budget(job.query, str(why), time.monotonic())
+                    self._note_budget(job.query, str(why), self._now)
                 job.again = not str(why).startswith('budget')
                 return
             except CloudError as error:
@@ -167,10 +163,11 @@ class CloudBridge:
             job.keyframe = await self._loop.run_in_executor(self._encoder, job.load)
         failed: list[Endpoint] = []
         error: CloudError | None = None
-        while error is None or not self._stopped and job.left_s >= LEAST_S:
+        while error is None or not self._stopped and job.left_s(self._now) >= LEAST_S:
             with self._lock:
-                request = self._pool.begin(len(job.keyframe.jpeg), job.query, job.left_s,
-                                           time.monotonic(), failed)
+                now = self._now
+                request = self._pool.begin(len(job.keyframe.jpeg), job.query, job.left_s(now),
+                                           now, failed)
                 self.stats.requests += isinstance(request, Request)
             if isinstance(request, str):
                 raise error or _Skipped(request)
@@ -180,7 +177,7 @@ class CloudBridge:
                 error = failure
                 failed.append(request.endpoint)
                 job.tries += 1
-                pause = request.endpoint.pause(time.monotonic())
+                pause = request.endpoint.pause(self._now)
                 self._count_error(failure.kind, f'{failure}; it has asked for a pause, until '
                                   f'{pause}' if pause else str(failure))
             else:
@@ -203,7 +200,7 @@ class CloudBridge:
             raise
         finally:
             with self._lock:
-                self._pool.end(request, reply, failure, len(keyframe.jpeg), time.monotonic())
+                self._pool.end(request, reply, failure, len(keyframe.jpeg), self._now)
         answer = parse_reply(job.query, reply.text, job.stamp_ns,
                              (keyframe.width, keyframe.height), keyframe.scale,
                              endpoint.config.box_scale)
@@ -223,7 +220,7 @@ class CloudBridge:
             return
         self._on_answer(answer)
         with self._lock:
-            self.stats.to_answer_s.append(time.monotonic() - answer.received)
+            self.stats.to_answer_s.append(self._now - answer.received)
         self._give_up(superseded)
 
     # From outside
@@ -298,13 +295,13 @@ class CloudBridge:
     @property
     def pauses(self) -> str:
         """Return which servers have asked to be left alone, and until when."""
-        return self._pool.pauses(time.monotonic())
+        return self._pool.pauses(self._now)
 
     @property
     def unanswered_s(self) -> float:
         """Return for how long keyframes have been due, or under way, without an answer."""
         due_at = self._due_at
-        return 0.0 if due_at is None else time.monotonic() - due_at
+        return 0.0 if due_at is None else self._now - due_at
 
     @property
     def usual_s(self) -> float:
@@ -317,7 +314,7 @@ class CloudBridge:
     def short_of(self) -> str:
         """Return which budget, budget_bytes for one, has kept keyframes back lately."""
         why, until = self._short
-        return why if time.monotonic() < until else ''
+        return why if self._now < until else ''
 
     @property
     def failing(self) -> list[str]:
@@ -327,7 +324,7 @@ class CloudBridge:
     def spent_hour(self) -> Cost:
         """Return what the last hour cost."""
         with self._lock:
-            return self.budget.spent(time.monotonic())
+            return self.budget.spent(self._now)
 
     @property
     def server(self) -> CloudServer:
@@ -346,9 +343,21 @@ class CloudBridge:
                     'in_flight': self.in_flight,
                     'in_flight_wanted': self.policy.target_in_flight,
                     'brought_forward': self.policy.urged, **self.stats.report(),
-                    **self._pool.report(time.monotonic())}
+                    **self._pool.report(self._now)}
 
     # What the flow is made of
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that everything happens in, and whose clock counts; a thread runs it."""
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name='cloud', daemon=True)
+        self._thread.start()
+        return loop
+
+    @property
+    def _now(self) -> float:
+        """Steady clock [s]; asyncio's own is the same as `time.monotonic`."""
+        return self._loop.time()
 
     def _may_send(self, due: Query, now: float) -> bool:
         """Return whether a request may go now; count a keyframe once that may not."""
@@ -390,7 +399,7 @@ class CloudBridge:
         """Return how long to wait before trying again, None when that is pointless."""
         if self._stopped or job.tries > self.retries or not error.retry:
             return None
-        now = time.monotonic()
+        now = self._now
         backoff = FIRST_BACKOFF_S * 2.0 ** (job.tries - 1) * self._random.uniform(0.5, 1.5)
         with self._lock:
             wait_s = max(backoff, self._pool.next_at(now) - now + 0.001)

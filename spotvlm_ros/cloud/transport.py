@@ -58,6 +58,7 @@ IDLE_S = 30.0           # an unused connection is kept this long
 MAX_PARTS = 64          # of a message that is a list
 _REASONING = ('reasoning_content', 'reasoning')  # fields of a message: vLLM, OpenRouter
 DRAIN_S = 0.1           # longest wait for the end of a body whose end mark has come
+TIMEOUT_HEADER = 'X-Request-Timeout-Ms'  # a server that knows it need not compute in vain
 HTTP = b'HTTP/1.'       # what a response begins with
 _METER: ContextVar[_Meter] = ContextVar('meter')  # of what the present task reads
 
@@ -100,8 +101,10 @@ class Transport:
         try:
             with _translated(self.base_url, deadline_s, reply):
                 async with timeout(deadline_s), self._pool.stream(
-                        'POST', self._url, headers=self._headers, content=content, extensions={
-                            'timeout': {'connect': CONNECT_S}, 'trace': trace}) as response:
+                        'POST', self._url, headers=[*self._headers, (
+                            TIMEOUT_HEADER, str(round(1e3 * deadline_s)))], content=content,
+                        extensions={'timeout': {'connect': CONNECT_S}, 'trace': trace}
+                        ) as response:
                     meter.left += MAX_BYTES
                     await self._read(response, reply)
         except CloudUnreachable as error:

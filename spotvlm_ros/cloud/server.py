@@ -24,6 +24,7 @@ from dataclasses import replace
 import http.client
 import json
 import os
+from pathlib import Path
 import secrets
 import socket
 import tempfile
@@ -53,6 +54,14 @@ class ServerError(RuntimeError):
 def serve_command(model: str, socket_number: int) -> list[str]:
     """Return the command that serves a checkpoint on an inherited socket."""
     return [*PYTHON, '-m', 'spotvlm_ros.cloud.serving', model, str(socket_number)]
+
+
+def batching_command(max_batch: int, keys: Path | None = None
+                     ) -> Callable[[str, int], Sequence[str]]:
+    """Return what serves a checkpoint to several robots at once; ``keys``: a file of theirs."""
+    more = ['--max-batch', str(max_batch)] + (['--keys', str(keys)] if keys else [])
+    return lambda model, socket_number: [
+        *PYTHON, '-m', 'spotvlm_ros.serving.main', model, str(socket_number), *more]
 
 
 class EmbeddedServer:

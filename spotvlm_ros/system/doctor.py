@@ -46,7 +46,8 @@ import warnings
 
 from .cv_bridge import check_cv_bridge
 from .middleware import middleware_problem
-from .requirements import EXTRAS, LIBRARIES, ROS_OPTIONAL, SETUPTOOLS, TORCH, TRANSFORMERS
+from .requirements import (EXTRAS, LARGE_EXTRAS, LIBRARIES, project_name, ROS_OPTIONAL,
+                           SETUPTOOLS, TORCH, TRANSFORMERS)
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
@@ -282,10 +283,10 @@ def check_libraries() -> Iterator[Finding]:
         else:
             yield Finding(library.name, MISSING, f'{version}; {library.requirement} is needed',
                           f'{sys.executable} -m pip install "{library.requirement}"')
-    for name, without in EXTRAS.items():
-        yield (Finding(name, OK, 'installed') if is_installed(name) else
+    for name, without in (EXTRAS | LARGE_EXTRAS).items():
+        yield (Finding(name, OK, 'installed') if is_installed(project_name(name)) else
                Finding(name, OPTIONAL, f'not installed: {without}',
-                       f'{sys.executable} -m pip install {name}'))
+                       f'{sys.executable} -m pip install "{name}"'))
 
 
 def check_ros_extras() -> Iterator[Finding]:

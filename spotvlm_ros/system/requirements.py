@@ -88,7 +88,10 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
               'uvicorn': 'transformers'}
 
 # Used where they are installed, and what is missed without them; tests have them.
-EXTRAS = {'peft': 'no spotvlm train --lora'}
+EXTRAS = {'peft': 'no spotvlm train --lora',
+          'llguidance': 'spotvlm serve holds no reply to a JSON schema'}
+# As those, and too large for tests to have everywhere.
+LARGE_EXTRAS = {'ray[serve]': 'no spotvlm serve --ray'}
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'geometry_msgs',

@@ -38,6 +38,10 @@ class StopSignal:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self.requested = False
+        self.install()
+
+    def install(self) -> None:
+        """Install the handlers, again where a library has put its own in their place."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 

@@ -56,6 +56,8 @@ PROGRAMS = {
     'executors': ('spotvlm_ros.bench.perf.executors', 'executors of rclpy, and which hang'),
     'faults': ('spotvlm_ros.bench.perf.faults', 'the running graph under attack, and a soak'),
     'robots': ('spotvlm_ros.bench.faults.robots', 'how many robots one server carries'),
+    'ray-kills': ('spotvlm_ros.bench.faults.ray_kills', 'parts of Ray Serve killed under robots'),
+    'fleet': ('spotvlm_ros.bench.fleet.main', 'fleets of robots and regions, in simulated time'),
     'chaos-server': ('spotvlm_ros.bench.faults.chaos', 'a server with faults on demand'),
 }
 MARKS = ('<!-- figures: made by `spotvlm perf --update docs/performance.md` -->',

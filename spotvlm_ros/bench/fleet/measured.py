@@ -1,0 +1,61 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The batch curve of a checkpoint, on keyframes and questions as robots send them."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .curve import Curve, measure, SIZES
+from ...cloud.client import cloud_server
+from ...cloud.keyframe_encoder import KeyframeEncoder
+from ...cloud.wording import ask_text
+from ...config.profiles import load_profile
+from ...mini.shipped import checkpoint_path
+from ...mini.worlds import make_world, TUNE_SEEDS
+from ...serving.chat import ChatRequest
+from ...serving.checkpoint import Checkpoint, Prepared
+
+FRAMES = 8
+
+
+def requests(checkpoint: Checkpoint, profile: str, model: str) -> list[Prepared]:
+    """Return what robots of a profile ask first, each about a frame of its own."""
+    loaded = load_profile(profile)
+    query, encoder = loaded.queries('cloud')[0], KeyframeEncoder()
+    config = cloud_server(replace(loaded.cloud, base_url='http://127.0.0.1', model=model)).config
+    prepared = []
+    for number in range(FRAMES):
+        frame = make_world(loaded.camera.world, TUNE_SEEDS.start + number).frame(100)
+        jpeg = encoder.encode(None, lambda frame=frame: np.asarray(frame)).jpeg  # type: ignore[misc]
+        url = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
+        prepared.append(checkpoint.prepare(ChatRequest.model_validate({
+            'model': model, 'max_tokens': config.max_tokens, 'messages': [{
+                'role': 'user', 'content': [
+                    {'type': 'image_url', 'image_url': {'url': url}},
+                    {'type': 'text', 'text': ask_text(query, config, False)}]}]})))
+    return prepared
+
+
+def measured_curve(model: str, device: str, profile: str) -> Curve:
+    """Measure. Raise FileNotFoundError or ValueError where the checkpoint cannot be used."""
+    path: Path = checkpoint_path(model)
+    checkpoint = Checkpoint(path, device)
+    return measure(path.name, checkpoint.answer, requests(checkpoint, profile, str(path)), SIZES)

@@ -1,0 +1,110 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Replies that always parse: only tokens are chosen with which the JSON of a schema goes on.
+
+By llguidance, the library that vLLM, SGLang and llama.cpp take, too; what the edge's own grammar
+knows are lines of keys and values, not JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+NEEDS = 'llguidance'
+
+
+class Constraints:
+    """The tokens of one model, as what schemas allow."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, end: int) -> None:
+        """
+        Look at the tokens when a first schema comes.
+
+        ``size``: logits of the model; ``end``: the token that ends a reply.
+        """
+        self._tokenizer, self._size, self.end = tokenizer, size, end
+        self._tokens: LLTokenizer | None = None
+        self._grammar = lru_cache(256)(self._compiled)
+
+    def check(self, schema: str) -> None:
+        """Raise ValueError where a schema cannot be kept to."""
+        if find_spec(NEEDS) is None:
+            raise ValueError(f'response_format: this server has no {NEEDS} (pip install {NEEDS})')
+        fault = self._grammar(schema)[1]
+        if fault:
+            raise ValueError(f'response_format: {fault}')
+
+    def matcher(self, schema: str) -> LLMatcher | None:
+        """Return what follows a reply token by token, None for free text."""
+        from llguidance import LLMatcher
+        if not schema:
+            return None
+        grammar, _ = self._grammar(schema)
+        assert self._tokens is not None
+        return LLMatcher(self._tokens, grammar)
+
+    def _compiled(self, schema: str) -> tuple[str, str]:
+        """Return a schema as the library wants it, and what is wrong with it."""
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
+        if self._tokens is None:
+            self._tokens = from_tokenizer(self._tokenizer, n_vocab=self._size,
+                                           eos_token=self.end)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                schema, overrides={'whitespace_flexible': False, 'item_separator': ', ',
+                                   'key_separator': ': '})
+            return grammar, LLMatcher.validate_grammar(grammar, self._tokens)
+        except ValueError as error:
+            return '', str(error)
+
+
+class Constrained(LogitsProcessor):
+    """Leaves the rows of a batch the tokens that their schemas allow."""
+
+    def __init__(self, matchers: Sequence[LLMatcher | None], start: int, end: int) -> None:
+        """Begin replies; ``start``: tokens of the prompt, ``end``: what ends a reply."""
+        self._matchers, self._start, self._end = matchers, start, end
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Take the last tokens, and leave those that may come next."""
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+        for row, matcher in enumerate(self._matchers):
+            if matcher is None:
+                continue
+            if input_ids.shape[1] > self._start and not matcher.is_stopped():
+                matcher.consume_token(int(input_ids[row, -1]))
+            allowed = np.zeros(scores.shape[1], np.uint8)
+            if matcher.is_stopped():  # nothing can follow
+                allowed[self._end] = 1
+            else:
+                mask = allocate_token_bitmask(1, scores.shape[1])
+                fill_next_token_bitmask(matcher, mask)
+                allowed = np.unpackbits(mask.view(np.uint8), bitorder='little')[:len(allowed)]
+            scores[row].masked_fill_(
+                torch.from_numpy(allowed == 0).to(scores.device), -torch.inf)
+        return scores

@@ -1,0 +1,306 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The batching server: who is computed when, what is refused, and that replies are the same."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+import json
+
+import pytest
+from spotvlm_ros.bench.fleet.clock import SimulatedLoop
+from spotvlm_ros.serving.batcher import Batcher
+from spotvlm_ros.serving.chat import Refused
+from spotvlm_ros.serving.keys import Keys, read_keys, Robot
+from spotvlm_ros.serving.meters import Meters
+from test_cloud_server import chat, MODEL
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    kind: str = 'small'
+
+
+class Computer:
+    """Takes a second for each batch, and notes what it was given."""
+
+    def __init__(self):
+        self.batches, self.gone, self.broken = [], [], ''
+
+    async def __call__(self, batch, gone):
+        self.batches.append([question.text for question in batch])
+        await asyncio.sleep(1.0)
+        self.gone += [question.text for i, question in enumerate(batch) if gone(i)]
+        if any(question.text == self.broken for question in batch):
+            raise RuntimeError('out of memory')
+        return [question.text.upper() for question in batch]
+
+
+@pytest.fixture
+def computer():
+    return Computer()
+
+
+def simulated(main):
+    loop = SimulatedLoop()
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+def asked(batcher, text, robot='r', until=60.0, kind='small'):
+    return asyncio.ensure_future(batcher.ask(Question(text, kind), robot, until))
+
+
+def test_those_of_one_kind_are_computed_together(computer):
+    async def main():
+        batcher = Batcher(computer, 3, Meters())
+        tasks = [asked(batcher, c, kind='large' if c == 'c' else 'small') for c in 'abcdef']
+        return await asyncio.gather(*tasks)
+    assert simulated(main) == list('ABCDEF')
+    assert computer.batches == [['a', 'b', 'd'], ['c'], ['e', 'f']]
+
+
+def test_a_robot_that_asks_much_waits_for_itself_not_the_others_for_it(computer):
+    async def main():
+        batcher = Batcher(computer, 1, Meters())
+        tasks = [asked(batcher, f'a{i}', 'a') for i in range(6)]
+        await asyncio.sleep(0.5)
+        tasks += [asked(batcher, f'b{i}', 'b') for i in range(2)]
+        await asyncio.gather(*tasks)
+    simulated(main)
+    order = [text for batch in computer.batches for text in batch]
+    assert order.index('b0') <= 2 and order.index('b1') <= 4
+    assert [t for t in order if t[0] == 'a'] == [f'a{i}' for i in range(6)]
+
+
+def test_what_would_come_too_late_is_refused_at_once_and_not_computed(computer):
+    async def main():
+        batcher, loop = Batcher(computer, 2, Meters()), asyncio.get_running_loop()
+        await asked(batcher, 'first', until=0.1)      # an idle server takes any
+        tasks = [asked(batcher, c) for c in 'abcd']   # two batches: two seconds
+        await asyncio.sleep(0.25)
+        began = loop.time()
+        with pytest.raises(Refused) as caught:
+            await batcher.ask(Question('late'), 'r', began + 2.0)
+        assert caught.value.status == 503 and caught.value.retry_after_s >= 1
+        assert loop.time() == began
+        tasks.append(asked(batcher, 'in time', until=began + 3.0))
+        return await asyncio.gather(*tasks)
+    assert simulated(main) == ['A', 'B', 'C', 'D', 'IN TIME']
+    assert 'late' not in sum(computer.batches, [])
+
+
+def test_what_has_become_too_late_while_it_waited_is_not_computed(computer):
+    async def main():
+        batcher = Batcher(computer, 1, Meters())
+        first = asked(batcher, 'a')   # how long it takes is not known yet
+        await asyncio.sleep(0)
+        late, good = asked(batcher, 'b', until=1.5), asked(batcher, 'c')
+        return await asyncio.gather(first, late, good, return_exceptions=True)
+    a, b, c = simulated(main)
+    assert (a, c) == ('A', 'C') and isinstance(b, Refused) and b.retry_after_s
+    assert computer.batches == [['a'], ['c']]
+
+
+def test_what_is_given_up_is_not_computed_or_not_to_its_end(computer):
+    async def main():
+        batcher = Batcher(computer, 2, Meters())
+        running, other, waiting = (asked(batcher, c) for c in 'abc')
+        await asyncio.sleep(0.5)
+        running.cancel()
+        waiting.cancel()
+        assert await other == 'B'
+        assert batcher.under_way == 0
+    simulated(main)
+    assert computer.batches == [['a', 'b']] and computer.gone == ['a']
+
+
+def test_one_that_breaks_the_model_takes_nobody_with_it(computer):
+    computer.broken = 'b'
+
+    async def main():
+        batcher = Batcher(computer, 4, Meters())
+        return await asyncio.gather(*(asked(batcher, c) for c in 'abc'), return_exceptions=True)
+    a, b, c = simulated(main)
+    assert (a, c) == ('A', 'C') and 'memory' in str(b)
+
+
+def test_a_quota_is_held_and_says_when_to_come_again():
+    robot = Robot('r', per_s=2.0)
+    sent = sum(not robot.wait_s(now / 10) for now in range(100))  # ten seconds
+    assert 20 <= sent <= 20 + 8
+    wait_s = robot.wait_s(9.9)
+    assert 0 < wait_s <= 0.5 and not robot.wait_s(9.9 + wait_s + 1e-6)
+    assert not any(Robot('free').wait_s(0.0) for _ in range(1000))
+
+
+@pytest.mark.parametrize('text, said', [
+    ('', 'no robots'), ('r', ':1'), ('r k x', ':1'), ('# r\nr k -1', ':2'), ('r k nan', ':1'),
+    ('r k 1 2', ':1'), (None, 'cannot be read')])
+def test_a_file_of_keys_that_is_none_is_named(tmp_path, text, said):
+    path = tmp_path / 'keys'
+    if text is not None:
+        path.touch(0o600)
+        path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_keys(path)
+
+
+def test_keys_are_private_and_each_robots_own(tmp_path):
+    path = tmp_path / 'keys'
+    path.write_text('# fleet\none k1 2.5\ntwo k2\n')
+    path.chmod(0o644)
+    with pytest.raises(ValueError, match='chmod 600'):
+        read_keys(path)
+    path.chmod(0o600)
+    keys = Keys(read_keys(path))
+    assert keys.robot('Bearer k1').per_s == 2.5 and keys.robot('Bearer k2').name == 'two'
+    assert not any(keys.robot(h) for h in ('', 'k1', 'Bearer ', 'Bearer k', 'Basic k1'))
+    with pytest.raises(ValueError, match='one key'):
+        Keys([('k', Robot('a')), ('k', Robot('b'))])
+
+
+class Echo:
+    """A model that repeats the last text; it takes as long as the event says."""
+
+    def __init__(self):
+        self.answered = 0
+
+    def prepare(self, chat):
+        from spotvlm_ros.serving.checkpoint import Prepared, Sampling
+        content = chat.messages[-1].content
+        text = content if isinstance(content, str) else content[-1].text
+        if text == 'broken':
+            raise ValueError('no image')
+        return Prepared({'text': text}, '', Sampling(), 8)
+
+    def answer(self, batch, gone):
+        from spotvlm_ros.serving.checkpoint import Reply
+        self.answered += len(batch)
+        return [Reply(p.inputs['text'], 7, 3, True) for p in batch]
+
+
+def service(model=None, robots=(('secret', Robot('owner')),)):
+    from spotvlm_ros.serving.service import Limits, Service
+    return Service(model or Echo(), Keys(robots), Limits((MODEL, 'large')))
+
+
+async def through(app, method, path, body=b'', key='secret', headers=(), gone=None):
+    """Ask an ASGI app; return status, headers and body."""
+    sent, events = [], [{'type': 'http.request', 'body': body, 'more_body': False}]
+
+    async def receive():
+        if events:
+            return events.pop()
+        await (gone or asyncio.Event()).wait()
+        return {'type': 'http.disconnect'}
+
+    async def send(event):
+        sent.append(event)
+    given = [(b'authorization', f'Bearer {key}'.encode()), *headers]
+    await app({'type': 'http', 'method': method, 'path': path, 'headers': given,
+               'query_string': b'', 'server': ('x', 80), 'scheme': 'http'}, receive, send)
+    if not sent:
+        return 0, {}, b''
+    return (sent[0]['status'], {k.decode(): v.decode() for k, v in sent[0]['headers']},
+            b''.join(e.get('body', b'') for e in sent[1:]))
+
+
+def answers(*requests, **options):
+    """Ask one service several times; return status and JSON of each, and its meters."""
+    from spotvlm_ros.serving.service import App
+    served = service(**options)
+
+    async def main():
+        return [await through(App(served), *request[:2], *(
+            [json.dumps(request[2]).encode() if isinstance(request[2], dict) else request[2]]
+            if len(request) > 2 else []), **(request[3] if len(request) > 3 else {}))
+            for request in requests]
+    return simulated(main), served.meters
+
+
+CHAT = '/v1/chat/completions'
+
+
+def test_the_service_answers_whole_and_streamed_and_counts():
+    got, meters = answers(
+        ('POST', CHAT, chat()), ('POST', CHAT, chat(
+            stream=True, stream_options={'include_usage': True})), ('GET', '/v1/models'),
+        ('GET', '/health'), ('GET', '/ready'), ('GET', '/metrics'))
+    assert [status for status, *_ in got] == [200] * 6
+    whole = json.loads(got[0][2])
+    assert whole['choices'][0]['message']['content'] == 'ready?'
+    assert whole['usage'] == {'prompt_tokens': 7, 'completion_tokens': 3, 'total_tokens': 10}
+    assert got[1][1]['content-type'].startswith('text/event-stream')
+    assert got[1][2].endswith(b'data: [DONE]\n\n') and b'"completion_tokens": 3' in got[1][2]
+    assert json.loads(got[2][2])['data'][0]['id'] == MODEL
+    assert b'spotvlm_requests_total{status="200"} 2\n' in got[5][2]
+    assert meters.value('tokens_total', 'prompt') == 14
+    assert got[0][1]['x-queue-wait-ms'].isdigit()
+
+
+@pytest.mark.parametrize('request_, status', [
+    (('GET', '/health', b'', {'key': 'guess'}), 401), (('POST', CHAT, chat(), {'key': ''}), 401),
+    (('GET', '/metrics', b'', {'key': 'guess'}), 401), (('POST', '/load_model', {}), 404),
+    (('PUT', CHAT, chat()), 404), (('POST', CHAT, chat('file:///etc/passwd')), 422),
+    (('POST', CHAT, chat('http://x/y.png')), 422), (('POST', CHAT, chat(tools=[])), 422),
+    (('POST', CHAT, chat(model='gpt2')), 400), (('POST', CHAT, b'{'), 422),
+    (('POST', CHAT, b'[' * 10**5), 422), (('POST', CHAT, b' ' * (2**26 + 1)), 413),
+    (('POST', CHAT, {'model': MODEL, 'messages': [{'role': 'user', 'content': 'broken'}]}), 400),
+    (('POST', CHAT, chat(), {'headers': [(b'x-request-timeout-ms', b'soon')]}), 400)],
+    ids=lambda value: str(value)[:40])
+def test_the_service_refuses_what_is_not_for_it(request_, status):
+    model = Echo()
+    (got,), _ = answers(request_, model=model)
+    assert got[0] == status and json.loads(got[2])['error']['message'] and not model.answered
+
+
+def test_who_is_over_the_quota_is_told_when_to_come_again():
+    (*good, over), meters = answers(*[('POST', CHAT, chat())] * 5,
+                                    robots=[('secret', Robot('r', 1.0))])
+    assert [g[0] for g in good] == [200] * 4 and over[0] == 429 and over[1]['retry-after'] == '1'
+    assert meters.value('refused_total', 'quota') == 1
+
+
+def test_the_timeout_of_a_request_is_its_deadline_and_who_hangs_up_is_given_up():
+    from spotvlm_ros.serving.service import App
+    from spotvlm_ros.serving.checkpoint import Reply
+    served, names = service(), Counter()
+
+    async def compute(batch, gone):
+        await asyncio.sleep(1.0)
+        return [Reply('x', 1, 1, True) for _ in batch]
+    served._batcher._compute = compute
+
+    async def main():
+        app, gone = App(served), asyncio.Event()
+        first = asyncio.ensure_future(through(app, 'POST', CHAT, json.dumps(chat()).encode()))
+        await first
+        slow = [asyncio.ensure_future(through(
+            app, 'POST', CHAT, json.dumps(chat()).encode(), gone=gone)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        late = await through(app, 'POST', CHAT, json.dumps(chat()).encode(),
+                             headers=[(b'x-request-timeout-ms', b'900')])
+        names[late[0]] += 1
+        gone.set()
+        await asyncio.gather(*slow)
+        await asyncio.sleep(2.0)
+    simulated(main)
+    assert names == {503: 1}
+    assert served.meters.value('hung_up_total') == 2 and served._batcher.under_way == 0

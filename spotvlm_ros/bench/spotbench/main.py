@@ -48,7 +48,8 @@ from ...mini.shipped import checkpoint_path
 from ...system.machine import machine, StealTime
 
 if TYPE_CHECKING:
-    from .work import Result, Setup
+    from .on_ray import RayPool
+    from .work import Result, Setup, WorkerPool
 
 HANDS_ENV = 'SPOTVLM_HANDS'
 REAL = 'hri real hands'
@@ -81,6 +82,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         f'edge node; 0: one pass, no guard (default {ODDS:g})')
     parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1),
                         help='processes, of one thread each')
+    parser.add_argument('--ray', default='', metavar='ADDRESS', help='spread episodes over a Ray '
+                        'cluster in the place of --jobs; local: one that is started here')
     parser.add_argument('--out', type=Path, default=Path('out/bench'), help='folder to write')
     parser.add_argument('--no-cache', action='store_true',
                         help='ask every model again, even what it has answered in an earlier run')
@@ -284,10 +287,10 @@ def _replayed(args: argparse.Namespace, sampling: Sampling, sets: Sequence[str],
     """Return the counts of every episode, by set."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from .work import majority_values, other_context, replay, WorkerPool
+    from .work import majority_values, other_context, replay
     count = args.episodes or (FULL_EPISODES if args.full else QUICK_EPISODES)
     all_episodes = [e for s in sets for e in episodes(args.split, s, count)]
-    pool = WorkerPool(_setup(args, sampling, hands), args.jobs)
+    pool = _pool(args, _setup(args, sampling, hands))
     try:
         with Progress('{task.description}', BarColumn(), MofNCompleteColumn(),
                       TimeElapsedColumn()) as bar:
@@ -313,6 +316,19 @@ def _replayed(args: argparse.Namespace, sampling: Sampling, sets: Sequence[str],
         pool.close()
     return {s: [results[i].tally for i, e in enumerate(all_episodes) if e.set == s]
             for s in sets}
+
+
+def _pool(args: argparse.Namespace, setup: Setup) -> WorkerPool | RayPool:
+    """Return what runs episodes. Raise ValueError where there is no Ray."""
+    from .work import WorkerPool
+    if not args.ray:
+        return WorkerPool(setup, args.jobs)
+    try:
+        from .on_ray import RayPool
+    except ImportError as error:
+        raise ValueError(f'--ray: {error}; pip install "ray[serve]"') from error
+    kept = None if args.no_cache else args.out / 'cache' / 'ray'
+    return RayPool(setup, args.ray, args.jobs, kept)
 
 
 def scope_of(full: bool, episode: Episode) -> RunScope:

@@ -1,0 +1,197 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Robots per GPU: the miniature cloud, and the shape of a 7B model with random weights.
+
+`python -m spotvlm_ros.bench.fleet.gpu` measures how long batches take, computes from that how many
+robots one GPU carries, and has simulated robots ask the app, in a process of its own, to see
+whether that is so. What random weights say is of no meaning; what it costs is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+import http.client
+import json
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from .curve import Curve, measure
+from .main import HEADING as FLEET_HEADING, Plan, robots_per_replica, simulate
+from .measured import requests
+from .simulated import NETWORKS, Setting
+from ..faults.robots import carry, Fleet, HEADING
+from ..perf.edge_gpu import inputs_of, SHAPES, tiny_shapes
+from ...cloud.client import cloud_server
+from ...config.nodes import ServerConfig
+from ...config.profiles import load_profile
+from ...mini.shipped import checkpoint_path
+from ...serving.chat import ChatRequest
+from ...serving.checkpoint import Checkpoint, Prepared, Reply, Sampling
+from ...serving.keys import Keys, Robot
+
+MINIATURE = 'spot-mini-cloud'
+TOKENS = 100       # of each reply of random weights, about what facts and boxes take
+QUESTION = 160     # tokens of text in their prompts
+MAX_BATCH = 32
+MOST_ROBOTS = 128  # that this process can be
+
+
+class RandomCheckpoint(Checkpoint):
+    """A model of some shape that says nothing, in as much time as one that does."""
+
+    def __init__(self, shape: str, device: str) -> None:
+        """Make the weights."""
+        config = {**SHAPES, **tiny_shapes()}[shape]()
+        dtype = torch.bfloat16 if device == 'cuda' else torch.float32
+        with torch.device(device):
+            self._model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+        self._ends, self._pad = frozenset({-1}), 0
+        self._vision, self._image = inputs_of(config, device, dtype)
+
+    def prepare(self, chat: ChatRequest) -> Prepared:
+        """Return a request of the usual size, whatever was asked."""
+        ids = torch.tensor([[*self._image, *torch.randint(1000, 40000, (QUESTION,)).tolist()]])
+        inputs = {'input_ids': ids, 'attention_mask': torch.ones_like(ids), **self._vision}
+        if 'image_grid_thw' in inputs:
+            inputs['mm_token_type_ids'] = (ids == self._image[0]).int()
+        return Prepared(inputs, '', Sampling(), TOKENS)
+
+    def _reply(self, prepared: Prepared, row: list[int]) -> Reply:
+        facts = [{'label': key, 'value': 'none'} for key in (
+            'light', 'limit', 'lead', 'pedestrian')]
+        return Reply(json.dumps(facts), prepared.inputs['input_ids'].shape[1], len(row), True)
+
+
+def load(name: str, device: str) -> Checkpoint:
+    """Return a model of a name."""
+    return Checkpoint(checkpoint_path(name), device) if name == MINIATURE else \
+        RandomCheckpoint(name, device)
+
+
+def serve(name: str, device: str, port: int) -> None:
+    """Serve a model by the app."""
+    import uvicorn
+
+    from ...serving.service import App, Limits, Service
+    service = Service(load(name, device), Keys([('robots', Robot('robots'))]),
+                      Limits((name,), MAX_BATCH))
+    uvicorn.run(App(service), port=port, lifespan='off', log_level='warning', access_log=False)
+
+
+def curve_of(name: str, device: str) -> Curve:
+    """Measure."""
+    model = load(name, device)
+    chat = ChatRequest.model_validate({'model': name, 'messages': [
+        {'role': 'user', 'content': 'What?'}]})
+    asked = requests(model, 'driving', name) if name == MINIATURE else [
+        model.prepare(chat) for _ in range(2)]
+    sizes, rounds = ((1, 2, 4, 8, 16, 32), 5) if name == MINIATURE else ((1, 4, 8, 16, 32), 2)
+    return measure(name, model.answer, asked, sizes, rounds)
+
+
+def measured_robots(name: str, device: str, counts: Sequence[int], port: int,
+                    seconds: float) -> list[Mapping[str, object]]:
+    """Return what simulated robots get of the app, in real time."""
+    process = subprocess.Popen([sys.executable, '-m', __spec__.name, '--serve', name, '--device',
+                                device, '--port', str(port)])
+    try:
+        until = time.monotonic() + 90.0
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f'the server of {name} did not come up')
+            time.sleep(0.2)
+        server = replace(cloud_server(ServerConfig(
+            base_url=f'http://127.0.0.1:{port}/v1', model=name)), api_key='robots')
+        fleet = Fleet(server, load_profile('driving').queries('cloud'))
+        rows = []
+        print(HEADING)
+        for count in counts:
+            rows.append(carry(count, fleet, seconds, name[:12]))
+            print(rows[-1], flush=True)
+        return [asdict(row) for row in rows]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=5.0)
+    try:
+        connection.request('GET', '/health', headers={'Authorization': 'Bearer robots'})
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _of(name: str, arguments: argparse.Namespace, port: int,
+        show: Callable[[str], None] = print) -> dict[str, object]:
+    """Measure one model, compute, and compare."""
+    curve = curve_of(name, arguments.device)
+    if arguments.device == 'cuda':
+        torch.cuda.empty_cache()
+    show(f'{name}: ' + '  '.join(f'{s}: {curve.batch_s(s):.3f} s, {curve.per_s(s):.1f}/s'
+                                 for s in curve.sizes))
+    setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'])
+    plan = Plan(curve, setting, 1, max_batch=MAX_BATCH, seconds=20.0)
+    computed = {network.name: robots_per_replica(replace(
+        plan, setting=replace(setting, network=network))) for network in NETWORKS.values()}
+    show(f'robots per GPU, computed, by network: {computed}')
+    counts = sorted({max(1, min(MOST_ROBOTS, int(share * computed['wired'])))
+                     for share in (0.5, 0.9)})
+    show(FLEET_HEADING)
+    expected = [simulate(replace(plan, robots=count)) for count in counts]
+    for outcome in expected:
+        show(str(outcome))
+    rows = measured_robots(name, arguments.device, counts, port, arguments.seconds)
+    return {'curve': asdict(curve), 'robots_per_gpu_computed': computed,
+            'computed': [asdict(o) for o in expected], 'measured': rows}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and compare; return 0."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', default=[MINIATURE, 'Qwen2.5-VL-7B'])
+    parser.add_argument('--device', default='cuda')
+    parser.add_argument('--seconds', type=float, default=10.0, help='of each number of robots')
+    parser.add_argument('--out', type=Path, default=Path('out/fleet_gpu.json'))
+    parser.add_argument('--serve', help=argparse.SUPPRESS)
+    parser.add_argument('--port', type=int, default=8077)
+    arguments = parser.parse_args(argv)
+    if arguments.serve:
+        serve(arguments.serve, arguments.device, arguments.port)
+        return 0
+    found = {}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(arguments.models):
+        found[name] = _of(name, arguments, arguments.port + number)
+        arguments.out.write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
+    print(f'wrote {arguments.out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,90 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Fleets in simulated time: no second is waited for, and the same fleet gives the same."""
+
+import asyncio
+from dataclasses import replace
+import json
+import time
+
+import pytest
+from spotvlm_ros.bench.fleet.clock import SimulatedLoop
+from spotvlm_ros.bench.fleet.curve import Curve, read_curve
+from spotvlm_ros.bench.fleet.main import main, Plan, recovery_s, robots_per_replica, simulate
+from spotvlm_ros.bench.fleet.simulated import NETWORKS, Setting
+from spotvlm_ros.method.facts import Query
+
+QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=1.0,
+              ttl_s={'default': 6.0})
+FLAT = Curve('flat', (1, 8), (0.4, 0.4))       # a batch costs as much as one
+SLOW = Curve('slow', (1, 8), (0.4, 3.2))       # nothing is gained by a batch
+PLAN = Plan(FLAT, Setting((QUERY,), NETWORKS['wired']), 4, seconds=15.0)
+
+
+def test_a_simulated_hour_takes_no_time_and_timers_keep_their_order():
+    loop, order = SimulatedLoop(), []
+
+    async def note(after_s):
+        await asyncio.sleep(after_s)
+        order.append((after_s, round(loop.time(), 6)))
+        return await loop.run_in_executor(None, lambda: after_s)
+
+    async def all_of_them():
+        return await asyncio.gather(*(note(s) for s in (3600.0, 0.5, 60.0)))
+    began = time.monotonic()
+    assert loop.run_until_complete(all_of_them()) == [3600.0, 0.5, 60.0]
+    loop.close()
+    assert order == [(0.5, 0.5), (60.0, 60.0), (3600.0, 3600.0)] and time.monotonic() - began < 2
+    loop = SimulatedLoop()
+    with pytest.raises(RuntimeError, match='nothing is left'):
+        loop.run_until_complete(loop.create_future())
+    loop.close()
+
+
+def test_a_fleet_is_the_same_each_time_and_gets_what_it_wants_where_there_is_room():
+    first = simulate(PLAN)
+    assert simulate(PLAN) == first
+    assert first.fresh > 0.99 and first.wanted > 0.9 and not first.refused and not first.errors
+    assert 0.4 < first.age_p50_s < 2.0
+
+
+def test_a_server_that_batches_carries_more_and_one_too_full_sheds_load_but_answers_as_much():
+    assert robots_per_replica(replace(PLAN, seconds=10.0)) > 2 * robots_per_replica(
+        replace(PLAN, seconds=10.0, curve=SLOW)) > 0
+    full, over = (simulate(replace(PLAN, robots=n)) for n in (16, 64))
+    assert over.refused > 0 and over.fresh < full.fresh
+    assert over.wanted * 64 > 0.8 * full.wanted * 16
+
+
+def test_robots_of_a_region_that_is_down_ask_the_other():
+    plan = replace(PLAN, robots=8, regions=2, outage_s=(5.0, 15.0), seconds=25.0)
+    outcome = simulate(plan)
+    assert outcome.errors > 0 and recovery_s(outcome, 6.0) < 6.0
+    assert min(outcome.fresh_by_s[20:]) == 1.0
+
+
+def test_the_command_reads_a_curve_and_writes_what_it_has_computed(tmp_path, capsys):
+    curve, out = tmp_path / 'curve.json', tmp_path / 'out' / 'fleet.json'
+    assert main(['--curve', str(curve)]) == 2 and str(curve) in capsys.readouterr().err
+    curve.write_text(json.dumps({'name': 'm', 'sizes': [1, 4], 'seconds': [0.9, 1.2]}))
+    assert read_curve(curve).batch_s(2) == pytest.approx(1.0)
+    assert main(['--curve', str(curve), '--seconds', '8', '--robots', '2', '5', '--out',
+                 str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert [f['robots'] for f in written['fleets']] == [2, 5] and written['scale']
+    assert 'computed' in capsys.readouterr().out
+    curve.write_text(json.dumps({'name': 'm', 'sizes': [4, 1], 'seconds': [0.9, 1.2]}))
+    assert main(['--curve', str(curve)]) == 2

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 import secrets
 import sys
@@ -112,10 +113,9 @@ def _on_ray(arguments: argparse.Namespace, path: Path, stack: ExitStack,
         keys = _private('keys', f'owner {owner}\n{more}', stack)
         if not key:
             _hand_over(owner, stack)
-    try:
-        from ..serving.on_ray import run, Settings
-    except ImportError as error:
-        raise ServerError(f'--ray: {error}; pip install "ray[serve]"') from error
+    from ..serving.on_ray import run, Settings
+    if find_spec('ray') is None:
+        raise ServerError('--ray: Ray is not installed; pip install "ray[serve]"')
     settings = Settings(
         model=str(path.resolve()), keys=str(keys.resolve()), device=arguments.device,
         max_batch=arguments.max_batch, replicas=arguments.replicas, least=arguments.least,

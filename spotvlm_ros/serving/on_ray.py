@@ -28,17 +28,18 @@ import logging
 import os
 from pathlib import Path
 import socket
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
-import ray
-from ray import serve
-from ray.util.metrics import Counter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from .keys import Keys, read_keys
 from .meters import METERS, Meters
 from .service import Limits, Service
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 
 class Settings(BaseModel):
@@ -87,6 +88,7 @@ class RayMeters(Meters):
 
     def __init__(self) -> None:
         """Start at zero."""
+        from ray.util.metrics import Counter
         super().__init__()
         self._counters = {name: Counter(f'spotvlm_{name}', description=meaning, tag_keys=('of',))
                           for name, (kind, meaning) in METERS.items() if kind == 'counter'}
@@ -98,8 +100,9 @@ class RayMeters(Meters):
             self._counters[name].inc(value, {'of': label[1]})
 
 
-def build(settings: Settings) -> serve.Application:
+def build(settings: Settings) -> Application:
     """Return the app; with ``least`` replicas, more are started as requests pile up."""
+    from ray import serve
     scaling: dict[str, object] = {'num_replicas': settings.replicas}
     if 0 < settings.least < settings.replicas:
         scaling = {'autoscaling_config': {
@@ -115,7 +118,13 @@ def build(settings: Settings) -> serve.Application:
 
 @contextmanager
 def run(settings: Settings, address: str, host: str, port: int) -> Iterator[str]:
-    """Serve, on a Ray that is started here (``local``) or a cluster; yield the address."""
+    """
+    Serve, on a Ray that is started here (``local``) or a cluster; yield the address.
+
+    Raise ImportError where there is no Ray.
+    """
+    import ray
+    from ray import serve
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # nothing is sent home
     port = port or _free_port(host)
     cores = max(os.cpu_count() or 1, int(settings.cpus * settings.replicas + 0.5))

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 import datetime
 from functools import partial
+from importlib.util import find_spec
 import os
 from pathlib import Path
 import resource
@@ -323,10 +324,9 @@ def _pool(args: argparse.Namespace, setup: Setup) -> WorkerPool | RayPool:
     from .work import WorkerPool
     if not args.ray:
         return WorkerPool(setup, args.jobs)
-    try:
-        from .on_ray import RayPool
-    except ImportError as error:
-        raise ValueError(f'--ray: {error}; pip install "ray[serve]"') from error
+    from .on_ray import RayPool
+    if find_spec('ray') is None:
+        raise ValueError('--ray: Ray is not installed; pip install "ray[serve]"')
     kept = None if args.no_cache else args.out / 'cache' / 'ray'
     return RayPool(setup, args.ray, args.jobs, kept)
 

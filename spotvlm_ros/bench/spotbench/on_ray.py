@@ -29,12 +29,13 @@ import hashlib
 import os
 from pathlib import Path
 import pickle
-from typing import TypeVar
-
-import ray
+from typing import TYPE_CHECKING, TypeVar
 
 from .cache import fingerprint, model_hash, PACKAGE
 from .work import begin, Setup
+
+if TYPE_CHECKING:
+    import ray
 
 T = TypeVar('T')
 
@@ -54,6 +55,7 @@ class RayPool:
 
     def __init__(self, setup: Setup, address: str, jobs: int, kept: Path | None) -> None:
         """Join the cluster (``local``: start one here); results are kept in a folder, if named."""
+        import ray
         os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # nothing is sent home
         local = address == 'local'
         ray.init(address, num_cpus=jobs if local else None, log_to_driver=False,
@@ -70,6 +72,7 @@ class RayPool:
 
     def run(self, calls: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
         """Yield the place and the result of each call, in the order in which they finish."""
+        import ray
         files = [self._file(call) for call in calls]
         left = []
         for i, file in enumerate(files):
@@ -91,6 +94,7 @@ class RayPool:
 
     def close(self) -> None:
         """Leave the cluster; its workers end."""
+        import ray
         ray.shutdown()
 
     def _file(self, call: Callable[[], object]) -> Path | None:

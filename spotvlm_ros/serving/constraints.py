@@ -73,7 +73,7 @@ class Constraints:
         from llguidance.hf import from_tokenizer
         if self._tokens is None:
             self._tokens = from_tokenizer(self._tokenizer, n_vocab=self._size,
-                                           eos_token=self.end)
+                                          eos_token=self.end)
         try:
             grammar = LLMatcher.grammar_from_json_schema(
                 schema, overrides={'whitespace_flexible': False, 'item_separator': ', ',

@@ -53,7 +53,7 @@ class Settings(BaseModel):
     replicas: int = Field(default=1, ge=1)
     least: int = Field(default=0, ge=0)  # 0: all of them
     cpus: float = Field(default=1.0, gt=0.0)   # of each replica; its threads, too
-    batches: int = Field(default=4, ge=1)      # under way at most per replica; more wait with the proxy
+    batches: int = Field(default=4, ge=1)  # under way at most per replica; more wait before it
 
 
 class Replica:

@@ -29,7 +29,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 import json
 from pathlib import Path
 import statistics
@@ -43,7 +43,7 @@ from .servers import Options, Server, SERVERS, start
 from ...cloud.bridge import CloudBridge
 from ...cloud.bridge_statistics import percentile
 from ...cloud.client import cloud_server, CloudServer
-from ...cloud.keyframe_encoder import KeyframeEncoder
+from ...cloud.keyframe_encoder import EncodedKeyframe, KeyframeEncoder
 from ...cloud.parse import CloudAnswer
 from ...config.nodes import RequestConfig, ServerConfig
 from ...config.profiles import load_profile
@@ -54,6 +54,7 @@ from ...system.machine import machine
 
 CAMERA_HZ = 10.0
 DISTINCT = 24  # frames per robot, then again from the first
+DRIVES = 16    # robots beyond these see what the first ones see
 MOST_ERRORS = 0.01
 WANTED = 0.95  # share of the answers that robots want
 BUSY = ('http_429', 'http_503')  # what a server says that sheds load
@@ -106,17 +107,15 @@ class SimulatedRobot:
 
     def __init__(self, number: int, fleet: Fleet) -> None:
         """Begin to ask."""
-        world = make_world(fleet.world, TUNE_SEEDS.start + number)
-        frames = [world.frame(5 * i) for i in range(DISTINCT)]
-        encoder = KeyframeEncoder()
-        self._keyframes = [encoder.encode(None, partial(np.asarray, f)) for f in frames]
+        self._keyframes = _keyframes(fleet.world, number % DRIVES)
         self._main = fleet.queries[0].id
         self.answers: list[CloudAnswer] = []
         self.ages_s: list[float] = []
         self.offers_s: list[float] = []  # how long the camera was held up
         self._began = time.monotonic_ns()
-        self.bridge = CloudBridge([fleet.server, *fleet.fallbacks], fleet.queries,
-                                  self.answers.append, RequestConfig(max_in_flight=fleet.in_flight))
+        self.bridge = CloudBridge(
+            [fleet.server, *fleet.fallbacks], fleet.queries, self.answers.append,
+            RequestConfig(max_in_flight=fleet.in_flight))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._drive, name=f'robot-{number}', daemon=True)
         self._thread.start()
@@ -146,6 +145,14 @@ class SimulatedRobot:
             newest = max([newest, *(a.stamp_ns for a in self.answers[-4:]
                                     if a.query_id == self._main)])
             self.ages_s.append((now - newest) / 1e9)
+
+
+@cache
+def _keyframes(name: str, number: int) -> list[EncodedKeyframe]:
+    """Return what the camera of a robot sees."""
+    world, encoder = make_world(name, TUNE_SEEDS.start + number), KeyframeEncoder()
+    return [encoder.encode(None, partial(np.asarray, world.frame(5 * i)))
+            for i in range(DISTINCT)]
 
 
 def carry(count: int, fleet: Fleet, seconds: float, name: str = '', warm_up_s: float = 3.0

@@ -54,7 +54,8 @@ MINIATURE = 'spot-mini-cloud'
 TOKENS = 100       # of each reply of random weights, about what facts and boxes take
 QUESTION = 160     # tokens of text in their prompts
 MAX_BATCH = 32
-MOST_ROBOTS = 128  # that this process can be
+MOST_ROBOTS = 96   # that this process can be
+FRESH_S = (3.0, 6.0)  # ages that context may have; the second is that of the shortest-lived fact
 
 
 class RandomCheckpoint(Checkpoint):
@@ -156,11 +157,12 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
                                  for s in curve.sizes))
     setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'])
     plan = Plan(curve, setting, 1, max_batch=MAX_BATCH, seconds=20.0)
-    computed = {network.name: robots_per_replica(replace(
-        plan, setting=replace(setting, network=network))) for network in NETWORKS.values()}
-    show(f'robots per GPU, computed, by network: {computed}')
-    counts = sorted({max(1, min(MOST_ROBOTS, int(share * computed['wired'])))
-                     for share in (0.5, 0.9)})
+    computed = {f'{network}, {fresh_s:g} s': robots_per_replica(replace(
+        plan, fresh_s=fresh_s, setting=replace(setting, network=NETWORKS[network])))
+        for network in ('wired', 'mobile') for fresh_s in FRESH_S}
+    show(f'robots per GPU, computed, by network and age of fresh context: {computed}')
+    most = max(computed.values())
+    counts = sorted({max(1, min(MOST_ROBOTS, int(share * most))) for share in (0.5, 0.9)})
     show(FLEET_HEADING)
     expected = [simulate(replace(plan, robots=count)) for count in counts]
     for outcome in expected:

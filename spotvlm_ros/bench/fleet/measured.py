@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def requests(checkpoint: Checkpoint, profile: str, model: str) -> list[Prepared]
     prepared = []
     for number in range(FRAMES):
         frame = make_world(loaded.camera.world, TUNE_SEEDS.start + number).frame(100)
-        jpeg = encoder.encode(None, lambda frame=frame: np.asarray(frame)).jpeg  # type: ignore[misc]
+        jpeg = encoder.encode(None, partial(np.asarray, frame)).jpeg
         url = 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode('ascii')
         prepared.append(checkpoint.prepare(ChatRequest.model_validate({
             'model': model, 'max_tokens': config.max_tokens, 'messages': [{

@@ -159,8 +159,8 @@ class _Bridge(CloudBridge):
         self._random.seed(robot.seed)
         for endpoint, region in zip(self._pool.endpoints, regions):
             endpoint.breaker._random.seed(f'{robot.seed} {region.name}')
-            endpoint.client = _Client(region, setting.network, robot.name,  # type: ignore[assignment]
-                                      robot.seed)
+            client = _Client(region, setting.network, robot.name, robot.seed)
+            endpoint.client = client  # type: ignore[assignment]
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         return self._simulated

@@ -35,7 +35,8 @@ from .cache import fingerprint, model_hash, PACKAGE
 from .work import begin, Setup
 
 if TYPE_CHECKING:
-    import ray
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 T = TypeVar('T')
 
@@ -80,7 +81,7 @@ class RayPool:
                 yield i, pickle.loads(file.read_bytes())  # our own: see SECURITY.md
             else:
                 left.append(i)
-        busy: dict[ray.ObjectRef, tuple[int, ray.actor.ActorHandle]] = {}
+        busy: dict[ObjectRef, tuple[int, ActorHandle]] = {}
         while left or busy:
             while left and self._idle:
                 i, worker = left.pop(0), self._idle.pop()

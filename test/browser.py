@@ -43,6 +43,10 @@ WIDER = """[...document.querySelectorAll('body *')].filter(e => {
 NAMELESS = """[...document.querySelectorAll('button, input, select, textarea, img')].filter(
   e => !(e.labels && e.labels.length || e.textContent.trim() || e.getAttribute('aria-label')
          || e.alt)).map(e => e.outerHTML.slice(0, 90))"""
+# A column of single letters.
+THIN = """[...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.innerText
+  && e.offsetWidth && e.offsetHeight > 120 && e.offsetHeight > 8 * e.offsetWidth).map(
+  e => e.tagName + '#' + e.id + ' ' + e.innerText.slice(0, 40))"""
 # WCAG 2: 4.5 to 1 between text and what is behind it.
 PALE = """(() => {
   const numbers = c => c.match(/[\\d.]+/g).map(Number);
@@ -121,7 +125,7 @@ class Page:
     def check(self) -> None:
         """Assert what holds of every page: it fits, says what it is, and has said no error."""
         assert self.run(WIDER) == [] and self.run(NAMELESS) == []
-        assert self.run(PALE) == []
+        assert self.run(PALE) == [] and self.run(THIN) == []
         assert self.run('document.documentElement.scrollWidth <= innerWidth')
         assert self.errors == []
 

@@ -151,7 +151,7 @@ class ViewNode(Node):
     def _on_status(self, message: CloudStatus) -> None:
         breaker = BREAKERS[message.breaker] if message.breaker < len(BREAKERS) else '?'
         self.state.status({
-            'endpoint': printable(message.endpoint), 'model': printable(message.model),
+            'endpoint': printable(message.endpoint), 'model': printable(message.model.rpartition('/')[2]),
             'in_flight': int(message.in_flight), 'requests': int(message.requests),
             'answers': int(message.answers), 'errors': int(message.errors),
             'skipped': int(message.skipped), 'breaker': breaker,

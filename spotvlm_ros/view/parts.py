@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+LONG = 24      # word [characters]
 WEB = Path(__file__).with_name('web')
 
 
@@ -67,10 +68,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = '',
     for row in rows:
         mark = ' class="full"' if marked and row[0] == marked else ''
         lines.append(
-            f'<tr{mark} role="row"><th scope="row" role="rowheader">{html.escape(row[0])}</th>'
-            + ''.join(f'<td role="cell" data-label="{html.escape(name)}">{cell(text)}</td>'
-                      for name, text in zip(head[1:], row[1:])) + '</tr>')
+            f'<tr{mark} role="row"><th scope="row" role="rowheader"{_long(row[0])}>'
+            f'{html.escape(row[0])}</th>'
+            + ''.join(f'<td role="cell" data-label="{html.escape(name)}"{_long(text)}>{cell(text)}'
+                      '</td>' for name, text in zip(head[1:], row[1:])) + '</tr>')
     return ''.join([*lines, '</tbody></table>'])
+
+
+def _long(text: str) -> str:
+    """Return what lets a word be broken that is too long for a column."""
+    return ' class="long"' if any(len(word) > LONG for word in text.split()) else ''
 
 
 def note(text: str) -> str:

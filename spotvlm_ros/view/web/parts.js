@@ -8,6 +8,7 @@ function element(name, text, label) {
   const made = document.createElement(name);
   made.textContent = text;
   if (label) made.dataset.label = label;
+  if (/\S{25}/.test(text)) made.className = 'long';
   return made;
 }
 

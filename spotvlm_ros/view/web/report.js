@@ -1,12 +1,15 @@
 // Goes through a recorded run, on top of parts.js.
 const run = JSON.parse($('data').textContent);
 const PALETTE = ['#4269d0', '#efb118', '#ff725c', '#6cc5b0', '#3ca951', '#ff8ab7', '#a463f2',
-                 '#97bbf5', '#9c6b4e', '#9498a0'];
+                 '#97bbf5', '#9c6b4e', '#17becf', '#bcbd22', '#e377c2', '#8c564b', '#7f7fff'];
+const NAMED = {none: '#b4bac0', red: '#d62728', yellow: '#e6b800', green: '#2ca02c'};
 const colors = new Map();
 let query = '', steps = [];
 
 function color(value) {
-  if (!colors.has(value)) colors.set(value, PALETTE[colors.size % PALETTE.length]);
+  if (!colors.has(value)) {
+    colors.set(value, Object.hasOwn(NAMED, value) ? NAMED[value] : PALETTE[colors.size % PALETTE.length]);
+  }
   return colors.get(value);
 }
 
@@ -98,12 +101,12 @@ function show(at) {
     const picture = run.frames[frame.key];
     $('now').src = picture.url;
     boxes('now-boxes', picture, focus);
-    $('now').alt = $('now-caption').textContent = `${Object.keys(focus).length} focus regions; `
+    $('now').alt = $('now-caption').textContent = `focus regions: ${Object.keys(focus).length}; `
       + (frame.off < 0.001 ? 'the answered frame' : `a frame ${seconds(frame.off)} beside it`);
   } else {
     $('now-caption').textContent = 'the frames are not at hand';
   }
-  const head = ['fact', 'answer', 'from', 'cloud', 'context'], known = Object.keys(step.truth).length;
+  const head = ['fact', 'answer', 'sure', 'cloud', 'context'], known = Object.keys(step.truth).length;
   if (known) head.push('truth');
   fill('answers', head, step.said.facts.map((fact) => {
     const cloud = factOf(step.cloud, fact.key), given = told && factOf(told, fact.key);

@@ -50,7 +50,7 @@ function drawAnswers(s) {
 function drawContext(s) {
   const now = s.context, told = s.told;
   $('gate').textContent = now ? `Gate ${now.gate}; ${now.facts.length} facts, ${now.tokens} tokens, `
-    + `${Object.keys(now.focus).length} focus regions, number ${now.sequence}`
+    + `focus regions: ${Object.keys(now.focus).length}, number ${now.sequence}`
     + (told ? `; the shown answer was told number ${told.sequence}` : '') : 'no context yet';
   const rows = now ? now.facts.map((f) => [f.key, f.value, seconds(f.age_s + since()), 'told'])
     .concat(Object.entries(now.dropped).map(
@@ -93,12 +93,12 @@ function drawPictures(s) {
   if (now) {
     boxes('now-boxes', now, carried);
     $('now-caption').textContent = $('now').alt = `frame ${seconds(now.age_s + since())} old, `
-      + `${Object.keys(carried).length} focus regions carried to it`;
+      + `focus regions carried to it: ${Object.keys(carried).length}`;
   }
   if (cloud) {
     boxes('cloud-boxes', cloud, seen);
     $('cloud-caption').textContent = $('cloud').alt = `frame ${seconds(cloud.age_s + since())} old`
-      + `; the cloud saw ${Object.keys(seen).length} regions in it`;
+      + `; regions that the cloud saw in it: ${Object.keys(seen).length}`;
   } else if (s.cloud) {
     $('cloud-boxes').replaceChildren();
     $('cloud').removeAttribute('src');

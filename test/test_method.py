@@ -209,6 +209,19 @@ def test_edge_turns_after_the_clouds_frame_are_evidence_of_change(turns, light):
     assert history.context(s(1)).focus['light'] == Region(0, 5, 20, 20)
 
 
+@pytest.mark.parametrize('newer, sure, then, light', [
+    (4, 0.5, 'red', 'red'), (5, 0.5, 'red', 'green'),       # five that agree, not four
+    (5, 0.998, 'none', 'red'), (5, 0.9991, 'none', 'green'),
+    (4, 1.0, 'none', 'red')])
+def test_five_newer_answers_of_the_edge_win_over_the_clouds(newer, sure, then, light):
+    """The rule as it is by default; those above are about shorter histories."""
+    history = History(SCENE)
+    for item in (turn(0, light='red'), edge(0, light=then),
+                 *(edge(0.1 * n, sure, light='green') for n in range(1, newer + 1))):
+        history.add(item)
+    assert known(history, 1.0)['light'][0] == light
+
+
 # -- the budget ----------------------------------------------------------------------------------
 
 def words(text):

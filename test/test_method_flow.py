@@ -146,6 +146,16 @@ def test_camera_motion_carries_what_has_no_corners():
     assert seen[7] is None and carrier.lost == 1
 
 
+def test_what_only_moves_with_the_camera_is_lost_after_five_seconds():
+    carrier = RegionTracker()
+    plain = np.full((SIZE[1], SIZE[0]), 128, np.uint8)   # nothing to hold on to
+    for n in range(27):
+        carrier.add((n + 1) * 2 * TENTH, plain)
+        if n == 0:
+            carrier.start({'box': Region(300, 200, 60, 60)}, 2 * TENTH)
+        assert ('box' in carrier.regions()) is (0.2 * n < 5.05), f'{0.2 * n:.1f} s'
+
+
 def test_what_leaves_the_frame_is_lost():
     carrier = RegionTracker()
     box = Region(560, 200, 60, 60)

@@ -29,7 +29,7 @@ from spotvlm_ros.method.flow import FlowConfig, RegionTracker
 from spotvlm_ros.method.gate import Drop, GateConfig, why_dropped
 from spotvlm_ros.method.keyframes import (
     is_complete, is_unsure, KeyframePolicy, KeyframeRequest, next_keyframe, SceneCutDetector,
-    target_in_flight, URGENT_SHARE)
+    target_in_flight)
 from spotvlm_ros.method.transfer import Transfer, TransferConfig
 
 SCENE = Query('scene', 'What is on the road?', 'facts',
@@ -246,8 +246,8 @@ def test_answers_from_before_a_jump_back_do_not_stop_the_stream_after_it(known):
 def test_what_is_urgent_goes_early_but_not_at_once():
     sent = {'scene': s(0)}
     assert next_keyframe([SCENE], sent, s(0.9)) is None
-    assert next_keyframe([SCENE], sent, s(URGENT_SHARE + 0.01), {'scene'}) is SCENE
-    assert next_keyframe([SCENE], sent, s(URGENT_SHARE - 0.01), {'scene'}) is None
+    assert next_keyframe([SCENE], sent, s(0.41), {'scene'}) is SCENE   # 40 % of its period
+    assert next_keyframe([SCENE], sent, s(0.39), {'scene'}) is None
 
 
 def test_requests_in_flight_follow_the_round_trips():

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -27,7 +28,8 @@ import pytest
 from spotvlm_ros.bench.spotbench import main, work
 from spotvlm_ros.bench.spotbench.cache import Cache
 from spotvlm_ros.bench.spotbench.calibration_rows import fixed, Part
-from spotvlm_ros.bench.spotbench.controls import permuted, random_regions, true_regions
+from spotvlm_ros.bench.spotbench.controls import (
+    BLANK, CONTROLS, permuted, random_regions, true_regions)
 from spotvlm_ros.bench.spotbench.delays import (
     DeliveredReply, HEADLINE, NEVER, SimulatedCloud, TRACES)
 from spotvlm_ros.bench.spotbench.latencies import Latencies
@@ -190,6 +192,22 @@ def test_controls_change_only_what_they_say(setup):
     moved = random_regions(context, stream)
     assert moved.facts == told and all(r.w == 30 and r.h == 20 for r in moved.focus.values())
     assert true_regions(context, stream).focus == stream.regions(stamp)
+
+
+def test_a_blank_picture_is_answered_with_the_context(setup):
+    """The guard answers it without: the control said what the one without context says."""
+    answers = []
+
+    class Edge(CachedEdge):
+        def __call__(self, *args, **more):
+            answers.append(super().__call__(*args, **more))
+            return answers[-1]
+    stream = WorldStream(EPISODE, SAMPLING)
+    told = true_answer(stream, START_NS).facts
+    inputs = replace(inputs_of(stream), edge=Edge(work.edge_model(), stream, Cache(None, '')))
+    contexts = {s: Context(stream.query.id, s, told) for s in stream.edge}
+    Replay(inputs, SAMPLING, None).control(BLANK, CONTROLS[BLANK], contexts)
+    assert answers and all(a.used_context and a.passes == 1 for a in answers)
 
 
 @pytest.mark.alone

@@ -172,7 +172,9 @@ class Replay:
         for stamp in self._control_frames():
             if stamp in contexts:
                 context = change(contexts[stamp], self.stream)
-                answer = self.inputs.edge(stamp, context, blank=name == BLANK)
+                # The guard would answer a blank picture without context.
+                answer = self.inputs.edge(stamp, context, blank=name == BLANK,
+                                          guarded=name != BLANK)
                 self._control(name, stamp, answer, context)
 
     def _steady_controls(self) -> None:

@@ -118,10 +118,30 @@ def test_params_checks_files_up_to_the_first_that_is_wrong(tmp_path, capsys):
     assert params.execute(parser.parse_args([str(good), str(bad), str(good)])) == 1
     out, err = capsys.readouterr()
     assert out.count('fine') == 2 and 'treads' in err
-    bad.write_text('/**/edge:\n  ros__parameters:\n    scene: {rate_hz: 2}\n')
+    bad.write_text('/**/edge:\n  ros__parameters:\n    action: {rate_hz: 2}\n')
     assert params.execute(parser.parse_args([str(bad), '--profile', 'driving'])) == 0
+    assert params.execute(parser.parse_args([str(bad)])) == 0
+    assert capsys.readouterr().out.count('fine, laid over driving\n') == 2  # hri has no action
+    bad.write_text('/**/edge:\n  ros__parameters:\n    nothing: {rate_hz: 2}\n')
     assert params.execute(parser.parse_args([str(bad)])) == 1
-    assert '--profile driving' in capsys.readouterr().err
+    assert '--profile NAME' in capsys.readouterr().err
+
+
+def test_params_takes_every_file_that_the_project_has_and_shows(tmp_path, capsys):
+    """Files that are laid over a profile were refused, those of the README among them."""
+    root = Path(__file__).parents[1]
+    files = [*(root / 'config').rglob('*.yaml')]
+    for document in [root / 'README.md', *(root / 'docs').glob('*.md')]:
+        blocks = re.findall(r'^```yaml\n(.*?)^```', document.read_text(), re.M | re.S)
+        for n, text in enumerate(blocks):
+            if 'ros__parameters' in text:
+                files.append(tmp_path / f'{document.stem}-{n}.yaml')
+                files[-1].write_text(text)
+    files = [f for f in files if 'ros__parameters' in f.read_text()]
+    parser = argparse.ArgumentParser()
+    params.add_arguments(parser)
+    assert params.execute(parser.parse_args([str(f) for f in files])) == 0, capsys.readouterr()
+    assert capsys.readouterr().out.count(': fine') == len(files) > 8
 
 
 @pytest.mark.parametrize('argv', [['doctor'], ['run', 'driving'], ['ask', 'What?'],

@@ -306,6 +306,9 @@ def test_pace_skips_what_is_late():
     ('/**/cloud: {ros__parameters: {retries: 1e300}}', 'retries'),
     ('/**/cloud: {ros__parameters: {retries: ' + '9' * 5000 + '}}', 'limit|retries'),
     ('x: ' + 'a' * 2**20, 'more than'), ('a: b: c', 'mapping values'), ('', 'no sections'),
+    ('a:\n\tb: 1', 'line 2, .*; indent by spaces'),
+    ("a:\n  b: 'x\n", 'line .*close quotes'), ('a:\n    b: 1\n  c: 2', 'line 3, .*indent alike'),
+    ('/**/edge: {ros__parameters: {use_sim_time: maybe}}', 'use_sim_time must be true or false'),
     ('- 1', 'no sections'), ('? [a]\n: 1\n', 'is no text')])
 def test_odd_params_files_say_what_is_odd(tmp_path, text, why):
     """The first of two sections is dropped by PyYAML: it held masks and budgets (nav2#1217)."""

@@ -124,20 +124,61 @@ def find_profile(name: str) -> Path:
 
     Raise ParameterError that lists the names there are.
     """
+    candidates = [Path(name), *(f / f'{name}.yaml' for f in _folders())]
+    path = next((c for c in candidates if c.is_file()), None)
+    if path is None:
+        raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
+                             f'{", ".join(profile_names())}')
+    return path
+
+
+def profile_names() -> list[str]:
+    """Return the names of the profiles there are in config/."""
+    return sorted({str(p.relative_to(f).with_suffix('')) for f in _folders()
+                   for p in (*f.glob('*.yaml'), *f.glob('real/*.yaml'))} - LAYERS)
+
+
+def _folders() -> list[Path]:
+    """Return config/ of the source and of share."""
     folders = [Path(__file__).resolve().parents[2] / 'config']
     try:
         from ament_index_python.packages import get_package_share_directory
         folders.append(Path(get_package_share_directory('spotvlm_ros')) / 'config')
     except (ImportError, LookupError):
         pass
-    candidates = [Path(name), *(f / f'{name}.yaml' for f in folders)]
-    path = next((c for c in candidates if c.is_file()), None)
-    if path is None:
-        names = sorted({str(p.relative_to(f).with_suffix('')) for f in folders
-                        for p in (*f.glob('*.yaml'), *f.glob('real/*.yaml'))} - LAYERS)
-        raise ParameterError(f'no profile {name!r}; give the path of a YAML or one of '
-                             f'{", ".join(names)}')
-    return path
+    return folders
+
+
+def check_overlay(path: Path, profile: str = '') -> list[str]:
+    """
+    Check a params file by itself or, where it names no queries, as it is laid over profiles.
+
+    Return those over which it is fine: of all there are, or ``profile`` alone; none where it
+    stands by itself. Raise ParameterError where it is wrong over each.
+    """
+    if not profile and _names_queries(path):
+        check_file(path)
+        return []
+    fine, problems = [], []
+    for name in [profile] if profile else profile_names():
+        try:
+            load_profile(name, [path])
+            fine.append(name)
+        except ParameterError as error:
+            problems.append(error if profile else ParameterError(
+                f'{error} (as it is laid over {name}; --profile NAME checks over another)'))
+    if not fine:
+        raise problems[0]
+    return fine
+
+
+def _names_queries(path: Path) -> bool:
+    document = read_yaml(path)
+    try:
+        return isinstance(document, dict) and any(
+            'queries' in flatten(tree) for _, tree in titled(document))
+    except ParameterError:  # of the sections: `check_file` says in which file
+        return True
 
 
 def params_file(sections: Mapping[str, Section], names: Names = ANYWHERE) -> str:
@@ -277,6 +318,8 @@ def lay(sections: Mapping[str, Section], nodes: Sequence[str], flat: Section,
     over: dict[str, dict[str, object]] = {node: {} for node in nodes}
     for name, value in flat.items():
         takers = [node for node in nodes if name in allowed[node]]
+        if name in COMMON and not isinstance(value, bool):
+            raise ParameterError(f'{name} must be true or false, got {value!r}')
         if name in COMMON or name.startswith('qos_overrides.'):
             over = {node: {**over[node], name: value} for node in nodes}
         elif not takers:

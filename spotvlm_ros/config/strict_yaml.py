@@ -26,6 +26,7 @@ from ..system.text_file import read_text_file
 
 MAX_BYTES = 1 << 20  # of a params file
 MAX_DEPTH = 32       # of groups within groups
+MAX_SHOWN = 60       # of a line with a fault [characters]
 MAX_NODES = 100_000  # names and values
 
 
@@ -70,8 +71,23 @@ def parse_yaml(text: str) -> object:
         raise
     except RecursionError as error:
         raise ParameterError('groups nest too deeply') from error
+    except yaml.MarkedYAMLError as error:
+        raise ParameterError(_fault(text, error)) from error
     except (ValueError, OverflowError, yaml.YAMLError) as error:
         raise ParameterError(str(error)) from error
+
+
+def _fault(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Return what is no YAML, where, and how it is mended."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return str(error)
+    lines = text.splitlines()
+    line = lines[mark.line].strip()[:MAX_SHOWN] if mark.line < len(lines) else 'the end'
+    remedy = 'indent by spaces' if '\t' in line or '\\t' in str(error.problem) else \
+        'indent alike what belongs together, put a space behind each colon, close quotes and ' \
+        'brackets, and quote what holds a colon or begins with %, @, * or &'
+    return f'line {mark.line + 1}, column {mark.column + 1} ({line}): {error.problem}; {remedy}'
 
 
 def _text(path: Path) -> str:

@@ -59,6 +59,12 @@ KEPT_FROM_ROS = (
     'catkin-pkg', 'empy', 'lark', 'lark-parser', 'numpy', 'pytest', 'pyyaml',
 )
 TORCH_CPU = 'https://download.pytorch.org/whl/cpu/torch/'
+NOT_THERE = """command -v "${1-}" >/dev/null || {
+  echo "ros-env: there is no command ${1-} here. ROS 2 from wheels has no ros2: spotvlm run," \\
+    "ask, query and doctor do without, or source an installed one before make setup" >&2
+  exit 127
+}
+"""
 NO_NETWORK = 'check the network (or PIP_INDEX_URL), then make setup again'
 
 
@@ -288,11 +294,16 @@ def torch_source() -> list[str]:
     # address cannot supply any other package. pip prefers 2.13.0+cpu to 2.13.0.
     if shutil.which('nvidia-smi') or Path('/dev/nvidia0').exists():
         return []
-    try:
-        urllib.request.urlopen(TORCH_CPU, timeout=5).close()
-    except (OSError, ValueError):
-        return []
-    return ['--find-links', TORCH_CPU]
+    for _ in range(2):
+        try:
+            urllib.request.urlopen(TORCH_CPU, timeout=5).close()
+            return ['--find-links', TORCH_CPU]
+        except (OSError, ValueError) as error:
+            problem = error
+    say(f'{TORCH_CPU} does not answer ({problem}): torch comes from where pip takes packages; '
+        'PyPI has the build for CUDA only, 5.5 GB instead of 1.8. For the small one: Ctrl-C, and '
+        'make setup when the address answers, or with PIP_FIND_LINKS=FOLDER that has its wheel')
+    return []
 
 
 def link_rclpy(python: str, environment: dict[str, str]) -> None:
@@ -435,7 +446,7 @@ def write_wrappers() -> None:
     for name, command in (('spotvlm', f'{python} -m spotvlm_ros.cli "$@"'),
                           ('ros-env', '"$@"')):
         path = VENV / 'bin' / name
-        path.write_text(f'{head}exec {command}\n')
+        path.write_text(f'{head}{NOT_THERE * (name == "ros-env")}exec {command}\n')
         path.chmod(0o755)
 
 

@@ -38,6 +38,7 @@ from transformers import __version__, AutoModelForImageTextToText, AutoProcessor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.logging import disable_progress_bar
 
 from .chat_template import template_fault
 from .families import ModelFamily
@@ -85,6 +86,7 @@ def load_checkpoint(path: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     checkpoint. No code of the checkpoint's own is run.
     """
     check_folder(path)
+    disable_progress_bar()  # of its own accord it draws one on the console of a robot
     config = _json_object(path / 'config.json')
     # These are no errors to transformers: the one would be the prompt, the other is passed over.
     fault = _pointer(path.glob('*.jinja')) or _unknown_quantisation(config)

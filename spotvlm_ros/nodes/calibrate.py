@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 import json
 from pathlib import Path
+import sys
 import tempfile
 from typing import cast
 
-from rich.console import Console
-from rich.progress import track
 
 from .process import bag_frames, load_edge, ProcessConfig
 from ..cloud.client import cloud_server
@@ -42,6 +41,7 @@ from ..recording.calibrate import Learner
 from ..recording.journal import fingerprint, Header, JOURNAL, Journal, JournalError, Kept
 from ..recording.process import Due, EdgeResult, KeptEdge, Process, Rules
 from ..recording.recorder import from_plain
+from ..system.progress import tracked
 
 NOBODY = 'http://localhost:9'   # is asked nothing: all replies are in the journal
 AGAIN = 'run the same spotvlm process into another --out, and give that'
@@ -111,8 +111,8 @@ def learn_from_process(folder: Path, every: int) -> Learner:
         run = Process(queries, rules, _Answers(kept, queries, journal, learner), cloud,
                       _Truths(learner))
         extent = bag_extent(str(config.bag), config.topic)
-        for index, frame in track(bag_frames(config, extent), 'answering', extent.images,
-                                  console=Console(stderr=True)):
+        for index, frame in tracked(bag_frames(config, extent), 'frames', extent.images,
+                                    sys.stderr):
             run.take(index, frame)
         run.finish()
     return learner

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+import os
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -30,13 +32,16 @@ from spotvlm_msgs.msg import Answer, Calibration, CloudStatus, Context
 from .base import latched
 from .convert import duration_s, stamp_ns
 from .summary import by_delayed_truth, delayed_truth, RunStatistics
+from ..cloud.bridge_statistics import percentile
 from ..config.query_changes import MAX_QUERIES
 from ..method.facts import NS
 from ..method.prompt import MAX_TEXT, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+COLUMNS = 80     # of a terminal, at least, for the table
 TRUTH_S = 30.0   # between two lines about delayed truth
 
 
@@ -49,26 +54,49 @@ class ReceivedMessage:
 
 
 class LiveTable:
-    """The newest answer of edge and cloud per query, drawn over itself on a terminal."""
+    """
+    The newest answer of edge and cloud per query, drawn over itself on a terminal.
 
-    def __init__(self, monitor: Monitor) -> None:
+    What processes write to ``log`` stands above it.
+    """
+
+    def __init__(self, monitor: Monitor, console: Console) -> None:
         """Draw four times a second until ``stop``."""
         from rich.live import Live
-        self._monitor = monitor
-        self._live = Live(get_renderable=self._draw, refresh_per_second=4, transient=True)
+        self._monitor, self._console = monitor, console
+        lines, end = os.pipe()
+        self.log = open(end, 'wb', buffering=0)
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4,
+                          transient=True)
         self._live.start()
+        self._reader = threading.Thread(target=self._read, args=(lines,), name='log', daemon=True)
+        self._reader.start()
 
     def stop(self) -> None:
         """Take the table off the terminal; safe to call again."""
         self._live.stop()
+        self.log.close()
+
+    def wait(self) -> None:
+        """Wait for the last lines of processes that have ended, after ``stop``."""
+        self._reader.join(2.0)
+
+    def _read(self, lines: int) -> None:
+        with open(lines, encoding='utf-8', errors='replace') as written:
+            for line in written:
+                self._console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self) -> Table:
         from rich.markup import escape
         from rich.table import Table
         monitor, now = self._monitor, self._monitor.get_clock().now().nanoseconds
-        table = Table(title=f'edge {monitor.rate_hz():.1f} Hz, '
-                      f'{sum(monitor.statistics.errors.values())} errors',
-                      caption=by_delayed_truth(monitor.statistics.calibration))
+        statistics = monitor.statistics
+        newest_ms = 1e3 * percentile(list(statistics.latency_s)[-100:], 0.95)
+        table = Table(title=f'edge {monitor.rate_hz():.1f} Hz, p95 {newest_ms:.0f} ms after the '
+                      f'frame, {sum(statistics.errors.values())} errors' if monitor.newest else
+                      'waiting for the first answer',
+                      caption=escape('\n'.join(filter(None, (
+                          _cloud(monitor.status), by_delayed_truth(statistics.calibration))))))
         for heading in ('query', 'source', 'answer', 'frame is old', 'context'):
             table.add_column(heading)
         for query, message in sorted(monitor.newest.items()):
@@ -83,6 +111,23 @@ class LiveTable:
                 table.add_row(query if source == 'edge' else '', source, escape(_text(answer)),
                               f'{old:.2f} s', context)
         return table
+
+
+def _live_table(monitor: Monitor) -> LiveTable | None:
+    """Return the table where the terminal has room for it; elsewhere lines are printed."""
+    from rich.console import Console
+    console = Console()
+    fits = not console.is_dumb_terminal and console.width >= COLUMNS
+    return LiveTable(monitor, console) if fits else None
+
+
+def _cloud(status: CloudStatus | None) -> str:
+    """Return how the cloud is doing."""
+    if status is None:
+        return 'no word of the cloud yet'
+    trouble = f'; {printable(status.last_error)}' if status.last_error else ''
+    return (f'cloud: {status.requests} requests, {status.answers} answers, {status.errors} '
+            f'errors, round trip {duration_s(status.round_trip_p50):.1f} s{trouble}')
 
 
 class Monitor(Node):
@@ -110,7 +155,22 @@ class Monitor(Node):
             self.create_subscription(Answer, 'truth', self._store, QoSProfile(depth=50))
             self.create_subscription(Context, 'context', self._store, latched(16))
         # Last: it draws what is above from a thread of its own, at once.
-        self.table = LiveTable(self) if show and sys.stdout.isatty() else None
+        self.table = _live_table(self) if show and sys.stdout.isatty() else None
+
+    @property
+    def log(self) -> IO[bytes] | None:
+        """Return where processes write to, None where their output may go where ours goes."""
+        return self.table.log if self.table is not None else None
+
+    def end_screen(self) -> None:
+        """Take the table off the terminal; safe to call again."""
+        if self.table is not None:
+            self.table.stop()
+
+    def wait_for_log(self) -> None:
+        """Show the last lines of processes that have ended, after ``end_screen``."""
+        if self.table is not None:
+            self.table.wait()
 
     def _store(self, message: Answer | Context) -> None:
         self.received.append(ReceivedMessage(self.get_clock().now().nanoseconds, message))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from .summary import print_summary, RunSummary
 from ..config.arguments import RosArguments
-from ..config.nodes import CameraConfig, NODE_CONFIGS
+from ..config.nodes import CameraConfig, MADE, NODE_CONFIGS
 from ..config.profiles import check_cameras, check_file, lay, load_profile, Profile
 from ..config.sections import Names
 from ..config.spec import ParameterError
@@ -135,6 +135,9 @@ def _print_notes(config: RunConfig, profile: Profile) -> None:
     if source != 'topic' and any('image' in rule for rule in config.remaps):
         print(f'note: source is {source}, so images are published by that name; --topic '
               'subscribes to it', flush=True)
+    if profile.sections['edge'].get('use_sim_time') and source in MADE:
+        print('note: use_sim_time is true, so nothing happens before /clock comes, which source '
+              f'{source} does not give; leave it out where nobody else does', flush=True)
     if source != 'mini' and is_miniature(profile.edge.model):
         print(f'note: {MINIATURE_WARNING}', flush=True)
 
@@ -155,24 +158,26 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
     monitor: Monitor = graph.nodes[0]
     for node in graph.nodes[1:]:
         show(node.server.url)
+    stack.callback(monitor.end_screen)
     family, awaited = Family(profile, stack), Awaited(monitor, profile, config.multi_process)
     # The camera last. Processes of their own also where it is only one: the monitor must not take
     # the interpreter lock from the edge.
     for name in ('cloud', 'context', 'edge', 'camera') if config.multi_process else ('composed',):
         last = ['-p', 'exit_when_finished:=true'] if name in ('camera', 'composed') else []
         child = family.start(name, partial(Child, [
-            *PYTHON, '-m', 'spotvlm_ros.cli', 'node', name, *argv, *last]))
+            *PYTHON, '-m', 'spotvlm_ros.cli', 'node', name, *argv, *last],
+            log=monitor.log))
         embedded = name == 'cloud' and profile.cloud.autostart and not profile.cloud.base_url
         while embedded and not monitor.status and child.alive and not stop.wait(0.05):
             awaited.look()  # its server is starting
     steal = StealTime()
     watch(monitor)
     code, reason = _wait(config, monitor, family, awaited, stop)
-    if monitor.table is not None:
-        monitor.table.stop()
+    monitor.end_screen()
     if reason:
         print(reason, flush=True)
     family.stop()
+    monitor.wait_for_log()
     ended = graph.close()
     summary = monitor.statistics.summary({
         'profile': config.profile, 'source': profile.camera.source,

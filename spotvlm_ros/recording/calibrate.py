@@ -34,8 +34,6 @@ import statistics
 import sys
 
 import cv2
-from rich.console import Console
-from rich.progress import track
 
 from .judged import Passes
 from .overlay import Finding, Overlay, Seen
@@ -48,6 +46,7 @@ from ..method.calibration import Calibration
 from ..method.facts import NS, Query, Source, Turn
 from ..method.labels import GAP_S
 from ..method.prompt import printable
+from ..system.progress import tracked
 
 DAMAGE = ('lines_torn', 'files_cut_off', 'files_altered', 'not_recorded', 'frames_missing')
 
@@ -159,7 +158,7 @@ def learn_from_recording(folder: Path, every: int) -> Learner:
                              (from_plain(int, line['arrived_ns']) - turn.stamp_ns) / NS)
     if not config.calibrate or all(line['event'] != 'truth' for line in lines):
         lines = _in_order(lines, heard)
-    for line in track(lines, 'answering', console=Console(stderr=True)):
+    for line in tracked(lines, 'lines', len(lines), sys.stderr):
         match line['event']:
             case 'answer':
                 answer = from_plain(AnswerLine, line)

@@ -34,7 +34,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from pydantic import JsonValue
-from rich.progress import track
 
 from .judged import NotingJudge
 from .recorder import from_plain, plain
@@ -50,6 +49,7 @@ from ..method.guard import OFF
 from ..method.prompt import printable
 from ..method.transfer import FactId, TransferConfig, Transfers
 from ..mini.worlds import make_world, World
+from ..system.progress import tracked
 
 MAX_LINE = 1 << 20  # longest line of a recording [bytes]; a longer one counts as torn
 MAX_WHY = 1000      # of an error shown [characters]
@@ -307,16 +307,23 @@ def _values(facts: Sequence[Fact]) -> list[tuple[str, str, int]]:
     return [(f.key, f.value, f.stamp_ns) for f in facts]
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog='spotvlm replay', description=__doc__,
+                                     epilog='example: spotvlm replay out/rec')
+    parser.add_argument('folder', type=Path, help='folder written by spotvlm run --record')
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay a recording and say whether it came out the same; return the exit code."""
-    parser = argparse.ArgumentParser(prog='spotvlm replay', description=__doc__)
-    parser.add_argument('folder', type=Path, help='folder written by spotvlm run --record')
-    args = parser.parse_args(argv)
+    args = command_parser().parse_args(argv)
     cv2.setNumThreads(1)
     try:
         pictures = Pictures(args.folder)
         counts = replay_context(args.folder, pictures)
-        counts += replay_edge(args.folder, pictures, lambda todo: track(todo, 'answering'))
+        counts += replay_edge(args.folder, pictures,
+                              lambda todo: tracked(todo, 'answers', len(todo)))
     except Exception as error:  # what a damaged file makes the method raise can be anything
         why = f'{type(error).__name__}: {str(error)[:MAX_WHY]}'
         print(printable(f'error: {args.folder} cannot be replayed: {why}; give a folder written '

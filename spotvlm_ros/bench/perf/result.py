@@ -17,9 +17,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
+import textwrap
 
 DIGITS = 4  # after the point
 
@@ -40,6 +42,16 @@ class PerfResult:
         object.__setattr__(self, 'value', round(float(self.value), DIGITS))
         if self.ratio is not None:
             object.__setattr__(self, 'ratio', round(float(self.ratio), DIGITS))
+
+
+def print_results(rows: Sequence[PerfResult]) -> None:
+    """Print figures so that they fit 80 columns: what each is compared with in a line below."""
+    for row in rows:
+        ratio = '' if row.ratio is None else f'{row.ratio:.3g} of: '
+        print(f'{row.name:<38} {row.value:>9.4g} {row.unit}')
+        if row.baseline:
+            print(textwrap.fill(ratio + row.baseline, 80, initial_indent=' ' * 4,
+                                subsequent_indent=' ' * 8))
 
 
 def write_results(results: list[PerfResult], path: Path) -> None:

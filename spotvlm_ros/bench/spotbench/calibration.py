@@ -30,6 +30,7 @@ from .seeds import Episode
 from .systems import FULL
 from .tally import CountKey, Tally
 from .work import Setup, WorkerPool
+from ...system.progress import progress
 
 LIED_TO = 12     # episodes of each set, the first, in which clouds lie, too
 BOUNDED = (0.02, 0.01)
@@ -39,27 +40,24 @@ Chosen = dict[str, str]
 def replayed(setup: Setup, jobs: int, episodes: Mapping[str, Sequence[Episode]],
              ) -> dict[str, list[Tally]]:
     """Return the counts of every episode, by set."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
     # Those that take longest first.
     todo = sorted((e for found in episodes.values() for e in found), key=lambda e: e.number)
     pool, recorded, tallies = WorkerPool(setup, jobs), {}, {}
     try:
-        with Progress('{task.description}', BarColumn(), MofNCompleteColumn(),
-                      TimeElapsedColumn()) as bar:
-            task = bar.add_task('episodes: both passes', total=len(todo))
-            found: Recorded
+        found: Recorded
+        with progress('episodes: both passes', len(todo)) as done:
             for i, found in pool.run([partial(record, e, tuple(LIES) * (e.number < LIED_TO))
                                       for e in todo]):
                 recorded[todo[i]] = found
-                bar.advance(task)
-            task = bar.add_task('sets: all rules', total=len(episodes))
-            names = list(episodes)
-            counts: list[Tally]
+                done()
+        names = list(episodes)
+        counts: list[Tally]
+        with progress('sets: all rules', len(names)) as done:
             for i, counts in pool.run([
                     partial(replay_set, [recorded[e] for e in episodes[name]], setup.latencies)
                     for name in names]):
                 tallies[names[i]] = counts
-                bar.advance(task)
+                done()
     finally:
         pool.close()
     return {name: tallies[name] for name in names}

@@ -28,7 +28,6 @@ import queue
 import threading
 import time
 
-from rich.progress import track
 
 from .cells import Cell
 from .delays import DeliveredReply, HEADLINE, TRACES
@@ -43,6 +42,7 @@ from ...edge.model import EdgeModel
 from ...frames.pixels import decode_compressed, encode_jpeg
 from ...method.facts import NS, Source, Turn
 from ...method.transfer import Transfer
+from ...system.progress import tracked
 
 WALL = 'wall clock'
 EPISODES = 3   # of each set
@@ -55,7 +55,7 @@ def compare(setup: Setup, split: Split, sets: Sequence[str],
     cells: list[Cell] = []
     differences = {}
     guarded = EdgeModel.load(EdgeConfig(model=str(setup.edge), guard_odds=setup.odds))
-    for name in track(sets, 'real time'):
+    for name in tracked(sets, 'sets in real time', len(sets)):
         runs = [_both_ways(episode, guarded) for episode in episodes(split, name, EPISODES)]
         figures: dict[str, float] = {}
         for system in (FULL, ALONE):

@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spotvlm demo`: the real graph, real DDS, real HTTP, the shipped models; and its scoring."""
 
+from itertools import islice
 import json
 import os
 import signal
@@ -22,10 +23,12 @@ import subprocess
 
 import cv2
 from fakes import wait_for
+import PIL.Image
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 from spotvlm_ros.bench import demo  # noqa: E402
+from spotvlm_ros.frames.sources import mini  # noqa: E402
 from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source  # noqa: E402
 from spotvlm_ros.mini.driving.scene import SCENE  # noqa: E402
 from spotvlm_ros.mini.worlds import make_world  # noqa: E402
@@ -116,8 +119,31 @@ def test_rows_pair_answers_with_truth_context_and_what_the_cloud_had_said(tmp_pa
     assert found['harmed'] == pytest.approx(1 / 12, abs=1e-4) and found['helped'] == 0.0
     demo.draw_timeline(rows, tmp_path / 'timeline.png')
     demo.draw_frames(rows, tmp_path / 'frames.png')
+    demo.draw_movie(rows, tmp_path / 'movie.webp')
+    with PIL.Image.open(tmp_path / 'movie.webp') as movie:
+        assert movie.n_frames == 3 and movie.width == 480
     assert cv2.imread(str(tmp_path / 'timeline.png')).std() > 5
     assert cv2.imread(str(tmp_path / 'frames.png')).std() > 5
+
+
+@pytest.mark.parametrize('text, pause', [
+    ('off@10s..20s', (10.0, 20.0)), ('off@0.5..2', (0.5, 2.0)), ('off@20s..10s', None),
+    ('off', None), ('on@1..2', None)])
+def test_pauses_of_the_cloud_are_read(text, pause):
+    parser = demo.command_parser()
+    if pause is not None:
+        assert parser.parse_args(['--cloud', text, '--cloud', 'off@30..40']).cloud == [
+            pause, (30.0, 40.0)]
+        return
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cloud', text])
+
+
+def test_a_world_goes_by_faster_with_the_same_rate_of_frames():
+    frames = [next(islice(mini('driving', 3, '', 10.0, speed=speed), 20, None))
+              for speed in (1.0, 2.5)]
+    assert [f.at_s for f in frames] == [2.0, 2.0]
+    assert [json.loads(f.reference)['index'] for f in frames] == [40, 100]
 
 
 def test_demo_explains_itself():

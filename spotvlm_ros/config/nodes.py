@@ -117,6 +117,8 @@ class CameraConfig(ImageInputConfig):
     world: Literal['driving', 'hri'] = parameter('driving', 'miniature world to render',
                                                  sources=('mini',))
     seed: int = parameter(1, 'episode of the miniature world', 0, MAX_INT32, sources=('mini',))
+    speed: float = parameter(1.0, 'how fast the miniature world goes by, in times its own speed',
+                             0.1, 10.0, sources=('mini',))
     condition: str = parameter('', 'weather and light of the miniature world; empty: by seed',
                                sources=('mini',))
     publish_motion: bool = parameter(

@@ -53,7 +53,8 @@ def open_source(config: CameraConfig, stop: Callable[[], bool],
     frames: Iterator[SourceFrame]
     match config.source:
         case 'mini':
-            frames = mini(config.world, config.seed, config.condition, config.rate_hz, stop)
+            frames = mini(config.world, config.seed, config.condition, config.rate_hz, stop,
+                          config.speed)
         case 'video':
             frames = video(config.path, config.rate_hz)
         case 'images':
@@ -178,11 +179,15 @@ def usb(device: int, rate_hz: float = 0.0) -> Iterator[SourceFrame]:
 
 
 def mini(world: str, seed: int, condition: str = '', rate_hz: float = 0.0,
-         stop: Callable[[], bool] = lambda: False) -> Iterator[SourceFrame]:
-    """Yield frames of the miniature world without end; pure functions of seed and index."""
+         stop: Callable[[], bool] = lambda: False, speed: float = 1.0) -> Iterator[SourceFrame]:
+    """
+    Yield frames of the miniature world without end; pure functions of seed and index.
+
+    The world goes by ``speed`` times as fast as its own time.
+    """
     scene = make_world(world, seed=seed, condition=condition or None)
     rate = rate_hz or scene.fps
-    step = scene.fps / rate  # frames of the world per frame of the camera
+    step = speed * scene.fps / rate  # frames of the world per frame of the camera
     count = 0
     while not stop():
         index = round(count * step)

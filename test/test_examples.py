@@ -18,6 +18,7 @@
 import json
 from pathlib import Path
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -145,6 +146,10 @@ def test_the_planner_of_the_readme_goes_and_stops():
                 wait_for(lambda: answers.publish(answer_of(probe, light=light, pedestrian='none'))
                          or said and plan in said[-1] and f"light='{light}'" in said[-1])
             wait_for(lambda: "stop: light=''" in said[-1])
+            planner.send_signal(signal.SIGINT)
+            assert planner.wait(10) == 0    # it was a traceback
+            reading.join(5.0)
+            assert not any('Traceback' in line for line in said)
         finally:
             planner.kill()
             planner.wait()

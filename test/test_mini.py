@@ -35,6 +35,15 @@ from spotvlm_ros.mini.worlds import make_world, NAMES, TEST_SEEDS, TRAIN_SEEDS, 
 SHIPPED = (models.EDGE, models.CLOUD)
 
 
+@pytest.mark.parametrize('model, prompt, noted', [
+    ('/x/checkpoints/spot-mini-edge', 'Are there cats?', True), ('spot-mini-cloud', 'Who?', True),
+    ('spot-mini-edge', 'Describe the road.', False), ('/models/SmolVLM', 'Cats?', False)])
+def test_an_answer_of_a_miniature_to_what_it_cannot_know_is_noted(model, prompt, noted):
+    """Asked about cats it answered: stop."""
+    note = shipped.beyond_miniature(model, prompt)
+    assert bool(note) == noted and ('What is on the road?' in note) == noted
+
+
 @pytest.mark.parametrize('condition', worlds.CONDITIONS['driving'])
 def test_a_frame_is_a_function_of_its_reference(condition):
     name = 'driving'

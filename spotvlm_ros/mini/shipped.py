@@ -51,6 +51,17 @@ def trained_reply_form(name: str) -> str:
         raise ValueError(f'{path} {error}; write it anew, or remove it') from error
 
 
+def beyond_miniature(model: str, prompt: str) -> str:
+    """Return what to say of a model's answer to a question it was not trained on, '' else."""
+    from .driving.scene import ACTION, DESCRIBE, SCENE
+    from .hri.scene import HRI_DESCRIBE, HRI_SCENE, INTENT
+    known = [query.prompt for query in (SCENE, ACTION, DESCRIBE, HRI_SCENE, INTENT, HRI_DESCRIBE)]
+    if not is_miniature(model) or prompt in known:
+        return ''
+    return (f'{Path(model).name} was trained on these questions only: {" ".join(known)} What it '
+            'says to another one means nothing; set model of node edge to a real checkpoint')
+
+
 def is_miniature(name: str) -> bool:
     """Return whether a model, given by name or path, was trained on rendered worlds only."""
     return Path(name).name.startswith('spot-mini')

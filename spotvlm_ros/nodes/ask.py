@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import sys
 
 from rclpy.action import ActionClient
 from spotvlm_msgs.action import Ask
@@ -25,6 +26,7 @@ from spotvlm_msgs.action import Ask
 from .command import Command, command, fail
 from .convert import duration_msg
 from ..method.prompt import printable
+from ..mini.shipped import beyond_miniature
 
 EXTRA_S = 2.0  # transport and the end of a model step, on top of the goal's own time limit
 
@@ -74,4 +76,7 @@ def _ask(running: Command, goal: Ask.Goal) -> int:
     result = done.result().result
     text = printable(result.answer.text)
     print(text[len(printed):] if text.startswith(printed) else f'\n{text}')
+    beyond = beyond_miniature(result.answer.model, goal.prompt) if goal.prompt else ''
+    if beyond:
+        print(f'note: {beyond}', file=sys.stderr)
     return 0 if result.error_code == Ask.Result.ERROR_NONE else fail(result.error_msg)

@@ -11,7 +11,7 @@ TEST_DOMAIN ?= $(shell echo $$(( ($$$$ % 80) + 20 )))
 TEST_ENV := ROS_DOMAIN_ID=$(TEST_DOMAIN) ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup workspace demo test bench perf lint lock clean distclean
+.PHONY: help setup workspace demo test bench perf lint docs lock clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ perf: setup  ## overhead, throughput, latency against the baselines
 
 lint: setup  ## linters of ament, ruff, mypy, imports, sizes, manifests, licence
 	@$(ROS_ENV) python test/lint.py
+
+docs: setup  ## the documentation site, into out/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(ROS_ENV) python -m mkdocs --quiet build && echo "out/site/index.html"
 
 COMPILE := .venv/bin/uv pip compile - --quiet --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command 'make lock'

@@ -27,7 +27,7 @@ import pytest
 
 from spotvlm_ros.bench.spotbench import own_data
 from spotvlm_ros.bench.spotbench.latencies import Latencies
-from spotvlm_ros.bench.spotbench.main import arguments, main
+from spotvlm_ros.bench.spotbench.main import command_parser, main
 from spotvlm_ros.bench.spotbench.recorded import in_place_of, LabelCloud, RecordedStream
 from spotvlm_ros.bench.spotbench.score import PublishedAnswer
 from spotvlm_ros.bench.spotbench.tally import StreamScorer, Tally
@@ -158,7 +158,7 @@ def test_the_commands_of_the_document_are_understood():
     text = (Path(__file__).parents[1] / 'docs' / 'real.md').read_text().replace('\\\n', ' ')
     commands = [line.split()[2:] for line in text.splitlines()
                 if line.startswith('spotvlm bench ')]
-    assert len(commands) >= 2 and all(arguments(c).frames for c in commands)
+    assert len(commands) >= 2 and all(command_parser().parse_args(c).frames for c in commands)
 
 
 def test_a_label_cloud_errs_and_trembles_as_it_is_told(towns):

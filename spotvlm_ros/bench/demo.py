@@ -116,6 +116,14 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    args = command_parser().parse_args(argv)
+    if args.duration is None:
+        args.duration = 30.0 if args.view is None else 600.0
+    return args
+
+
 def _outage(text: str) -> Outage:
     found = re.fullmatch(r'off@(\d+(?:\.\d+)?)s?\.\.(\d+(?:\.\d+)?)s?', text)
     if found is None or float(found[1]) >= float(found[2]):
@@ -125,9 +133,7 @@ def _outage(text: str) -> Outage:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, score, draw."""
-    args = command_parser().parse_args(argv or [])
-    if args.duration is None:
-        args.duration = 30.0 if args.view is None else 600.0
+    args = arguments(argv or [])
     stop = StopSignal()  # before the slow imports
     code = _demo(args, stop)
     stop.ignore()

@@ -24,6 +24,7 @@ from .process import seconds
 from ..system.middleware import report_middleware_problem
 
 HELP = 'ask a running graph about what the robot sees now'
+EXAMPLE = 'spotvlm ask "Describe the road." --namespace robot1'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

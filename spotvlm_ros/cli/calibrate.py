@@ -22,6 +22,7 @@ from pathlib import Path
 import sys
 
 HELP = 'learn from a recording whom to believe, and how long; write a params file'
+EXAMPLE = 'spotvlm calibrate out/rec --out calibration.yaml'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..method.facts import Query
 
 HELP = 'label a recording by asking the cloud about its keyframes'
+EXAMPLE = 'spotvlm label driving --bag drive --out drive.jsonl --cloud-url URL --cloud-model NAME'
 UNITS = {'': 'requests', 'requests': 'requests', 'tokens': 'tokens', 'money': 'money',
          'mb': 'bytes'}
 

@@ -20,16 +20,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import importlib
+import os
 import sys
 from typing import Protocol
 
-from . import ask, calibrate, label, params, process, query, report, run, serve
+from . import ask, calibrate, completion, label, params, process, query, report, run, serve
 
 
 class Command(Protocol):
     """A module of this package that is one subcommand."""
 
     HELP: str
+    EXAMPLE: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -40,9 +42,11 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {'run': run, 'process': process, 'label': label,
                                 'calibrate': calibrate, 'serve': serve, 'ask': ask,
-                                'query': query, 'params': params, 'report': report}
+                                'query': query, 'params': params, 'report': report,
+                                'completion': completion}
 
-# Subcommands that live elsewhere and parse their own arguments: module:function, called with argv.
+# Subcommands that live elsewhere and parse their own arguments: module:function, called with argv;
+# command_parser of the module returns what parses them.
 ELSEWHERE = {
     'demo': ('spotvlm_ros.bench.demo:main',
              'the whole graph for half a minute on the shipped models'),
@@ -59,6 +63,8 @@ ELSEWHERE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
+    if '_ARGCOMPLETE' in os.environ:  # set by the shell, which wants completions and no more
+        completion.complete(command_parser)
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ['node']:  # for run --multi-process; everything after it is for ROS
         from ..nodes.main import run_node
@@ -66,17 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in ELSEWHERE:
         module, _, function = ELSEWHERE[argv[0]][0].partition(':')
         return int(getattr(importlib.import_module(module), function)(argv[1:]) or 0)
-    arguments = _parser().parse_args(argv)
+    if not argv:
+        command_parser().print_help()
+        return 2
+    arguments = command_parser().parse_args(argv)
     return COMMANDS[arguments.command].execute(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser('spotvlm', description=__doc__)
+def command_parser(whole: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser; ``whole`` names those of ELSEWHERE whose arguments it has to know."""
+    parser = argparse.ArgumentParser(
+        'spotvlm', description=__doc__, epilog='example: spotvlm demo; each COMMAND has a --help '
+        'with an example of its own')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', dest='command')
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.HELP))
+        command.add_arguments(commands.add_parser(
+            name, help=command.HELP, epilog=f'example: {command.EXAMPLE}'))
     for name, (_, text) in ELSEWHERE.items():
-        commands.add_parser(name, help=text, add_help=False)
+        known = [parser_of(name)] if name in whole else []
+        commands.add_parser(name, help=text, add_help=False, parents=known)
+    return parser
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a subcommand that lives elsewhere; imports what that imports."""
+    module = importlib.import_module(ELSEWHERE[name][0].partition(':')[0])
+    parser: argparse.ArgumentParser = module.command_parser()
     return parser
 
 

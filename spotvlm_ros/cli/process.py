@@ -22,6 +22,7 @@ from pathlib import Path
 import sys
 
 HELP = 'answer a whole bag by its own time, into another bag'
+EXAMPLE = 'spotvlm process driving --bag drive --out drive-answers'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,18 +26,22 @@ from .process import seconds
 from ..system.middleware import report_middleware_problem
 
 HELP = 'list, add, change or remove the standing questions of a running graph'
+EXAMPLE = "spotvlm query set door 'choices: [open, closed]' 'prompt: Is the door open?'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     actions = parser.add_subparsers(required=True, metavar='ACTION', dest='action')
-    listing = actions.add_parser('list', help='list them')
-    change = actions.add_parser('set', help='add one, or change fields of one')
+    listing = actions.add_parser('list', help='list them',
+                                 epilog='example: spotvlm query list --namespace robot1')
+    change = actions.add_parser('set', help='add one, or change fields of one',
+                                epilog=f'example: {EXAMPLE}')
     change.add_argument('id', metavar='ID', help='of the question')
     change.add_argument('fields', nargs='*', metavar='FIELD',
                         help="as in a params file: 'rate_hz: 2.0' 'choices: [open, closed]'")
     change.add_argument('--file', type=Path, metavar='YAML', help='more fields')
-    removal = actions.add_parser('remove', help='remove one')
+    removal = actions.add_parser('remove', help='remove one',
+                                 epilog='example: spotvlm query remove door')
     removal.add_argument('id', metavar='ID', help='of the question')
     for action in (listing, change, removal):
         action.add_argument('--namespace', default='', metavar='NS', help='of the robot')

@@ -22,6 +22,7 @@ from pathlib import Path
 import sys
 
 HELP = 'make one page of a recorded run'
+EXAMPLE = 'spotvlm report out/rec --out report.html'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ import argparse
 import os
 
 HELP = 'run a profile: camera, edge, cloud and context'
+EXAMPLE = 'spotvlm run driving --mini --duration 30'
 Overrides = dict[str, dict[str, object]]  # values of parameters by node and name
 
 

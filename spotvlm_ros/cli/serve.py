@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..system.signals import StopSignal
 
 HELP = 'serve a checkpoint as an OpenAI-compatible server'
+EXAMPLE = 'spotvlm serve --port 8000'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +59,12 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..system.signals import StopSignal
     stop = StopSignal()  # before the slow imports
     from ..cloud.server import ServerError
-    from ..mini.shipped import checkpoint_path
+    from ..mini.shipped import checkpoint_path, CHECKPOINTS
     path = checkpoint_path(arguments.model)
     if not path.is_dir():
-        print(f'error: --model {arguments.model} is neither a shipped checkpoint nor a folder',
-              file=sys.stderr)
+        shipped = ' or '.join(sorted(p.name for p in CHECKPOINTS.iterdir()))
+        print(f'error: --model {arguments.model} is neither a shipped checkpoint nor a folder; '
+              f'give the folder of one, or {shipped}', file=sys.stderr)
         return 1
     with ExitStack() as stack:
         try:

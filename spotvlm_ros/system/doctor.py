@@ -70,11 +70,17 @@ class Finding:
     remedy: str = ''
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog='spotvlm doctor', description=run.__doc__,
+                                     epilog='example: spotvlm doctor --json')
+    parser.add_argument('--json', action='store_true', help='print findings as JSON')
+    return parser
+
+
 def run(argv: list[str] | None = None) -> int:
     """Print all findings; return 0 if everything required is there, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog='spotvlm doctor', description=run.__doc__)
-    parser.add_argument('--json', action='store_true', help='print findings as JSON')
-    arguments = parser.parse_args(argv)
+    arguments = command_parser().parse_args(argv)
     findings = []
     for check in CHECKS:
         for finding in guarded(check):

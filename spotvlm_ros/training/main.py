@@ -24,12 +24,13 @@ import os
 from pathlib import Path
 import sys
 
-OTHER = ('Without --labels, spotvlm train trains the two miniature models from scratch on their '
-         'rendered worlds; its arguments follow.')
+OTHER = ('example: spotvlm train --labels drive.jsonl --out out/taught. Without --labels, spotvlm '
+         'train trains the two miniature models from scratch on their rendered worlds; its '
+         'arguments follow.')
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line with --labels."""
     parser = argparse.ArgumentParser(prog='spotvlm train', description=__doc__, epilog=OTHER)
     add = parser.add_argument
     add('--labels', nargs='+', type=Path, required=True, metavar='PATH',
@@ -71,6 +72,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     _add_learning(parser.add_argument_group('learning'))
     add('--licence', default='', help='of the weights, for the model card')
     add('--score', type=int, default=200, help='validation frames answered for the model card')
+    return parser
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
     return args

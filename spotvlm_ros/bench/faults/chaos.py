@@ -197,16 +197,22 @@ def _question(request: ChatRequest) -> str:
                    for part in message['content'] if part.get('type') == 'text')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until the standard input is closed; print the port."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf chaos-server', description=__doc__,
+                                     epilog='example: spotvlm perf chaos-server --fault random',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--host', default='127.0.0.1')
     parser.add_argument('--port', type=int, default=0)
     parser.add_argument('--fault', default='none', choices=[*FAULTS, 'random'])
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--pause', type=float, default=0.0, help='before each reply [s]')
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until the standard input is closed; print the port."""
+    arguments = command_parser().parse_args(argv)
     server = ChaosServer(arguments.fault, host=arguments.host, port=arguments.port,
                          seed=arguments.seed, pause_s=arguments.pause)
     print(server.port, flush=True)

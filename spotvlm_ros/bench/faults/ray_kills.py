@@ -101,16 +101,22 @@ def kill(victim: str, server: Server, robots: Sequence[SimulatedRobot], seconds:
                 unaccounted, percentile([s for r in robots for s in r.offers_s], 0.99))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Kill, print a table; return 0 where context was back in time and all is accounted for."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf ray-kills', description=__doc__,
+                                     epilog='example: spotvlm perf ray-kills --seconds 10',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--robots', type=int, default=2)
     parser.add_argument('--replicas', type=int, default=2)
     parser.add_argument('--seconds', type=float, default=20.0, help='after each kill')
     parser.add_argument('--victims', nargs='+', choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument('--out', type=Path, metavar='FILE', help='write the figures there')
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Kill, print a table; return 0 where context was back in time and all is accounted for."""
+    arguments = command_parser().parse_args(argv)
     profile = load_profile('driving')
     with ExitStack() as stack:
         options = Options(checkpoint_path('spot-mini-cloud'), replicas=arguments.replicas)

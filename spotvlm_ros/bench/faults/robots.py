@@ -196,8 +196,10 @@ def carried(services: Sequence[Service], age_s: float) -> dict[str, int]:
     return most
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf robots', description=__doc__,
+                                     epilog='example: spotvlm perf robots --robots 1 --seconds 9',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--robots', type=int, nargs='+', default=[1, 2, 3, 4, 6, 8])
     parser.add_argument('--profile', default='driving',
@@ -214,12 +216,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='of each of them')
     parser.add_argument('--max-batch', type=int, default=8, help='requests computed at once')
     parser.add_argument('--out', default='', metavar='FILE', help='write the figures there')
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; return 0."""
-    arguments = _arguments(argv)
+    arguments = command_parser().parse_args(argv)
     profile = load_profile(arguments.profile)
     queries, world = profile.queries('cloud'), profile.camera.world
     started: Mapping[str, Server] = {}

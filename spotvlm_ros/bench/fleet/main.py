@@ -171,8 +171,10 @@ def _measured(arguments: argparse.Namespace) -> Curve:
     return curve
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf fleet', description=__doc__,
+                                     epilog='example: spotvlm perf fleet --curve curve.json',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--curve', type=Path, required=True, metavar='FILE',
                         help='batch curve of the model')
@@ -191,12 +193,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--cost', type=float, default=3.0, help='of a replica per hour')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, metavar='FILE', help='write all figures there')
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
     """Simulate fleets, print tables; return 0, or 2 where the curve cannot be read."""
-    arguments = _arguments(argv)
+    arguments = command_parser().parse_args(argv)
     try:
         curve = _measured(arguments) if arguments.measure else read_curve(arguments.curve)
     except (OSError, ValueError) as error:

@@ -278,15 +278,21 @@ def _close_breakers(bridge: CloudBridge) -> None:
         endpoint.breaker.success()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; return 0."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf bridge', description=__doc__,
+                                     epilog='example: spotvlm perf bridge --only wire',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--soak', type=float, default=0.0, metavar='MIN',
                         help='only the soak, this long; 10 is what the figures in docs are of')
     parser.add_argument('--only', choices=('wire', 'outage'), help='one of the others')
     parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows there, too')
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; return 0."""
+    arguments = command_parser().parse_args(argv)
     results: list[PerfResult] = []
     soaked: Soak | None = None
     if arguments.soak:

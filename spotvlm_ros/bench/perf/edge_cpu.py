@@ -35,7 +35,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from transformers import PreTrainedModel
 
-from .result import PerfResult, write_results
+from .result import PerfResult, print_results, write_results
 from ...cloud.server import EmbeddedServer
 from ...config.nodes import EdgeConfig
 from ...edge.answer import EdgeVLM
@@ -48,6 +48,7 @@ from ...mini.shipped import checkpoint_path
 from ...mini.training.dataset import Sample, sample
 from ...mini.worlds import make_world, TUNE_SEEDS
 from ...system.machine import machine
+from ...system.progress import working
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -207,22 +208,28 @@ def noisy(frame: Image, rng: np.random.Generator) -> Image:
     return np.clip(frame.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog='spotvlm perf edge', description=__doc__)
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog='spotvlm perf edge', description=__doc__,
+                                     epilog='example: spotvlm perf edge --threads 2')
     parser.add_argument('--gpu', action='store_true', help='random weights of known shapes')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of the model')
     parser.add_argument('--cases', default='', help='GPU: names of the shapes, by comma')
     parser.add_argument('--limit', type=float, default=460.0, help='GPU: begin no case after [s]')
     parser.add_argument('--out', type=Path, help='file to write the rows to')
-    args = parser.parse_args(argv)
-    if args.gpu:
-        from .edge_gpu import gpu_rows
-        rows = gpu_rows(args.cases, args.limit)
-    else:
-        rows = cpu_rows(args.threads)
-    for row in rows:
-        print(f'{row.name:44} {row.value:10} {row.unit:8} {row.ratio or "":8} {row.baseline}')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    args = command_parser().parse_args(argv)
+    with working('measuring the engine'):
+        if args.gpu:
+            from .edge_gpu import gpu_rows
+            rows = gpu_rows(args.cases, args.limit)
+        else:
+            rows = cpu_rows(args.threads)
+    print_results(rows)
     if args.out is not None:
         write_results(rows, args.out)
     return 0

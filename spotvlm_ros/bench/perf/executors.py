@@ -131,13 +131,19 @@ def measure(case: Case, seconds: float) -> list[str]:
     return list(json.loads(lines[-1])) if lines[-1].startswith('[') else [lines[-1], '', '']
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print a table."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf executors', description=__doc__,
+                                     epilog='example: spotvlm perf executors --seconds 2',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=8.0, help='for each case')
     parser.add_argument('--case', nargs='+', help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table."""
+    args = command_parser().parse_args(argv)
     if args.case == ['send']:
         import rclpy
         from rclpy.signals import SignalHandlerOptions

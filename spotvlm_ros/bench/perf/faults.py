@@ -185,8 +185,10 @@ def run(arguments: argparse.Namespace) -> Attacked:
     return attacked
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf faults', description=__doc__,
+                                     epilog='example: spotvlm perf faults --faults asks --soak 0',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--faults', nargs='*', default=[], metavar='TEXT',
                         help='only kinds with one of these in their names, as: whole asks bag')
@@ -211,12 +213,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the tables of what was done into this Markdown file, between '
                         'its marks')
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Attack, print a table, write results.json; return 1 when a bar was not met, and name it."""
-    arguments = _arguments(argv)
+    arguments = command_parser().parse_args(argv)
     if arguments.network and os.environ.get('SPOTVLM_ISOLATED') != '1':
         return isolate(list(sys.argv[1:] if argv is None else argv))
     meanwhile = StealTime()

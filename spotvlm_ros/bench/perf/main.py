@@ -37,9 +37,10 @@ import traceback
 
 import numpy as np
 
-from .result import PerfResult
+from .result import PerfResult, print_results
 from ...system.machine import machine, StealTime
 from ...system.markdown import replace_between, table
+from ...system.progress import working
 from ...system.signals import StopSignal
 
 OVERHEAD_S = 15.0   # length of a run that overhead is measured in
@@ -189,27 +190,19 @@ def _page(rows: Sequence[PerfResult], stolen: Mapping[str, float]) -> str:
             + table(('name', 'value', 'unit', 'ratio', 'baseline'), lines))
 
 
-def _print_table(rows: Sequence[PerfResult]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-    shown = Table(Column('name', no_wrap=True), 'value', 'unit', 'ratio', 'baseline')
-    for row in rows:
-        shown.add_row(row.name, f'{row.value:.4g}', row.unit,
-                      '' if row.ratio is None else f'{row.ratio:.3g}', row.baseline)
-    Console().print(shown)
-
-
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line without NAME."""
     programs = '\n'.join(f'  {name:<14}{text}' for name, (_, text) in PROGRAMS.items())
     parser = argparse.ArgumentParser(
         prog='spotvlm perf', usage='spotvlm perf [options] | spotvlm perf NAME [its options]',
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f'NAME, each with a --help of its own:\n{programs}')
+        epilog=f'NAME, each with a --help of its own:\n{programs}\n\n'
+        'example: spotvlm perf --only focus edge')
     parser.add_argument('--only', nargs='+', choices=MEASURES, default=list(MEASURES))
     parser.add_argument('--out', type=Path, default=Path('out/perf'), help='folder to write')
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the table into this Markdown file, between its marks')
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,16 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(argv or [])
     if argv and argv[0] in PROGRAMS:
         return int(importlib.import_module(PROGRAMS[argv[0]][0]).main(argv[1:]))
-    from rich.console import Console
-
     stop = StopSignal()
-    args = _arguments(argv)
+    args = command_parser().parse_args(argv)
     rows: list[PerfResult] = []
     failed: dict[str, str] = {}
     stolen: dict[str, float] = {}
-    console = Console()
     for name in args.only:
-        with console.status(f'measuring {name} ...'):
+        with working(f'measuring {name}'):
             meanwhile = StealTime()
             try:
                 rows += measure(name, stop)
@@ -237,11 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         meanwhile.print_warning(name)
         if stop():
             break
-    _print_table(rows)
+    print_results(rows)
     if args.update is not None:
         replace_between(args.update, _page(rows, stolen), MARKS)
     for name, why in failed.items():
-        console.print(f'[red]{name} was not measured:[/] {why}')
+        print(f'{name} was not measured: {why}')
     args.out.mkdir(parents=True, exist_ok=True)
     meta = {'machine': machine(), 'failed': failed, 'measured': args.only, 'cpu_stolen': stolen}
     (args.out / 'results.json').write_text(

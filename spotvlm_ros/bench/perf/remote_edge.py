@@ -33,7 +33,7 @@ import time
 
 import numpy as np
 
-from .result import PerfResult, write_results
+from .result import PerfResult, print_results, write_results
 from ..spotbench.delays import DeliveredReply
 from ..spotbench.score import latest, PublishedAnswer, right
 from ..spotbench.seeds import episodes
@@ -48,6 +48,7 @@ from ...method.guard import OFF
 from ...mini.shipped import checkpoint_path
 from ...nodes.remote_edge import RemoteEdge
 from ...system.machine import machine
+from ...system.progress import working
 
 MODEL = 'spot-mini-edge'
 FRAMES = 40       # answered one after the other
@@ -134,19 +135,25 @@ def _figures(name: str, stream: WorldStream, published: Sequence[PublishedAnswer
                          None, on)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog='spotvlm perf remote-edge', description=__doc__,
+                                     epilog='example: spotvlm perf remote-edge --threads 1',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of each model')
     parser.add_argument('--quality', type=int, default=0,
                         help='JPEG quality of the views sent; 0: PNG, without loss')
     parser.add_argument('--set', default='driving day', help='set of SpotBench')
     parser.add_argument('--out', type=Path, help='file to write the rows to')
-    args = parser.parse_args(argv)
-    results = rows(args.threads, args.quality, args.set)
-    for row in results:
-        print(f'{row.name:38} {row.value:10} {row.unit:36} {row.ratio or "":8} {row.baseline}')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    args = command_parser().parse_args(argv)
+    with working('measuring both'):
+        results = rows(args.threads, args.quality, args.set)
+    print_results(results)
     if args.out is not None:
         write_results(results, args.out)
     return 0

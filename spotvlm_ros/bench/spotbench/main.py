@@ -47,6 +47,7 @@ from ...method.prompt import printable
 from ...mini.hri.hands import DATA_SET
 from ...mini.shipped import checkpoint_path
 from ...system.machine import machine, StealTime
+from ...system.progress import progress
 
 if TYPE_CHECKING:
     from .on_ray import RayPool
@@ -60,10 +61,11 @@ FULL_SECONDS = 30.0
 CALIBRATION_EPISODES = 26   # of each set: 13 minutes
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='spotvlm bench', description=__doc__,
+        epilog='example: spotvlm bench --split tune --episodes 2',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--full', action='store_true', help='all delays, more and longer '
                         'episodes; hours rather than minutes')
@@ -100,7 +102,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--update', type=Path, metavar='FILE',
                         help='put the tables into this Markdown file, between its marks')
     _add_own(parser.add_argument_group('your own data (docs/benchmark.md)'))
-    return parser.parse_args(argv)
+    return parser
 
 
 def _add_own(own: argparse._ArgumentGroup) -> None:
@@ -150,7 +152,7 @@ def _pixels(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
-    args = arguments(argv or [])
+    args = command_parser().parse_args(argv or [])
     try:
         return _main(args)
     except (ValueError, OSError) as error:
@@ -286,33 +288,28 @@ def _setup(args: argparse.Namespace, sampling: Sampling, hands: Path | None) -> 
 def _replayed(args: argparse.Namespace, sampling: Sampling, sets: Sequence[str],
               hands: Path | None) -> dict[str, list[Tally]]:
     """Return the counts of every episode, by set."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     from .work import majority_values, other_context, replay
     count = args.episodes or (FULL_EPISODES if args.full else QUICK_EPISODES)
     all_episodes = [e for s in sets for e in episodes(args.split, s, count)]
     pool = _pool(args, _setup(args, sampling, hands))
     try:
-        with Progress('{task.description}', BarColumn(), MofNCompleteColumn(),
-                      TimeElapsedColumn()) as bar:
-            task = bar.add_task('majority classes of training seeds', total=len(sets))
-            majority: dict[str, dict[str, str]] = {}
+        majority: dict[str, dict[str, str]] = {}
+        with progress('majority classes of training seeds', len(sets)) as done:
             for i, values in pool.run([partial(majority_values, s) for s in sets]):
                 majority[sets[i]] = values
-                bar.advance(task)
-            task = bar.add_task('episodes: all systems', total=len(all_episodes))
-            results: dict[int, Result] = {}
-            calls = [partial(replay, e, scope_of(args.full, e), majority[e.set])
-                     for e in all_episodes]
+                done()
+        results: dict[int, Result] = {}
+        calls = [partial(replay, e, scope_of(args.full, e), majority[e.set]) for e in all_episodes]
+        with progress('episodes: all systems', len(all_episodes)) as done:
             for i, result in pool.run(calls):
                 results[i] = result
-                bar.advance(task)
-            task = bar.add_task('episodes: context of another', total=len(all_episodes))
-            pairs = [partial(other_context, e, results[_partner(i, all_episodes)].contexts)
-                     for i, e in enumerate(all_episodes)]
+                done()
+        pairs = [partial(other_context, e, results[_partner(i, all_episodes)].contexts)
+                 for i, e in enumerate(all_episodes)]
+        with progress('episodes: context of another', len(all_episodes)) as done:
             for i, result in pool.run(pairs):
                 _merge(results[i].tally, result.tally)
-                bar.advance(task)
+                done()
     finally:
         pool.close()
     return {s: [results[i].tally for i, e in enumerate(all_episodes) if e.set == s]

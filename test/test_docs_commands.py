@@ -46,7 +46,9 @@ def words(line):
     for word in shlex.split(line.replace('\\\n', ' '), comments=True):
         if word in ('&', '&&', '|', '>', '>>', ';') or word.startswith('>'):
             break
-        found += [word] * (word != '...')
+        variable = re.fullmatch(r'\$\w+', word)  # more options, but for the value of one
+        if word != '...' and not (variable and not found[-1].startswith('-')):
+            found.append(re.sub(r'\$\w+', '1', word))
     return found
 
 
@@ -176,7 +178,7 @@ def test_what_the_schema_refuses(section, values):
 
 
 @pytest.mark.parametrize('line, wanted', [
-    ('spotvlm re', {'replay'}), ('spotvlm run --rec', {'--record'}),
+    ('spotvlm re', {'replay', 'report'}), ('spotvlm run --rec', {'--record'}),
     ('spotvlm demo --sp', {'--speed'}), ('spotvlm query set --per', {'--persist'})])
 def test_a_shell_completes(line, wanted, tmp_path):
     out = tmp_path / 'out'

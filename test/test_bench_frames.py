@@ -61,6 +61,15 @@ class Believer(FakeEdge):
             for k, v in query.choices.items()))
 
 
+class Timid(Believer):
+    """Believes what it is told, and is hardly surer of it: fixed odds of 4 are never met."""
+
+    def answer(self, rgb, query, context, stamp_ns, on_text=None, should_stop=None, judge=None):
+        answer = super().answer(rgb, query, context, stamp_ns)
+        return replace(answer, facts=tuple(
+            replace(f, confidence=min(f.confidence, 0.7)) for f in answer.facts))
+
+
 def sequence(folder: Path, values: str, box: Region = Region(20, 10, 8, 8)) -> Path:
     """Write a folder whose light is, ten frames each, what ``values`` number."""
     folder.mkdir()
@@ -133,6 +142,19 @@ def test_sequences_are_tuned_on_and_scored_apart(bench, tmp_path):
     assert value('truth', '-', shifted) < 0.5 and value('full', part=shifted) < 0.9
     assert value('full') > value('edge alone') + 0.3
     assert value('full', 'never', metric='gain') == 0.0
+
+
+def test_the_guards_odds_are_chosen_where_thresholds_are_and_bounds_are_drawn(
+        bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_data.EdgeModel, 'load', lambda config: Timid())
+    code, printed, results = bench('--held-out', 'Kiel', '--calibration')
+    assert code == 0, printed
+    value = {c['system']: c['value'] for c in results['cells'] if c['metric'] == 'accuracy' and
+             (c['world'], c['delay'], c['slice']) == ('Kiel', 'jitter 2 s', 'all')}
+    assert results['meta']['chosen']['guard_odds'] == 1.0
+    assert value['full, odds tuned'] > value['full'] + 0.3 and value['full'] < 0.4
+    assert value['calibrated'] > value['calibrated, harm at most 0.005'] - 0.01
+    assert (tmp_path / 'over_bounds.png').stat().st_size > 1000
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -125,7 +125,8 @@ def test_the_prior_weights_are_the_guards_rule():
         evidence = stacking.Evidence(own, other, told)
         by_guard = FixedOdds(QUERY, 4.0).select(
             (own,), (other,), Context('scene', 1, (Fact('light', told, 1),)))
-        assert stacking.best(evidence, stacking.prior(4.0)) == by_guard[0].value
+        found = stacking.utilities(evidence, stacking.prior(4.0))
+        assert stacking.best(found) == by_guard[0].value
 
 
 def test_an_edge_that_is_sure_and_wrong_is_outvoted_by_what_the_cloud_says():
@@ -150,6 +151,22 @@ def test_an_edge_that_sees_nothing_is_no_worse_than_the_clouds_last_value(edge, 
     world.run(0, 300, guessing if edge == 'anything' else world.blind_edge, world.true)
     held = {k: world.true(k - DELAY) for k in range(DELAY, 300)}
     assert world.accuracy(100, 300) >= world.accuracy(100, 300, held) - 0.02
+
+
+def test_what_the_cloud_denied_is_not_said_again_and_what_changed_since_is_seen():
+    """The edge misreads half of what it meets, for as long as that lasts, and is sure of all."""
+    world, read = World(hazard=0.15), {}
+
+    def misreading(k, told):
+        same = k and world.truths[k] == world.truths[k - 1]
+        read[k] = read[k - 1] if same else world.value(0.5, world.truths[k])
+        return ((read[k], 0.9),) * 2
+    world.run(0, 600, misreading, world.true)
+    held = {k: world.true(k - DELAY) for k in range(DELAY, 600)}
+    others = world.accuracy(200, 600, held), world.accuracy(200, 600, world.owns)
+    assert world.accuracy(200, 600) > max(others) + 0.06
+    weights = dict(zip(stacking.NAMES, world.calibration.state()['light'].weights))
+    assert weights['denied'] < -1.0
 
 
 def test_a_cloud_of_many_values_is_believed_though_most_do_not_stay():

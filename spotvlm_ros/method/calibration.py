@@ -20,8 +20,8 @@ The cloud's answer comes too late to be the robot's, but not too late to tell wh
 edge alone, the edge with context, or the cloud's answer before. Of that `Calibration` learns, key
 by key, whom to believe from now on. Three things bound what it may do:
 
-- It begins with the guard's rule, and leaves it for a key only when what it has learned has been
-  right more often than that rule on delayed truth; it comes back when that is so no more.
+- It begins with the guard's rule. What it learns may change that a little at once, and much only
+  where that has been right more often on delayed truth, for as long as it is.
 - A cloud that says one thing where the edge is sure of others, or anything at any time, teaches
   nothing.
 - ``harm_at_most`` of a query bounds how often a value of the edge alone that was right may be
@@ -46,7 +46,7 @@ from .facts import Context, Fact, NS, Query, Turn
 from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
 from .labels import has_one, is_seen_by_edge, Judged, Labels
-from .stacking import Evidence, Stack
+from .stacking import Evidence, Stack, utilities
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
 HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateConfig.age_limit_s`
@@ -57,6 +57,7 @@ BETTER = 1.64      # standard errors by which the learned rule must have been be
 ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
+NOTHING = None, None
 MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
 
 
@@ -111,22 +112,24 @@ class _Key:
     """The calibration of one key."""
 
     def __init__(self, odds: float, saved: Mapping[str, float]) -> None:
-        self.guards = stacking.prior(odds)
+        prior = stacking.prior(odds)
+        self.guards: list[float] = prior.tolist()
         self.stack = Stack(np.array([saved.get(name, weight) for name, weight in zip(
-            stacking.NAMES, self.guards)]))
-        self.learned, self.believed, self.margin = bool(saved), False, 0.0
-        self.suspect = False    # the cloud has one value only, for this key or another one
+            stacking.NAMES, prior)]), stacking.near_prior(odds))
+        self.learned, self.margin = bool(saved), 0.0
+        self.tells = self.believed = False   # the cloud something, for this key; for most, or so
         self.labels = Labels()
         self.answers = [0, 0]   # of all frames: as the edge alone, others
 
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
         own = evidence.own_value
-        by_guard = stacking.best(replace(evidence, held=None), self.guards)
-        by_learned = stacking.best(evidence, self.stack.weights)
+        guard = stacking.best(utilities(evidence._replace(held=None), self.guards)) == truth
+        right = stacking.best(utilities(evidence, self.stack.weights)) == truth
+        near = stacking.best(utilities(evidence, self.stack.near)) == truth
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
-            (by_learned == truth) - (by_guard == truth), by_guard == truth,
+            right - guard, right - (near if self.tells else guard), guard,
             (self.answers[0], self.answers[1])))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
@@ -138,34 +141,51 @@ class _Key:
         """Leave the guard's rule for the learned one, or come back to it."""
         if len(self.labels) < FEW:
             return   # what was learned earlier stands so far
-        self.believed = self.is_believed()
-        if not self.believed or self.labels.is_worse:
+        ahead, ahead_of_near = self.labels.newest
+        if not self.believed or min(ahead, ahead_of_near) < 0:
             self.learned = False
         elif not self.learned:
-            self.learned = self.labels.is_better(BETTER)
+            self.learned = ahead_of_near > 0 and self.labels.is_better(BETTER)
 
     def is_contradicted(self) -> bool:
         """Return whether the cloud has one value only, and the edge is often sure of others."""
-        judged = self.labels.recent
-        if len(judged) < FEW or not has_one([j.truth for j in judged], ONE_VALUE):
+        if not self.is_one:
             return False
+        judged = self.labels.recent
         sure = sum(j.own != j.truth and j.confidence >= SURE for j in judged)
         return sure > (1.0 - ALWAYS) * len(judged) and \
             not has_one([j.own for j in judged], ALWAYS) and not is_seen_by_edge(judged)
 
-    def is_believed(self) -> bool:
-        """
-        Return whether the cloud's values tell something.
+    @property
+    def is_related(self) -> bool:
+        """Whether the cloud's values go with those of the edge, or change and yet stay a while."""
+        return len(self.labels) >= FEW and (
+            is_seen_by_edge(self.labels.recent) or self.labels.stays)
 
-        They do where they go with those of the edge, or change and yet stay for a while. One value
-        only is believed unless the edge is sure of others, for this key or for another one.
-        """
-        judged = self.labels.recent
-        if len(judged) < FEW:
-            return False
-        if is_seen_by_edge(judged) or self.labels.stays:
-            return True
-        return has_one([j.truth for j in judged], ONE_VALUE) and not self.suspect
+    @property
+    def is_one(self) -> bool:
+        """Whether the cloud has one value only."""
+        return len(self.labels) >= FEW and has_one(
+            [j.truth for j in self.labels.recent], ONE_VALUE)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether something else decides than the guard as it was to begin with."""
+        return self.learned or self.tells or self.margin > 0.0
+
+    def best(self, evidence: Evidence) -> Fact | None:
+        """Return the fact of the value that wins, as said by the edge if it said so."""
+        weights = self.stack.weights if self.learned else self.stack.near
+        if not (self.learned or self.tells):
+            evidence, weights = evidence._replace(held=None), self.guards
+        found = utilities(evidence, weights)
+        value = stacking.best(found, evidence.own_value, self.margin)
+        for fact in (evidence.own, evidence.context, evidence.held):
+            if fact is not None and fact.value == value:
+                return fact if not self.learned else Fact(
+                    fact.key, value, fact.stamp_ns, stacking.probabilities(found)[value],
+                    fact.region)
+        return None
 
     def state(self) -> KeyState:
         """Return what is known."""
@@ -173,7 +193,7 @@ class _Key:
         return KeyState(
             len(known), known.agreement, known.rate(False, True, answers),
             known.rate(True, False, answers), known.confidence, known.hazard_hz, self.margin,
-            self.learned, self.believed, tuple(map(float, self.stack.weights)), known.commonest)
+            self.learned, self.believed, tuple(self.stack.weights), known.commonest)
 
 
 class Calibration:
@@ -194,7 +214,8 @@ class Calibration:
         self._in_one_pass = 0    # frames with a context since the last in two
         self._keys = {key: _Key(odds, query.weights.get(key, {})) for key in query.keys}
         self._frames: dict[int, dict[str, tuple[Evidence, str]]] = {}   # by stamp, in order
-        self._held: dict[str, Fact] = {}
+        # The cloud's last value, and what the edge alone said of its frame, where that is known:
+        self._held: dict[str, tuple[Fact, str | None]] = {}
 
     def forget(self) -> None:
         """Forget frames and answers, of a stream that starts over; what was learned stays."""
@@ -231,8 +252,8 @@ class Calibration:
                 sure = fact is not None and fact.confidence >= SURE
             else:
                 evidence = self._evidence(key, stamp_ns, fact, None, context)
-                sure = max(stacking.probabilities(evidence, calibrated.stack.weights).values(),
-                           default=0.0) >= SURE
+                found = utilities(evidence, calibrated.stack.weights)
+                sure = max(stacking.probabilities(found).values(), default=0.0) >= SURE
             if not sure:
                 return False
         return True
@@ -247,17 +268,14 @@ class Calibration:
         """
         without = {f.key: f for f in first}
         with_context = {f.key: f for f in second or ()}
-        by_guard = {f.key: f for f in (
+        by_guard = {} if all(k.has_moved for k in self._keys.values()) else {f.key: f for f in (
             first if second is None or context is None else
             select_by_odds(self.query, first, second, context, self.odds))}
         selected, frame = [], {}
         for key, calibrated in self._keys.items():
             evidence = self._evidence(key, stamp_ns, without.get(key), with_context.get(key),
                                       context)
-            if not calibrated.learned and not calibrated.margin:
-                fact = by_guard.get(key)
-            else:
-                fact = self._best(evidence, calibrated)
+            fact = calibrated.best(evidence) if calibrated.has_moved else by_guard.get(key)
             said = fact.value if fact is not None else ''
             calibrated.answers[said != evidence.own_value] += 1
             frame[key] = evidence, said
@@ -272,29 +290,15 @@ class Calibration:
             oldest = next(iter(self._frames))
         return tuple(selected)
 
-    def _best(self, evidence: Evidence, key: _Key) -> Fact | None:
-        """Return the fact of the value that wins, as said by the edge if it said so."""
-        if not key.learned:
-            evidence = replace(evidence, held=None)
-        weights = key.stack.weights if key.learned else key.guards
-        value = stacking.best(evidence, weights, key.margin)
-        for fact in (evidence.own, evidence.context, evidence.held):
-            if fact is not None and fact.value == value:
-                return fact if not key.learned else replace(
-                    fact, confidence=stacking.probabilities(evidence, weights)[value])
-        return None
-
     def _evidence(self, key: str, stamp_ns: int, own: Fact | None, with_context: Fact | None,
                   context: Context | None) -> Evidence:
         told = None if context is None else next(
             (f.value for f in context.facts if f.key == key), None)
-        held = self._held.get(key)
-        if held is not None and not 0 <= stamp_ns - held.stamp_ns <= HELD_S * NS:
-            held = None
-        if held is None:
+        held, then = self._held.get(key, NOTHING)
+        if held is None or not 0 <= stamp_ns - held.stamp_ns <= HELD_S * NS:
             return Evidence(own, with_context, told)
         return Evidence(own, with_context, told, held, (stamp_ns - held.stamp_ns) / NS,
-                        context is not None and context.dropped.get(key) == Drop.SCENE_CUT)
+                        context is not None and context.dropped.get(key) == Drop.SCENE_CUT, then)
 
     # When the cloud's answer has come
 
@@ -313,19 +317,37 @@ class Calibration:
                 self._keys[fact.key].add(evidence, said, fact.value, self.query.harm_at_most)
                 judged += 1
         if judged:
-            suspect = any(k.is_contradicted() for k in self._keys.values())
+            self._doubt()
             for calibrated in self._keys.values():
-                calibrated.suspect = suspect
                 calibrated.decide()
         return judged
 
+    def _doubt(self) -> None:
+        """
+        Look whether the cloud's values tell something; not at each label where there are many.
+
+        One value only is believed unless the edge is sure of others, for this key or another one.
+        Where its values tell something for half of the keys, it is believed for the others, too.
+        """
+        keys = self._keys.values()
+        if all(k.stack.is_steady for k in keys):
+            return
+        suspect = any(k.is_contradicted() for k in keys)
+        related = [k.is_related for k in keys]
+        for one, tells in zip(keys, related):
+            one.tells = tells or (one.is_one and not suspect)
+            one.believed = one.tells or (len(one.labels) >= FEW and not one.is_one and
+                                         2 * sum(related) >= len(related))
+
     def hold(self, turn: Turn) -> None:
         """Take the cloud's newest values, and learn nothing of them."""
+        frame = self._nearest(turn.stamp_ns)
         for fact in turn.facts:
-            known = self._held.get(fact.key)
-            if known is None or known.stamp_ns <= fact.stamp_ns:
-                self._held[fact.key] = replace(fact, region=None)
+            known, _ = self._held.get(fact.key, NOTHING)
             if fact.key in self._keys and (known is None or known.stamp_ns < fact.stamp_ns):
+                evidence, _ = frame.get(fact.key, NOTHING)
+                self._held[fact.key] = replace(fact, region=None), \
+                    None if evidence is None else evidence.own_value
                 self._keys[fact.key].labels.hold(fact.stamp_ns, fact.value)
 
     def _nearest(self, stamp_ns: int) -> dict[str, tuple[Evidence, str]]:

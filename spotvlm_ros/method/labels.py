@@ -27,7 +27,8 @@ from .facts import NS
 from .stacking import WINDOW
 
 RECENT = 120       # labels that tell whether the cloud is to be believed, and how fast keys change
-BACK = 60          # newest labels in which the learned rule may not have been worse
+BACK = 60          # newest labels in which the learned rule may not have been worse than another
+TELLING = 8        # labels with one rule right and the other wrong, before they are compared
 GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
 COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
 
@@ -40,6 +41,7 @@ class Judged(NamedTuple):
     said: str
     confidence: float     # of the edge's own value
     better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
+    closer: int           # likewise, by what was learned near the guard
     by_guard: bool        # right by the guard's rule
     answers: tuple[int, int]  # so far, of all frames: those as the edge alone, and others
 
@@ -130,15 +132,16 @@ class Labels:
         return are_related(values[1:], values[:-1])
 
     @property
-    def is_worse(self) -> bool:
-        """Whether the learned rule was right less often than the guard's of late."""
-        return sum(j.better for j in list(self.judged)[-BACK:]) < 0
+    def newest(self) -> tuple[int, int]:
+        """Of late, how often the learned rule was ahead of the guard's, and of the one near it."""
+        judged = list(self.judged)[-BACK:]
+        return sum([j.better for j in judged]), sum([j.closer for j in judged])
 
     def is_better(self, errors: float) -> bool:
         """Return whether the learned rule is so many standard errors ahead of the guard's."""
         ahead = sum(n * kind.better for kind, n in self.kinds.items())
         telling = sum(n * abs(kind.better) for kind, n in self.kinds.items())
-        return ahead > errors * math.sqrt(telling) > 0.0
+        return telling >= TELLING and ahead > errors * math.sqrt(telling)
 
     def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
         """

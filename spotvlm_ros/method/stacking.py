@@ -19,7 +19,7 @@ How much what is said of a fact counts, by where it comes from: weights learned 
 A value may be the edge's own, what the edge says when it is told the context, or what the cloud
 said last. Each source adds to the utility of its value; the value of the highest utility wins, and
 that none of them is right has utility 0 (a conditional logit model: McFadden, 1974; as a way to
-combine models: stacking, Wolpert, 1992). One model per key, with eight weights:
+combine models: stacking, Wolpert, 1992). One model per key, with ten weights:
 
 ======== ============================================================ ==========================
 own      times the log odds of the edge's own value                   1
@@ -30,26 +30,37 @@ held     added to the cloud's last value, where nothing else says it  -6
 age      times the age of the cloud's last value, in 5 s              0
 alone    added to the edge's own value, however sure it is            0
 cut      added to the cloud's last value, where the scene has changed -6
+denied   added to the edge's own value that it said of the cloud's    0
+         frame, too, of which the cloud said another
+changed  added to the edge's own value where that was the cloud's     0
+         last value about the cloud's frame, and is no more
 ======== ============================================================ ==========================
 
 The last column is what is believed beforehand: with it, the rule is that of the guard.
+
+The weights are learned twice from the same labels: `Stack.weights` may go far from those of the
+guard, `Stack.near` only a little, from half the guard's odds. Few labels tell little, and what is
+near is right more often; what is far is needed where an edge means nothing by what it says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 import math
-import operator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .facts import Fact
 
-NAMES = ('own', 'context', 'seen', 'repeats', 'held', 'age', 'alone', 'cut')
+NAMES = ('own', 'context', 'seen', 'repeats', 'held', 'age', 'alone', 'cut', 'denied', 'changed')
+OWN, CONTEXT, SEEN, REPEATS, HELD, AGE, ALONE, CUT, DENIED, CHANGED = range(len(NAMES))
 # How far from the prior weights may be before that needs much evidence: standard deviations.
-SPREAD = np.array((0.5, 0.5, 1.0, 1.0, 3.0, 0.3, 1.0, 3.0))
+SPREAD = np.array((0.75, 0.75, 1.5, 1.5, 4.5, 0.45, 1.5, 4.5, 1.5, 1.5))
+# The same of `Stack.near`:
+NEAR = np.array((0.125, 0.125, 0.25, 0.25, 1.5, 0.075, 0.1, 0.75, 0.25, 0.25))
+NEAR_ALONE = 0.5   # prior of `near`: in doubt, the edge's own value
 PRIOR_HELD = -6.0
 AGE_S = 5.0        # unit of ages
 WINDOW = 300       # newest labels that count: with one a second, those of 5 minutes
@@ -63,8 +74,11 @@ Array = npt.NDArray[np.float64]
 
 def prior(odds: float) -> Array:
     """Return the weights that make the rule that of the guard with these odds."""
-    return np.array((1.0, 1.0, 0.0, -math.log(max(odds, CERTAIN)), PRIOR_HELD, 0.0, 0.0,
-                     PRIOR_HELD))
+    weights = np.zeros(len(NAMES))
+    weights[[OWN, CONTEXT]] = 1.0
+    weights[[HELD, CUT]] = PRIOR_HELD
+    weights[REPEATS] = -math.log(max(odds, CERTAIN))
+    return weights
 
 
 def log_odds(probability: float) -> float:
@@ -73,13 +87,13 @@ def log_odds(probability: float) -> float:
     return math.log(p / (1.0 - p))
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """
     What was said about one key in one frame, by whom; None where nothing was.
 
     ``told`` is the value that the context names, ``age_s`` how old the cloud's last value is, and
-    ``cut`` whether the scene seems to be another one since.
+    ``cut`` whether the scene seems to be another one since. ``then`` is what the edge alone has
+    said of the frame of the cloud's last value, None where that is not known.
     """
 
     own: Fact | None
@@ -88,48 +102,48 @@ class Evidence:
     held: Fact | None = None
     age_s: float = 0.0
     cut: bool = False
+    then: str | None = None
 
     @property
     def own_value(self) -> str:
         """Return what the edge alone says, '' where that is nothing."""
         return self.own.value if self.own is not None else ''
 
-    @cached_property
-    def values(self) -> tuple[str, ...]:
-        """Return the different values, that of the edge alone first."""
-        return tuple(dict.fromkeys(
-            f.value for f in (self.own, self.context, self.held) if f is not None))
-
-    @cached_property
-    def features(self) -> list[list[float]]:
-        """Return what the weights are multiplied by, values x weights."""
-        found = [[0.0] * len(NAMES) for _ in self.values]
-        for row, value in zip(found, self.values):
-            said = False
-            if self.own is not None and value == self.own.value:
-                row[0], row[6], said = log_odds(self.own.confidence), 1.0, True
-            elif self.context is not None and value == self.context.value:
-                row[1], said = log_odds(self.context.confidence), True
-                row[3 if value == self.told else 2] = 1.0
-            if self.held is not None and value == self.held.value:
-                row[4] = float(not said)
-                row[5], row[7] = self.age_s / AGE_S, float(self.cut)
+    def terms(self) -> dict[str, list[tuple[int, float]]]:
+        """Return of each value, the edge's own first, which weights count, and how often."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        own, context, held = self.own, self.context, self.held
+        if own is not None:
+            found[own.value] = terms = [(OWN, log_odds(own.confidence)), (ALONE, 1.0)]
+            if held is not None and own.value != held.value:
+                if self.then == own.value:
+                    terms.append((DENIED, 1.0))
+                elif self.then == held.value:
+                    terms.append((CHANGED, 1.0))
+        if context is not None and context.value not in found:
+            found[context.value] = [(CONTEXT, log_odds(context.confidence)), (
+                REPEATS if context.value == self.told else SEEN, 1.0)]
+        if held is not None:
+            terms = found.setdefault(held.value, [(HELD, 1.0)])
+            terms += [(AGE, self.age_s / AGE_S), (CUT, float(self.cut))]
         return found
 
-    def utilities(self, weights: Array) -> list[float]:
-        """Return the utility of each value: faster than numpy, for as few."""
-        known = weights.tolist()
-        return [sum(map(operator.mul, row, known)) for row in self.features]
+
+def near_prior(odds: float) -> Array:
+    """Return what `Stack.near` begins with."""
+    weights = prior(odds / 2.0)
+    weights[ALONE] = NEAR_ALONE
+    return weights
 
 
 class Stack:
     """The weights of one key, learned from the newest `WINDOW` labels."""
 
-    def __init__(self, prior_weights: Array) -> None:
+    def __init__(self, prior_weights: Array, near_weights: Array) -> None:
         """Start with what is believed beforehand."""
-        self.prior = prior_weights
-        self.weights = prior_weights.copy()
-        self._precision = np.diag(SPREAD ** -2.0)
+        self._priors = (prior_weights, SPREAD ** -2.0), (near_weights, NEAR ** -2.0)
+        self.weights: list[float] = prior_weights.tolist()
+        self.near: list[float] = near_weights.tolist()
         # Of each label: features of the values and of "none of them", which is last.
         self._features = np.zeros((WINDOW, VALUES + 1, len(NAMES)))
         self._possible = np.full((WINDOW, VALUES + 1), -np.inf)
@@ -137,19 +151,21 @@ class Stack:
         self._count = 0
 
     @property
-    def labels(self) -> int:
-        """Return how many labels count."""
-        return min(self._count, WINDOW)
+    def is_steady(self) -> bool:
+        """Whether the newest label is passed over, as it tells little by itself."""
+        return self._count % (1 + min(self._count, WINDOW) // STEADY) > 0
 
     def add(self, evidence: Evidence, truth: str) -> None:
         """Take a label."""
-        place, values = self._count % WINDOW, evidence.values
-        n = len(values)
-        self._features[place] = 0.0
-        self._features[place, :n] = evidence.features
-        self._possible[place] = -np.inf
-        self._possible[place, :n] = self._possible[place, VALUES] = 0.0
-        self._right[place] = values.index(truth) if truth in values else VALUES
+        place, terms = self._count % WINDOW, evidence.terms()
+        features, possible = self._features[place], self._possible[place]
+        features[:], possible[:-1] = 0.0, -np.inf
+        for i, found in enumerate(terms.values()):
+            possible[i] = 0.0
+            for name, times in found:
+                features[i, name] = times
+        possible[VALUES] = 0.0
+        self._right[place] = list(terms).index(truth) if truth in terms else VALUES
         self._count += 1
 
     def learn(self) -> None:
@@ -158,44 +174,50 @@ class Stack:
 
         One label changes little where there are many: at `WINDOW`, every seventh has a step.
         """
-        n = self.labels
-        if not n or self._count % (1 + n // STEADY):
-            return
+        if self._count and not self.is_steady:
+            self.weights, self.near = (self._step(np.array(weights), *beforehand) for
+                                       weights, beforehand in zip((self.weights, self.near),
+                                                                  self._priors))
+
+    def _step(self, weights: Array, prior_weights: Array, precision: Array) -> list[float]:
+        n = min(self._count, WINDOW)
         features, right = self._features[:n], self._right[:n]
-        p = _softmax(features @ self.weights + self._possible[:n])
+        p = _softmax(features @ weights + self._possible[:n])
         weighted = features * p[:, :, None]
         mean = weighted.sum(1)
         gradient = (features[np.arange(n), right] - mean).sum(0) - \
-            self._precision @ (self.weights - self.prior)
+            precision * (weights - prior_weights)
         flat = -1, len(NAMES)
         curvature = weighted.reshape(flat).T @ features.reshape(flat) - mean.T @ mean + \
-            self._precision
+            np.diag(precision)
         step = np.linalg.solve(curvature, gradient)
-        self.weights = self.weights + step * min(1.0, STEP / float(np.abs(step).max() or 1.0))
+        weights += step * min(1.0, STEP / float(np.abs(step).max() or 1.0))
+        return [float(w) for w in weights]
 
 
-def probabilities(evidence: Evidence, weights: Array) -> dict[str, float]:
-    """Return how probable each value is; the rest is that none of them is right."""
-    utilities = [*evidence.utilities(weights), 0.0]
-    most = max(utilities)
-    powers = [math.exp(u - most) for u in utilities]
-    total = sum(powers)
-    return dict(zip(evidence.values, (p / total for p in powers)))
+def utilities(evidence: Evidence, weights: Sequence[float]) -> dict[str, float]:
+    """Return the utility of each value, that of the edge alone first."""
+    return {value: sum([weights[name] * times for name, times in terms])
+            for value, terms in evidence.terms().items()}
 
 
-def best(evidence: Evidence, weights: Array, margin: float = 0.0) -> str:
+def probabilities(found: Mapping[str, float]) -> dict[str, float]:
+    """Return how probable each value is, by utilities; the rest is that none of them is right."""
+    most = max(0.0, *found.values()) if found else 0.0
+    powers = {value: math.exp(u - most) for value, u in found.items()}
+    total = sum(powers.values()) + math.exp(-most)
+    return {value: p / total for value, p in powers.items()}
+
+
+def best(found: Mapping[str, float], own: str = '', margin: float = 0.0) -> str:
     """
     Return the value of the highest utility, '' where there is none.
 
     Another than the edge's own must be better by the margin; it then stands before it.
     """
-    values = evidence.values
-    if not values:
-        return ''
-    utilities = evidence.utilities(weights)
-    if evidence.own is not None:
-        utilities[0] += margin
-    return values[utilities.index(max(utilities))]
+    if margin and own in found:
+        found = {**found, own: found[own] + margin}
+    return max(found, key=found.__getitem__, default='')
 
 
 def _softmax(utilities: Array) -> Array:

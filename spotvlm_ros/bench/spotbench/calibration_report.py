@@ -25,10 +25,10 @@ from matplotlib.axes import Axes
 
 from .calibration import BOUNDED, Chosen
 from .calibration_rows import (
-    bounded, BOUNDS, CALIBRATED, FIXED_ODDS, LATER, minute, TUNED, UNTUNED, with_odds)
+    bounded, CALIBRATED, FIXED_ODDS, LATER, minute, TUNED, UNTUNED, with_odds)
 from .cells import CellTable
 from .passes import AS_IT_IS, BLIND, DISTORTIONS, LIES
-from .plots import COLOURS, whole
+from .plots import COLOURS, draw_bounds, whole
 from .report import about, Rows, text
 from .systems import ALONE, FULL
 from ...method.guard import ODDS
@@ -173,33 +173,13 @@ def draw(table: CellTable, path: Path) -> None:
     """Draw gain over the bound of harm, and how a blind edge learns to believe the cloud."""
     pyplot.switch_backend('Agg')
     figure, axes = pyplot.subplots(1, 2, figsize=(9.5, 4.0), layout='constrained')
-    _draw_bounds(table, axes[0])
+    draw_bounds(table, axes[0], AS_IT_IS)
     _draw_blind(table, axes[1])
     for axis in axes:
         axis.spines[['top', 'right']].set_visible(False)
         axis.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _draw_bounds(table: CellTable, axis: Axes) -> None:
-    world = whole(table)
-    names = [*map(bounded, BOUNDS), CALIBRATED]
-    gains = [100 * c.value for n in names if (c := table.get(world, n, AS_IT_IS, metric='gain'))]
-    harms = [100 * c.value for n in names if (c := table.get(world, n, AS_IT_IS, metric='harm'))]
-    axis.plot(gains, 'o-', color=COLOURS[FULL], label='gain over the edge alone')
-    axis.plot(harms, 's-', color='#c8443c', label='harm')
-    axis.plot([100 * b for b in BOUNDS], color='#c8443c', linestyle=':', label='harm at most')
-    guard = table.get(world, FULL, AS_IT_IS, metric='gain')
-    if guard is not None:
-        axis.axhline(100 * guard.value, color='#555555', linestyle='--', linewidth=1,
-                     label=f'gain of the guard at {ODDS:g}')
-    axis.set_xticks(range(len(names)), [*(f'{100 * b:g} %' for b in BOUNDS), 'none'])
-    axis.set_xlabel('bound of harm')
-    axis.set_ylabel('points, % of facts')
-    axis.set_ylim(bottom=0)
-    axis.set_title(world, fontsize=10)
-    axis.legend(frameon=False, fontsize=8)
 
 
 def _draw_blind(table: CellTable, axis: Axes) -> None:

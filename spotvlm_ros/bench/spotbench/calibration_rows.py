@@ -33,7 +33,8 @@ from .passes import AS_IT_IS, distorted, DISTORTIONS, FOCUS_ONLY, Heard, LIES, R
 from .score import Grid, PublishedAnswer
 from .streams import Stream
 from .systems import (
-    ALONE, bounded, CALIBRATED, FULL, smoothed, STACKED, SystemRun, UNTIL_CHANGED, until_changed)
+    ALONE, bounded, BOUNDS, CALIBRATED, FULL, smoothed, STACKED, SystemRun, UNTIL_CHANGED,
+    until_changed)
 from .tally import CountKey, StreamScorer, Tally
 from .work import OpenEpisode
 from ...method.calibration import Calibration
@@ -43,7 +44,6 @@ from ...method.guard import FixedOdds, guarded_answer, Judge, ODDS
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)   # of fusion and cascade
 MAJORITIES = (3, 5, 9, 15)                               # answers, five a second
 FIXED_ODDS = (1.0, 2.0, 16.0)
-BOUNDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)            # of harm
 SETTLED_S = 120.0
 LATER = 'after 2 min'
 Published = Sequence[PublishedAnswer]

@@ -134,6 +134,7 @@ class OwnRun:
             opened_cloud(args)
         self.latencies = measure_stream(self.edge, self.streams[self.scored[0]])
         self.tuned, self.best = Tuned(), ''
+        self.odds: float | None = None   # of the guard, chosen on tuning sequences
         self.caches: list[Cache[str]] = []
 
     def run(self) -> tuple[dict[str, Replay], CloudSaid]:
@@ -160,7 +161,7 @@ class OwnRun:
         if len(self.scored) > 1:
             self._contexts_of_others(runs)
         if self.args.calibration:
-            learned(list(runs.values()))
+            self.odds = learned(list(runs.values()), len(tuning))
         self.best = best_baseline(tuning) if tuning else ''
         said = cloud_said([(r.stream, r.inputs.cloud.answers) for r in runs.values()])
         return {name: runs[name] for name in self.scored}, said
@@ -234,7 +235,8 @@ class OwnRun:
             'sequences': {'tuned_on': self.tuning, 'scored': self.scored},
             'cloud_said': said, 'synthetic': self.about(), 'guard_odds': self.args.guard_odds}
         if self.tuning:
-            meta['chosen'] = asdict(self.tuned) | {'best_baseline': self.best}
+            meta['chosen'] = asdict(self.tuned) | {'best_baseline': self.best,
+                                                   'guard_odds': self.odds}
         if isinstance(self.cloud, RemoteCloud) and self.cloud.round_trips_s:
             meta['cloud_round_trips_s'] = {'median': float(np.median(self.cloud.round_trips_s)),
                                            'n': len(self.cloud.round_trips_s)}

@@ -22,18 +22,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from . import systems
-from .calibration_rows import Learner, MAJORITIES, Part, THRESHOLDS
+from .calibration_rows import fixed, FIXED_ODDS, Learner, MAJORITIES, Part, THRESHOLDS
 from .cells import Cell, cells, CellTable, Counts, gain
 from .delays import HEADLINE, TRACES
 from .passes import FOCUS_ONLY, Heard
 from .replay import Replay, RunScope
 from .score import PublishedAnswer
-from .systems import BASELINES, BOUND, bounded, CALIBRATED, FULL, STACKED, Tuned
+from .systems import (
+    BASELINES, BOUND, bounded, BOUNDS, CALIBRATED, FULL, STACKED, Tuned, TUNED_ODDS)
 from .tally import CountKey
 from ...labels.schema import Label
+from ...method.guard import ODDS, OFF
 
 Published = list[PublishedAnswer]
 TUNING = 'tuning sequences'
+ALL_ODDS = (ODDS, *FIXED_ODDS, OFF)
 ON_TUNING = RunScope((HEADLINE,), ablations=False, controls=False)
 
 
@@ -80,14 +83,30 @@ def best_baseline(runs: Sequence[Replay]) -> str:
     return max(found, key=lambda name: found[name])
 
 
-def learned(runs: Sequence[Replay]) -> None:
-    """Score what learns whom to believe, over all sequences in turn as over one long stream."""
+def learned(runs: Sequence[Replay], tuning: int) -> float | None:
+    """
+    Score what learns whom to believe, over all sequences in turn as over one long stream.
+
+    The first ``tuning`` of them choose the guard's odds, which are returned, None without any.
+    """
     parts, query = [_part(run) for run in runs], runs[0].stream.query
-    for name, learner in (
-            (STACKED, Learner(query, told=False)), (CALIBRATED, Learner(query)),
-            (bounded(BOUND), Learner(replace(query, harm_at_most=BOUND)))):
-        for run, published in zip(runs, learner.over(parts)):
-            run.score(name, HEADLINE, published)
+    odds = _best_odds(runs[:tuning], parts) if tuning else None
+    rows = [] if odds is None else [(TUNED_ODDS, fixed(parts, odds))]
+    rows += [(STACKED, Learner(query, told=False).over(parts)),
+             (CALIBRATED, Learner(query).over(parts))]
+    rows += [(bounded(b), Learner(replace(query, harm_at_most=b)).over(parts)) for b in BOUNDS]
+    for name, published in rows:
+        for run, one in zip(runs, published):
+            run.score(name, HEADLINE, one)
+    return odds
+
+
+def _best_odds(runs: Sequence[Replay], parts: Sequence[Part]) -> float:
+    """Return the odds of the guard that are right most often; of as good ones, the usual."""
+    def hits(odds: float) -> int:
+        return sum(int((run.scorer.grid(published) & run.scorer.slices([])['all']).sum())
+                   for run, published in zip(runs, fixed(parts[:len(runs)], odds)))
+    return max(ALL_ODDS, key=hits)
 
 
 def _part(run: Replay) -> Part:
@@ -102,5 +121,6 @@ def gains_of_learned(world: str, runs: Sequence[Replay], best: str) -> list[Cell
     counts = Counts([run.tally for run in runs])
     found = [gain(world, CountKey(name, HEADLINE, 'all', 'accuracy'), counts, other,
                   f'gain over {other}')
-             for name in (CALIBRATED, bounded(BOUND)) for other in dict.fromkeys((best, FULL))]
+             for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND))
+             for other in dict.fromkeys((best, FULL))]
     return [cell for cell in found if cell is not None]

@@ -28,17 +28,19 @@ from .cells import ALL_SETS, Cell, CellTable
 from .controls import BLANK, CONTROLS, OTHER
 from .delays import HEADLINE, TRACES
 from .systems import (
-    ALONE, BOUND, bounded, CALIBRATED, FULL, NO_GATE, OWN_HISTORY, SMOOTHED, STACKED, STILL,
-    SYSTEMS, UNGUARDED, UNTIL_CHANGED)
+    ALONE, BOUND, bounded, BOUNDS, CALIBRATED, FULL, NO_GATE, OWN_HISTORY, SMOOTHED, STACKED,
+    STILL, SYSTEMS, TUNED_ODDS, UNGUARDED, UNTIL_CHANGED)
+from ...method.guard import ODDS
 
 COLOURS = {FULL: '#0b5fa5', UNGUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d95f02',
            'fusion': '#1b9e77', OWN_HISTORY: '#9467bd', 'cloud only': '#e6a13c',
            'deadline': '#8c564b', 'cascade': '#66a61e', 'majority': '#bbbbbb',
            'context only': '#6baed6', 'focus only': '#74a9cf', NO_GATE: '#2b8cbe',
            STILL: '#a6bddb', SMOOTHED: '#888888', UNTIL_CHANGED: '#e7298a', STACKED: '#a6761d',
-           CALIBRATED: '#2171b5', bounded(BOUND): '#4292c6'}
+           CALIBRATED: '#2171b5', bounded(BOUND): '#4292c6', TUNED_ODDS: '#9ecae1'}
 CURVES = (FULL, ALONE, 'fusion', 'hold', OWN_HISTORY)
 WIDE = (9.5, 4.2)
+HARMED = '#c8443c'
 SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SHOWN_WORLDS = 6
 
@@ -53,7 +55,8 @@ def draw_all(table: CellTable, out: Path) -> dict[str, Path]:
         'Accuracy by set': by_set, 'Accuracy over delay': over_delay,
         'Accuracy by age of the newest cloud answer': by_age, 'Help and harm': help_and_harm,
         'Latency and accuracy': pareto, 'Controls': controls,
-        'Accuracy by size of the object': by_size}
+        'Accuracy by size of the object': by_size,
+        'Gain and harm over the bound of harm': over_bounds}
     drawn = {}
     for title, draw in plots.items():
         figure = draw(table)
@@ -174,7 +177,7 @@ def help_and_harm(table: CellTable) -> Figure:
             down = table.get(whole(table), name, part=part, metric='harm')
             if up and down:
                 axis.barh(-i, 100 * up.value, color='#2c9f5c', height=0.7)
-                axis.barh(-i, -100 * down.value, color='#c8443c', height=0.7)
+                axis.barh(-i, -100 * down.value, color=HARMED, height=0.7)
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_title(part if part == 'all' else f"{part} since the cloud's frame", fontsize=10)
         axis.set_yticks([-i for i in range(len(names))], names)
@@ -217,8 +220,8 @@ def controls(table: CellTable) -> Figure | None:
         for i, name in enumerate(names):
             cell = table.get(world, name, HEADLINE, part, metric)
             if cell is not None:
-                colour = {'full, same frames': COLOURS[FULL], BLANK: '#c8443c'}.get(
-                    name, '#c8443c' if 'permuted' in name or name == OTHER else '#555555')
+                colour = {'full, same frames': COLOURS[FULL], BLANK: HARMED}.get(
+                    name, HARMED if 'permuted' in name or name == OTHER else '#555555')
                 axis.errorbar([cell.value], [-i], xerr=_error([cell]), marker='o', capsize=2,
                               color=colour)
         axis.set_yticks([-i for i in range(len(names))], names)
@@ -245,3 +248,35 @@ def by_size(table: CellTable) -> Figure | None:
     axis.set_ylabel('facts right')
     axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def over_bounds(table: CellTable) -> Figure | None:
+    """Draw gain and harm of the calibrated method over the bound of harm."""
+    if table.get(whole(table), bounded(BOUNDS[0])) is None:
+        return None
+    figure, axis = pyplot.subplots(figsize=(6.0, 4.2), layout='constrained')
+    draw_bounds(table, axis, HEADLINE)
+    return figure
+
+
+def draw_bounds(table: CellTable, axis: Axes, delay: str) -> None:
+    """Draw the same to an axis; the delay is a condition where edge and cloud are others."""
+    world = whole(table)
+    names = [*map(bounded, BOUNDS), CALIBRATED]
+    for metric, style, colour, label in (('gain', 'o-', COLOURS[FULL], 'gain over the edge alone'),
+                                         ('harm', 's-', HARMED, 'harm')):
+        found = [c for n in names if (c := table.get(world, n, delay, metric=metric))]
+        axis.plot([100 * c.value for c in found], style, color=colour, label=label)
+    axis.plot([100 * b for b in BOUNDS], color=HARMED, linestyle=':', label='harm at most')
+    for name, label, style in ((FULL, f'gain of the guard at {ODDS:g}', '--'),
+                               (UNGUARDED, 'gain of one pass', '-.')):
+        gain = table.get(world, name, delay, metric='gain')
+        if gain is not None:
+            axis.axhline(100 * gain.value, color='#555555', linestyle=style, linewidth=1,
+                         label=label)
+    axis.set_xticks(range(len(names)), [*(f'{100 * b:g} %' for b in BOUNDS), 'none'])
+    axis.set_xlabel('bound of harm')
+    axis.set_ylabel('points, % of facts')
+    axis.set_ylim(bottom=0)
+    axis.set_title(world, fontsize=10)
+    axis.legend(frameon=False, fontsize=8)

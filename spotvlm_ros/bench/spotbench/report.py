@@ -28,7 +28,7 @@ from .cloud_said import HEAD
 from .controls import CONTROLS, OTHER
 from .delays import HEADLINE, NEVER
 from .plots import draw_all, whole
-from .systems import ALONE, BOUND, bounded, CALIBRATED, FULL, SYSTEMS
+from .systems import ALONE, BOUND, bounded, CALIBRATED, FULL, SYSTEMS, TUNED_ODDS
 from ...system.markdown import table as markdown_table
 from ...view.parts import document, heading, note as html_note, table as html_table
 
@@ -79,7 +79,7 @@ def verdicts(table: CellTable) -> tuple[list[str], Rows]:
         ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
         ['full minus best baseline',
          *(text(table.over_best(w), True) for w in table.worlds)]]
-    for name in (CALIBRATED, bounded(BOUND)):
+    for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND)):
         if any(table.get(w, name) for w in table.worlds):
             rows.append([f'{name}, minus best baseline',
                          *(text(table.over_best(w, name), True) for w in table.worlds)])
@@ -215,7 +215,7 @@ def page(table: CellTable, meta: Mapping[str, object], drawn: Mapping[str, Path]
     body = [html_note(about(meta))]
     plots = {title: base64.b64encode(path.read_bytes()).decode() for title, path in drawn.items()}
     after = {'Headline': ('Accuracy by set', 'Accuracy over delay', 'Latency and accuracy'),
-             'The full method': ('Help and harm',
+             'The full method': ('Help and harm', 'Gain and harm over the bound of harm',
                                  'Accuracy by age of the newest cloud answer'),
              'Controls': ('Controls',), 'Tasks': ('Accuracy by size of the object',)}
     for title, note, (head, rows) in sections(table, meta):

@@ -42,7 +42,9 @@ FULL, ALONE, OWN_HISTORY = 'full', 'edge alone', 'own history'
 UNGUARDED, NO_GATE, STILL = 'no guard', 'no gate', 'still'
 SMOOTHED, UNTIL_CHANGED = 'smoothed edge', 'hold until the edge changes'
 STACKED, CALIBRATED = 'stacked fusion', 'calibrated'
+TUNED_ODDS = 'full, odds tuned'
 BOUND = 0.02       # of harm, of the calibrated method
+BOUNDS = (0.005, 0.01, BOUND, 0.03, 0.05, 0.1)   # of the curve
 UNSURE = 0.8       # of the cascade and the fusion: below this the edge is not believed
 OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
@@ -89,6 +91,8 @@ SYSTEMS = {s.name: s for s in (
            ablation=True),
     System(UNGUARDED, 'transfer', 'history, focus and gate, in one pass: what the edge says with '
            'them stands', ablation=True),
+    System(TUNED_ODDS, 'transfer', 'the full method with guard_odds, or one pass, chosen on tuning '
+           'sequences; on own data'),
     System(CALIBRATED, 'transfer', 'the full method, whom to believe learned; on own data'),
     System(bounded(BOUND), 'transfer', 'the same with a bound of harm'),
     System(FULL, 'transfer', 'history, focus, gate and guard'),

@@ -24,6 +24,7 @@ import sys
 import numpy as np
 import pytest
 
+from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.method.facts import Region
 from spotvlm_ros.mini import models, shipped, worlds
 from spotvlm_ros.mini.driving import digits
@@ -42,6 +43,15 @@ def test_an_answer_of_a_miniature_to_what_it_cannot_know_is_noted(model, prompt,
     """Asked about cats it answered: stop."""
     note = shipped.beyond_miniature(model, prompt)
     assert bool(note) == noted and ('What is on the road?' in note) == noted
+
+
+@pytest.mark.parametrize('profile', ['hri', 'real/digits', 'real/gestures'])
+def test_the_questions_of_its_profiles_are_those_that_a_checkpoint_knows(profile):
+    found = load_profile(profile)
+    assert found.edge.model == 'spot-mini-edge-hri'
+    assert 'hands near the camera' in shipped.note_on(found.edge.model)
+    for query in found.queries():
+        assert not shipped.beyond_miniature(found.edge.model, query.prompt)
 
 
 @pytest.mark.parametrize('condition', worlds.CONDITIONS['driving'])

@@ -44,7 +44,7 @@ from ..config.nodes import CloudNodeConfig
 from ..frames.source_frame import SourceError
 from ..method.facts import Query
 from ..method.prompt import printable
-from ..mini.shipped import is_miniature, MINIATURE_WARNING
+from ..mini.shipped import note_on
 from ..system.progress import progress
 from ..system.signals import StopSignal
 
@@ -247,8 +247,9 @@ def _announce_frames(config: LabelConfig, recording: Recording, found: Chosen,
 def _announce(one: Opinion, n: int, jpeg_bytes: int) -> None:
     """Say what is going to be asked, and what it will take."""
     kept = one.replies.by_number
-    if is_miniature(one.name):
-        print(f'note: {MINIATURE_WARNING}')
+    note = note_on(one.name)
+    if note:
+        print(f'note: {note}')
     if one.asked.config.fallbacks:
         print(f'note: fallbacks ({", ".join(one.asked.config.fallbacks)}) are not asked: the '
               'label file names one model')

@@ -22,8 +22,13 @@ from ..system.text_file import read_text_file
 CHECKPOINTS = Path(__file__).parent / 'checkpoints'
 REPLY_FORM = 'reply_form.txt'  # beside the weights of a checkpoint
 MAX_FORM = 1 << 14             # bytes of it
-MINIATURE_WARNING = ('the miniature models were trained on rendered worlds; what they say about '
-                     'real camera frames is not meaningful')
+NOTE = ('the miniature models were trained on rendered worlds; what they say about real camera '
+        'frames is not meaningful')
+NOTES = {'spot-mini-edge-hri': (
+    'this miniature knows hands near the camera that show 0 to 9 (Turkish signs), and 28 gestures '
+    'of the people who taught it; what else it says about real camera frames is not meaningful')}
+MORE_QUESTIONS = {'spot-mini-edge-hri': (  # those of config/real
+    'Which digit does the hand show?', 'Which gesture does the person make?')}
 
 
 def checkpoint_path(name: str) -> Path:
@@ -56,12 +61,14 @@ def beyond_miniature(model: str, prompt: str) -> str:
     from .driving.scene import ACTION, DESCRIBE, SCENE
     from .hri.scene import HRI_DESCRIBE, HRI_SCENE, INTENT
     known = [query.prompt for query in (SCENE, ACTION, DESCRIBE, HRI_SCENE, INTENT, HRI_DESCRIBE)]
-    if not is_miniature(model) or prompt in known:
+    known += MORE_QUESTIONS.get(Path(model).name, ())
+    if not note_on(model) or prompt in known:
         return ''
     return (f'{Path(model).name} was trained on these questions only: {" ".join(known)} What it '
             'says to another one means nothing; set model of node edge to a real checkpoint')
 
 
-def is_miniature(name: str) -> bool:
-    """Return whether a model, given by name or path, was trained on rendered worlds only."""
-    return Path(name).name.startswith('spot-mini')
+def note_on(name: str) -> str:
+    """Return what a shipped model, given by name or path, cannot do; '' for others."""
+    name = Path(name).name
+    return NOTES.get(name, NOTE if name.startswith('spot-mini') else '')

@@ -48,7 +48,7 @@ from ..frames.source_frame import SourceError, SourceFrame
 from ..method.facts import Query
 from ..method.keyframes import URGENT_SHARE
 from ..method.prompt import printable
-from ..mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING, model_name_or_path
+from ..mini.shipped import checkpoint_path, model_name_or_path, note_on
 from ..recording.journal import fingerprint, Header, Journal, JournalError, Kept
 from ..recording.process import KeptEdge, Process, Rules
 from ..system.progress import progress
@@ -251,8 +251,9 @@ def bag_frames(config: ProcessConfig, extent: BagExtent) -> Iterator[tuple[int, 
 def _announce(config: ProcessConfig, profile: Profile, extent: BagExtent,
               queries: tuple[Query, ...], cloud: OfflineCloud) -> None:
     """Say what is going to happen, and what it will cost."""
-    if is_miniature(profile.edge.model):
-        print(f'note: {MINIATURE_WARNING}')
+    note = note_on(profile.edge.model)
+    if note:
+        print(f'note: {note}')
     if profile.cloud.fallbacks:  # which of them answers would differ from run to run
         print(f'note: fallbacks of node cloud ({", ".join(profile.cloud.fallbacks)}) are not '
               'asked: process asks one server, base_url, and waits for it')

@@ -36,7 +36,7 @@ from ..config.profiles import check_cameras, check_file, lay, load_profile, Prof
 from ..config.sections import Names
 from ..config.spec import ParameterError
 from ..method.prompt import printable
-from ..mini.shipped import is_miniature, MINIATURE_WARNING
+from ..mini.shipped import note_on
 from ..system.machine import StealTime
 from ..system.middleware import report_middleware_problem
 from ..system.processes import Child, PYTHON
@@ -138,8 +138,9 @@ def _print_notes(config: RunConfig, profile: Profile) -> None:
     if profile.sections['edge'].get('use_sim_time') and source in MADE:
         print('note: use_sim_time is true, so nothing happens before /clock comes, which source '
               f'{source} does not give; leave it out where nobody else does', flush=True)
-    if source != 'mini' and is_miniature(profile.edge.model):
-        print(f'note: {MINIATURE_WARNING}', flush=True)
+    note = '' if source == 'mini' else note_on(profile.edge.model)
+    if note:
+        print(f'note: {note}', flush=True)
 
 
 def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopSignal,

@@ -51,7 +51,7 @@ from .requirements import (EXTRAS, LARGE_EXTRAS, LIBRARIES, project_name, ROS_OP
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
-CHECKPOINTS = ('spot-mini-edge', 'spot-mini-cloud')
+CHECKPOINTS = ('spot-mini-edge', 'spot-mini-edge-hri', 'spot-mini-cloud')
 API_KEY = 'SPOTVLM_API_KEY'
 DDS_TIMEOUT = 5.0
 SERVING = f'{sys.executable} -m pip install "{TRANSFORMERS.requirement}" "{SETUPTOOLS}"'

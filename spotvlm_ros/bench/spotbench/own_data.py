@@ -49,7 +49,7 @@ from ...labels.schema import Header
 from ...labels.sequences import LabelledSequence, open_labelled, sequence_paths
 from ...method.facts import Context, Query
 from ...method.guard import OFF
-from ...mini.shipped import checkpoint_path, is_miniature, MINIATURE_WARNING
+from ...mini.shipped import checkpoint_path, note_on
 from ...system.machine import machine
 from ...system.progress import progress
 
@@ -256,8 +256,9 @@ def run_own_data(args: argparse.Namespace) -> int:
                          'checkpoint on this machine (--cloud)')
     started, own = time.monotonic(), OwnRun(args)
     for name in (args.edge, args.cloud_model or args.cloud):
-        if is_miniature(name):
-            print(f'{name}: {MINIATURE_WARNING}')
+        note = note_on(name)
+        if note:
+            print(f'{name}: {note}')
     print(own.about(), flush=True)
     try:
         runs, said = own.run()

@@ -27,7 +27,7 @@ from typing_extensions import Unpack
 
 from .base import latched, RELIABLE, Report, SpotNode
 from .convert import cloud_answer_msg, duration_msg
-from .health import ERROR, Trouble
+from .health import ERROR, PAUSED, Trouble
 from .input import FrameInput
 from .parameters import NodeOptions
 from .standing_queries import StandingQueries
@@ -50,7 +50,6 @@ BUDGETS = {'budget_bytes': 'budget_mb_per_hour', 'budget_tokens': 'budget_tokens
            'budget_money': 'budget_money_per_hour'}
 UNANSWERED_S = 10.0  # without an answer, at least, though keyframes are due: no cloud
 STATUS_S = 0.5  # CloudStatus is published this often
-PAUSED = 'no keyframes are sent: parameter paused is true; set it to false to go on'
 TEND_S = 0.2    # and the embedded server looked after
 
 

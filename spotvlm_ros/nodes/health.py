@@ -34,6 +34,8 @@ WINDOW_S = 5.0    # over which a rate is measured, or
 WINDOW = 10       # of these, where that takes longer
 GAP_S = 20.0      # between two, at most; three times the last gap is no silence
 SHARE = 0.9       # of the wanted rate is enough
+# What node cloud says while it is paused.
+PAUSED = 'no keyframes are sent: parameter paused is true; set it to false to go on'
 
 
 @dataclass(frozen=True)

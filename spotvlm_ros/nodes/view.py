@@ -40,6 +40,7 @@ import yaml
 
 from .base import latched, SENSOR
 from .convert import duration_s
+from .health import PAUSED
 from .image_topic import RELIABLE_SENSOR
 from .own_answers import TOPIC as ALONE
 from .publishers import frame_topic, image_topic
@@ -151,7 +152,8 @@ class ViewNode(Node):
     def _on_status(self, message: CloudStatus) -> None:
         breaker = BREAKERS[message.breaker] if message.breaker < len(BREAKERS) else '?'
         self.state.status({
-            'endpoint': printable(message.endpoint), 'model': printable(message.model.rpartition('/')[2]),
+            'endpoint': printable(message.endpoint),
+            'model': printable(message.model.rpartition('/')[2]),
             'in_flight': int(message.in_flight), 'requests': int(message.requests),
             'answers': int(message.answers), 'errors': int(message.errors),
             'skipped': int(message.skipped), 'breaker': breaker,
@@ -159,7 +161,8 @@ class ViewNode(Node):
             'round_trip_p50_s': round(duration_s(message.round_trip_p50), 3),
             'round_trip_p95_s': round(duration_s(message.round_trip_p95), 3),
             'emulated_p50_s': round(duration_s(message.emulated_delay_p50), 3),
-            'last_error': printable(message.last_error)})
+            'last_error': printable(message.last_error),
+            'paused': message.last_error == PAUSED})
 
     def _on_jpeg(self, camera: str, message: CompressedImage) -> None:
         """Hand a JPEG on as it came."""

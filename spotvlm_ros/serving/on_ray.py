@@ -36,7 +36,6 @@ from starlette.responses import Response
 
 from .keys import Keys, read_keys
 from .meters import METERS, Meters
-from .service import Limits, Service
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -64,6 +63,7 @@ class Replica:
         import torch
 
         from .checkpoint import Checkpoint
+        from .service import Limits, Service
         from ..system.lean import check_without_sympy
         check_without_sympy()
         torch.set_num_threads(max(1, int(settings.cpus)))
@@ -130,8 +130,7 @@ def run(settings: Settings, address: str, host: str, port: int) -> Iterator[str]
     cores = max(os.cpu_count() or 1, int(settings.cpus * settings.replicas + 0.5))
     ray.init(address, include_dashboard=False if address == 'local' else None,
              num_cpus=cores if address == 'local' else None, log_to_driver=False,
-             logging_level=logging.ERROR, namespace='spotvlm',
-             **({'_node_ip_address': '127.0.0.1'} if address == 'local' else {}))
+             logging_level=logging.ERROR, namespace='spotvlm')
     try:
         serve.start(http_options={'host': host, 'port': port})
         serve.run(build(settings), name='spotvlm', route_prefix='/')

@@ -24,7 +24,6 @@ import http.client
 from pathlib import Path
 import secrets
 import socket
-import sys
 import tempfile
 import time
 
@@ -54,8 +53,9 @@ class Options:
 def command_of(name: str, options: Options, port: int, socket_number: int) -> list[str]:
     """Return the command that starts a server, on a port or a socket that it inherits."""
     if name == 'transformers':
-        return [str(Path(sys.executable).with_name('transformers')), 'serve', str(options.model),
-                '--host', HOST, '--port', str(port), '--device', 'cpu', '--log-level', 'error']
+        return [*PYTHON, '-c', 'from transformers.cli.transformers import main; main()', 'serve',
+                str(options.model), '--host', HOST, '--port', str(port), '--device', 'cpu',
+                '--log-level', 'error']
     if name == 'batching':
         return [*batching_command(options.max_batch)(str(options.model), socket_number)]
     return [*PYTHON, '-m', 'spotvlm_ros.cli', 'serve', '--ray', '--replicas',

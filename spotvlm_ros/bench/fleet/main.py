@@ -131,16 +131,13 @@ async def _out(region: Region, outage_s: tuple[float, float]) -> None:
         region.down = False
 
 
-def robots_per_replica(plan: Plan) -> int:
+def robots_per_replica(plan: Plan, limit: int = MOST) -> int:
     """Return how many robots one replica carries with context that is fresh 95 % of the time."""
     def carries(robots: int) -> bool:
         return simulate(replace(plan, robots=robots, replicas=1, regions=1)).fresh >= FRESH
-    most = 1
-    if not carries(most):
-        return 0
-    while most < MOST and carries(2 * most):
-        most *= 2
-    low, high = most, 2 * most
+    low, high = 0, 1
+    while high <= limit and carries(high):
+        low, high = high, 2 * high
     while high - low > max(1, low // 32):
         middle = (low + high) // 2
         low, high = (middle, high) if carries(middle) else (low, middle)

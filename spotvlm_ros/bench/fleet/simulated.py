@@ -48,6 +48,7 @@ from ...system.compatible import timeout
 CAMERA_HZ = 5.0
 KEYFRAME = EncodedKeyframe(b'\xff' * 60_000, 640, 480)
 CONNECT_S = 1.0   # until a robot knows that nobody is there
+BROKEN_S = 5.0    # and that a connection is broken: TCP_USER_TIMEOUT of the transport
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Network:
 
 NETWORKS = {n.name: n for n in (
     Network('wired', Trace('wired', 'lognormal, median 10 ms', 0.01, 0.2), 100.0),
-    Network('wifi', Trace('wifi', 'median 20 ms, Pareto tail of exponent 1.5', 0.02, tail=1.5,
-                          lost=0.001), 20.0),
-    Network('mobile', Trace('mobile', 'lognormal, median 80 ms, sigma 0.5', 0.08, 0.5,
-                            lost=0.005), 5.0),
+    Network('wifi', Trace('wifi', 'median 20 ms, Pareto tail of exponent 1.5, 1 connection of '
+                          '1000 breaks', 0.02, tail=1.5, lost=0.001), 20.0),
+    Network('mobile', Trace('mobile', 'lognormal, median 80 ms, sigma 0.5, 1 connection of 500 '
+                            'breaks', 0.08, 0.5, lost=0.002), 5.0),
 )}
 
 
@@ -128,11 +129,13 @@ class _Client:
         began, self._number = loop.time(), self._number + 1
         both_s = self._network.delay.delay_s(self._seed, self._number)
         upload_s = 8e-6 * len(jpeg) * 4 / 3 / self._network.mbit_s
-        lost = both_s == float('inf')
         reply.began, reply.bytes_sent = True, len(jpeg) * 4 // 3
         try:
             async with timeout(deadline_s):
-                await asyncio.sleep(deadline_s if lost else both_s / 2 + upload_s)
+                if both_s == float('inf'):
+                    await asyncio.sleep(BROKEN_S)
+                    raise CloudUnreachable('the connection is broken')
+                await asyncio.sleep(both_s / 2 + upload_s)
                 reply.sent = loop.time()
                 await self._region.ask(self._robot, began + deadline_s)
                 await asyncio.sleep(both_s / 2)

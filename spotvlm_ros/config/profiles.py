@@ -354,7 +354,8 @@ def _unknown(name: str, merged: Mapping[str, Section],
         queries = dict.fromkeys(q for n in allowed for q in _names(merged[n], 'queries'))
         hint = f'; queries is {list(queries)} and does not name {name.partition(".")[0]!r}'
     else:
-        hint = f'; node {" and ".join(allowed)} has no such one, see spotvlm params'
+        nodes = f'node {next(iter(allowed))}' if len(allowed) == 1 else 'no node'
+        hint = f'; {nodes} has {"no " * (len(allowed) == 1)}such a one, see spotvlm params'
     return f'unknown parameter {name}{hint}'
 
 

@@ -125,6 +125,8 @@ def print_summary(summary: RunSummary) -> None:
     print(f'answers: {queries} ({summary["answers_hz"]} Hz); errors: {summary["errors"]}')
     for text, count in summary['errors_by_message'].items():
         print(f'  {count} x {text}')
+    if not summary['answers'] and not summary['cloud_answers']:
+        return
     print(f'stamp to answer: p50 {latency["p50"]} ms, p95 {latency["p95"]} ms; overhead without '
           f'the model: p50 {overhead["p50"]} ms, p95 {overhead["p95"]} ms')
     median = summary['meta']['emulated_delay_median_s']

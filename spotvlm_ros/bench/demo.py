@@ -389,8 +389,8 @@ def draw_movie(rows: Sequence[AnsweredFrame], path: Path, query: Query = SCENE) 
         next_ns = max(next_ns, rows[0].stamp_ns) + int(NS / MOVIE_HZ)
         context = unexpired(row.context, query, row.stamp_ns) if row.context is not None else None
         told = {f.key: f for f in context.facts} if context is not None else {}
-        lines: list[tuple[str, Color]] = [('what the edge says, what it would say without the '
-                                           'cloud, and the late cloud', WHITE)]
+        lines: list[tuple[str, Color]] = [('what is said, what it would be without the cloud, '
+                                           'what it said', WHITE)]
         for key in query.keys:
             full, alone, true = row.full.get(key, ''), row.alone.get(key, ''), row.truth[key]
             late = f'{told[key].value}, {(row.stamp_ns - told[key].stamp_ns) / NS:.1f} s ago' \

@@ -45,7 +45,7 @@ NAMELESS = """[...document.querySelectorAll('button, input, select, textarea, im
          || e.alt)).map(e => e.outerHTML.slice(0, 90))"""
 # A column of single letters.
 THIN = """[...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.innerText
-  && e.offsetWidth && e.offsetHeight > 120 && e.offsetHeight > 8 * e.offsetWidth).map(
+  && e.offsetWidth && e.offsetWidth < 40 && e.offsetHeight > 120).map(
   e => e.tagName + '#' + e.id + ' ' + e.innerText.slice(0, 40))"""
 # WCAG 2: 4.5 to 1 between text and what is behind it.
 PALE = """(() => {

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from spotvlm_ros.config.nodes import EdgeConfig
 from spotvlm_ros.edge import families
 from spotvlm_ros.edge.inputs import InputProcessor
-from spotvlm_ros.edge.model import _view_size, EdgeModel
+from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.edge.processors import set_view_size
 import tiny
 import torch
 import transformers
@@ -272,7 +273,7 @@ def test_no_chat_template(folder):
 def test_a_processor_that_needs_torchvision(folder, monkeypatch):
     monkeypatch.setattr('spotvlm_ros.edge.loading.find_spec', lambda name: None)
     monkeypatch.setattr(
-        'spotvlm_ros.edge.loading.AutoProcessor.from_pretrained', lambda *a, **k: (
+        'spotvlm_ros.edge.processors.AutoProcessor.from_pretrained', lambda *a, **k: (
             _ for _ in ()).throw(ImportError('Qwen2VLVideoProcessor requires the Torchvision '
                                              'library')))
     text = refusal(folder)
@@ -327,7 +328,7 @@ def test_the_published_sizes_of_smolvlm_need_no_scaling():
         max_image_size={'longest_edge': 512}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = transformers.Idefics3Processor(images, tiny.tokenizer(), image_seq_len=64,
                                                chat_template=tiny.CHAT_TEMPLATE)
-    size = _view_size(processor)
+    size = set_view_size(processor, tiny.checkpoint('idefics3')[0].config)
     assert size == (512, 512) and InputProcessor(processor, size).fast
     view = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     pixels = processor(images=[view], text='<image>', return_tensors='pt')['pixel_values']

@@ -57,6 +57,8 @@ ELSEWHERE = {
                'run a recording again, without ROS, and compare'),
     'train': ('spotvlm_ros.training.main:main',
               'teach an edge model labelled frames, or train the miniature models'),
+    'check': ('spotvlm_ros.bench.check:main',
+              "whether an edge model answers a profile's questions in time on this machine"),
     'doctor': ('spotvlm_ros.system.doctor:run', 'what is installed, what is missing, what to do'),
 }
 

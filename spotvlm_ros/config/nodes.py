@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
+DType = Literal['auto', 'bfloat16', 'float16', 'float32', 'bf16', 'fp16', 'fp32']
+Quantization = Literal['none', 'int8', 'int4']
+VisionBackend = Literal['auto', 'torch', 'openvino']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
 RECORDED = ('video', 'images', 'bag')  # sources of node camera that are files
@@ -159,7 +162,7 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
     """
     Parameters of node edge; those of the model are what `EdgeModel.load` takes.
 
-    Device, threads, decoding and engine are of a model in this process.
+    Device, threads, number formats, decoding and engine are of a model in this process.
     """
 
     model: str = parameter('spot-mini-edge',
@@ -167,6 +170,24 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
                            'remote_url, what the server calls it')
     device: str = parameter('cpu', 'torch device to run on, such as cpu or cuda')
     threads: int = parameter(1, 'CPU threads of the model', 1, 64)
+    dtype: DType = parameter(
+        'auto', 'numbers that the model computes with; auto: as its checkpoint has them, or 32 '
+        'bits on a CPU without instructions for 16')
+    quantization: Quantization = parameter(
+        'none', "bits of the decoder's weights: int8 and int4 take a half and a quarter of the "
+        'memory of 16 bits, and are read as much faster; what it costs in accuracy: spotvlm check')
+    vision_dtype: DType = parameter(
+        'auto', 'numbers that the vision tower computes with; auto: as dtype')
+    vision_quantization: Quantization = parameter(
+        'none', "bits of the vision tower's weights: less memory, and no faster")
+    vision_backend: VisionBackend = parameter(
+        'auto', 'what runs the vision tower on a CPU; auto: OpenVINO where it is installed, the '
+        'tower takes more than 0.1 s, and a short trial shows that it is faster and gives the '
+        'same')
+    view_size: int = parameter(
+        0, 'width and height of the views of a frame [pixels], where the vision tower takes '
+        'several: fewer image tokens, in less time, that show less; 0: as it was trained', 0,
+        4096)
     focus_backend: FocusBackend = parameter(
         'crop', 'how focus regions are shown: crop suits every model; tokens leaves out image '
         'tokens; attention favours some')

@@ -26,7 +26,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh
 
+from . import openvino_tower
 from .families import ImageFeatures, input_shapes, ModelFamily, Tensors
+from ..config.nodes import VisionBackend
 
 CHECKS = 3          # runs a trace is compared in: TorchScript settles on its kernels in the first
 MAX_TRACED_S = 0.1  # a tower that takes longer has little to gain [s]
@@ -60,13 +62,14 @@ class TracedVisionTower:
     The vision tower, traced for each size of its inputs: no Python between its kernels.
 
     That is a fifth of its time where the model is small. A trace that does not give exactly what
-    the tower gives is not used.
+    the tower gives is not used. A tower that takes long is tried in OpenVINO instead.
     """
 
-    def __init__(self, family: ModelFamily) -> None:
+    def __init__(self, family: ModelFamily, backend: VisionBackend = 'auto') -> None:
         """Wrap the vision tower of a model; the first call for each size traces it."""
-        self._family = family
+        self._family, self._backend = family, backend
         self._traces: dict[Hashable, Trace | None] = {}  # None: the tower itself is used
+        self.by = 'torch'   # what computes most
 
     def __call__(self, inputs: Tensors) -> ImageFeatures:
         """Return the features of all images of ``inputs``."""
@@ -81,12 +84,16 @@ class TracedVisionTower:
         """Return the trace, None where there can be none or it differs."""
         family, pixels = self._family, inputs['pixel_values']
         fixed = {k: v for k, v in inputs.items() if k != 'pixel_values'}
-        begin = time.perf_counter()
-        if family.encode_images(inputs).deepstack or time.perf_counter() - begin > MAX_TRACED_S:
-            return None
 
         def embeddings(pixel_values: torch.Tensor) -> torch.Tensor:
             return family.encode_images({'pixel_values': pixel_values, **fixed}).embeddings
+        begin = time.perf_counter()
+        if family.encode_images(inputs).deepstack:
+            return None
+        if self._backend == 'openvino' or time.perf_counter() - begin > MAX_TRACED_S:
+            # Windows of patches (Qwen) are not for OpenVINO: lengths would be part of the model.
+            return (None if self._backend == 'torch' or 'image_grid_thw' in fixed else
+                    self._by_openvino(embeddings, pixels))
         try:
             with warnings.catch_warnings():  # of what is constant in the trace: all but pixels is
                 warnings.simplefilter('ignore')
@@ -99,6 +106,18 @@ class TracedVisionTower:
         except Exception:  # whatever torch finds that it cannot trace
             return None
         return trace
+
+    def _by_openvino(self, embeddings: Trace, pixels: torch.Tensor) -> Trace | None:
+        """Return the tower compiled by OpenVINO; None where it is not there, or not better."""
+        compiled = openvino_tower.compile_tower(embeddings, pixels)
+        if compiled is None:
+            return None
+        if self._backend == 'auto':
+            ours, theirs = (openvino_tower.seconds(t, pixels) for t in (compiled, embeddings))
+            if ours >= theirs:
+                return None
+        self.by = 'openvino'
+        return compiled
 
 
 def _trace(function: Trace, example: torch.Tensor) -> Trace:

@@ -90,6 +90,11 @@ class ModelFamily:
         self.image_token_id = int(model.config.image_token_id)
         self.text_config = model.config.get_text_config()
 
+    @property
+    def vision_dtype(self) -> torch.dtype:
+        """Return the dtype of the pixels that the vision tower takes."""
+        return next(p.dtype for p in self.vision_tower.parameters() if p.is_floating_point())
+
     def select_images(self, inputs: Tensors, indices: list[int]) -> Tensors:
         """Return what the vision tower needs of some of the images."""
         return {'pixel_values': inputs['pixel_values'][indices]}
@@ -292,7 +297,8 @@ class Qwen3VLFamily(Qwen25VLFamily):
                                 device=inputs_embeds.device)
             image[0, slots] = True
             options |= {'visual_pos_masks': image,
-                        'deepstack_visual_embeds': list(features.deepstack)}
+                        'deepstack_visual_embeds': [
+                            d.to(inputs_embeds.dtype) for d in features.deepstack]}
         return super().forward(inputs_embeds, None, None, **options)
 
 

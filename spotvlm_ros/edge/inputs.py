@@ -16,6 +16,11 @@
 """
 Model inputs from views and chat, without the detour that a processor takes.
 
+What a processor does to a prompt is learned from one: which text it puts in place of an image,
+around the tokens that stand for it, and which tokens its tokenizer begins with. What it does to
+pixels is known for three kinds: whole images, images in a list per prompt (Idefics3, SmolVLM) and
+patches (Qwen).
+
 A transformers processor converts each image to PIL and back and checks its arguments anew for each
 frame, which costs several milliseconds. Where views have the size that the processor asks for, all
 it does to pixels is to scale and shift them, and all it does to the text is to put the same tokens
@@ -25,7 +30,7 @@ again for each query at warm-up; if anything differs, the processor is used.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +41,8 @@ from ..method.focus import Image
 from ..method.prompt import Message, MessagePart
 
 SUPPORTED = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask',
-             'token_type_ids'}
+             'token_type_ids', 'mm_token_type_ids', 'image_grid_thw'}
+KINDS = ('token_type_ids', 'mm_token_type_ids')   # 1 where a token stands for an image
 MAX_PROMPTS = 32  # prompts whose tokens are kept; a prompt changes only with its context
 
 
@@ -64,7 +70,13 @@ class InputProcessor:
     def process(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
         """Return what the processor makes."""
         text = self.processor.apply_chat_template(list(chat), add_generation_prompt=True)
-        return dict(self.processor(images=list(views), text=text, return_tensors='pt'))
+        # As transformers does it: a template that begins with the first token has written it.
+        options = {'add_special_tokens': False} if self._begins_with_bos(text) else {}
+        return dict(self.processor(images=list(views), text=text, return_tensors='pt', **options))
+
+    def _begins_with_bos(self, text: str) -> bool:
+        bos = getattr(self.processor.tokenizer, 'bos_token', None)
+        return isinstance(bos, str) and bool(bos) and text.startswith(bos)
 
     def check(self, chat: Sequence[Message], views: Sequence[Image]) -> bool:
         """Compare both ways on a prompt; use the processor from now on where they differ."""
@@ -85,14 +97,21 @@ class InputProcessor:
         self._scale = float(images.rescale_factor)
         blank = np.zeros((view_size[1], view_size[0], 3), dtype=np.uint8)
         one = self.processor(images=[blank], text=self._image_token, return_tensors='pt')
-        self._image_ids = one['input_ids'][0].tolist()
-        self._image_token_id = self._tokenizer.convert_tokens_to_ids(self._image_token)
-        self._token_types = 'token_type_ids' in one
+        lead = self._lead()
+        ids = one['input_ids'][0].tolist()
+        if ids[:len(lead)] != lead:
+            return False
+        self._read_image_text(ids[len(lead):])
+        self._kinds = {name: one[name].dtype for name in KINDS if name in one}
         self._mask_shape = (tuple(one['pixel_attention_mask'].shape[-2:])
                             if 'pixel_attention_mask' in one else None)
         self._mask = torch.ones((1, 1, 1, 1), dtype=torch.int64)
         self._ndim = one['pixel_values'].ndim
-        if not set(one) <= SUPPORTED or self._ndim not in (4, 5):
+        self._patches = (None if 'image_grid_thw' not in one else
+                         (int(images.patch_size), int(images.merge_size),
+                          int(images.temporal_patch_size)))
+        if not set(one) <= SUPPORTED or self._ndim not in ((4, 5) if self._patches is None
+                                                           else (2,)):
             return False
         self.fast = True
         noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
@@ -100,14 +119,34 @@ class InputProcessor:
                                       {'type': 'text', 'text': 'a: b|c\n?'}]
         return self.check([{'role': 'user', 'content': content}], [noise, noise[::-1].copy()])
 
+    def _lead(self) -> list[int]:
+        """Return the tokens that the tokenizer puts before any text."""
+        plain = self._tokenizer('a', add_special_tokens=False)['input_ids']
+        whole = self._tokenizer('a')['input_ids']
+        return list(whole[:len(whole) - len(plain)])
+
+    def _read_image_text(self, ids: list[int]) -> None:
+        """Learn from the tokens of one image the text around it, with one token in its place."""
+        (self._image_id, self._per_image), = Counter(ids).most_common(1)
+        image = self._image_id
+        single = [t for i, t in enumerate(ids) if t != image or ids[i - 1:i] != [image]]
+        self._image_text = str(self._tokenizer.decode(single, skip_special_tokens=False,
+                                                      clean_up_tokenization_spaces=False))
+
     def _build(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([self.encode(chat)])
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
         pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
-        inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids),
-                  'pixel_values': pixels[None] if self._ndim == 5 else pixels}
-        if self._token_types:
-            inputs['token_type_ids'] = (input_ids == self._image_token_id).long()
+        inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids)}
+        if self._patches is not None:
+            inputs['pixel_values'] = as_patches(pixels, *self._patches)
+            side = self._patches[0]
+            inputs['image_grid_thw'] = torch.tensor(
+                [[1, pixels.shape[2] // side, pixels.shape[3] // side]] * len(views))
+        else:
+            inputs['pixel_values'] = pixels[None] if self._ndim == 5 else pixels
+        for name, dtype in self._kinds.items():
+            inputs[name] = (input_ids == self._image_id).to(dtype)
         if self._mask_shape is not None:
             inputs['pixel_attention_mask'] = self._mask.expand(1, len(views), *self._mask_shape)
         return inputs
@@ -120,11 +159,27 @@ class InputProcessor:
             text = self._tokenizer.apply_chat_template(
                 list(chat), chat_template=self.processor.chat_template, tokenize=False,
                 add_generation_prompt=True)
+            whole = self._tokenizer(text.replace(self._image_token, self._image_text),
+                                    add_special_tokens=not self._begins_with_bos(text))
             ids = []
-            for i, part in enumerate(text.split(self._image_token)):
-                ids += self._image_ids if i else []
-                ids += self._tokenizer(part, add_special_tokens=False)['input_ids'] if part else []
+            for token in whole['input_ids']:
+                ids += [token] * (self._per_image if token == self._image_id else 1)
         self._tokens[key] = ids
         if len(self._tokens) > MAX_PROMPTS:
             self._tokens.popitem(last=False)
         return ids
+
+
+def as_patches(pixels: torch.Tensor, patch: int, merge: int, times: int) -> torch.Tensor:
+    """
+    Return the patches of images, each image's after the other's, as Qwen's processor orders them.
+
+    ``pixels``: images x 3 x height x width. Patches that are merged into one token follow each
+    other; each is given ``times`` times, as pictures of a video would be.
+    """
+    n, channels, height, width = pixels.shape
+    rows, columns = height // patch // merge, width // patch // merge
+    patches = pixels.view(n, channels, rows, merge, patch, columns, merge, patch)
+    patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :]
+    return patches.expand(*patches.shape[:6], times, patch, patch).reshape(
+        n * rows * columns * merge * merge, channels * times * patch * patch)

@@ -34,7 +34,7 @@ import re
 import zipfile
 
 import torch
-from transformers import __version__, AutoModelForImageTextToText, AutoProcessor
+from transformers import __version__, AutoModelForImageTextToText
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -43,6 +43,7 @@ from transformers.utils.logging import disable_progress_bar
 from .chat_template import template_fault
 from .families import ModelFamily
 from .inputs import InputProcessor
+from .processors import HERE, json_content, json_object, load_processor, UnusableError
 from ..method.facts import Context, Query
 from ..method.prompt import Message, messages
 from ..system.lean import Layout
@@ -52,11 +53,10 @@ MAX_ERROR = 400  # longest text of a library's error [characters]
 NAMED_KEYS = 3  # weights that an error names
 LAYER = re.compile(r'(.+?)\.(\d+)\.')
 TEMPLATES = ('chat_template.jinja', 'chat_template.json', 'tokenizer_config.json')
+# What transformers reads quantised weights by.
+NEEDED = {'gptq': 'optimum gptqmodel', 'awq': 'gptqmodel', 'bitsandbytes': 'bitsandbytes',
+          'compressed-tensors': 'compressed-tensors'}
 WEIGHTS = ('model*.safetensors', 'pytorch_model*.bin')  # as transformers looks for them
-
-
-class UnusableError(ValueError):
-    """What is wrong with a checkpoint that was read, and the remedy."""
 
 
 def check_folder(path: Path) -> None:
@@ -78,25 +78,27 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f'{path} is no checkpoint: {fault}')
 
 
-def load_checkpoint(path: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_checkpoint(path: Path, device: str = 'cpu') -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    Return model and processor of a checkpoint that has all of its weights.
+    Return model and processor of a checkpoint that has all of its weights, on the CPU.
+
+    Weights that are quantised already go to ``device``, as their libraries want it.
 
     Raise FileNotFoundError or ValueError, with the remedy, where the folder has no such
     checkpoint. No code of the checkpoint's own is run.
     """
     check_folder(path)
     disable_progress_bar()  # of its own accord it draws one on the console of a robot
-    config = _json_object(path / 'config.json')
+    config = json_object(path / 'config.json')
     # These are no errors to transformers: the one would be the prompt, the other is passed over.
     fault = _pointer(path.glob('*.jinja')) or _unknown_quantisation(config)
     if fault:
         raise ValueError(f'{path} cannot be loaded: {fault}')
     try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True,
-                                                  trust_remote_code=False)
-        load = partial(AutoModelForImageTextToText.from_pretrained, path, local_files_only=True,
-                       trust_remote_code=False, output_loading_info=True)
+        processor = load_processor(path, config.get('model_type'))
+        where = {'device_map': {'': device}} if 'quantization_config' in config else {}
+        load = partial(AutoModelForImageTextToText.from_pretrained, path,
+                       output_loading_info=True, **HERE, **where)
         try:
             with Layout():
                 model, report = load()
@@ -124,7 +126,7 @@ def check_image_tokens(family: ModelFamily, inputs: InputProcessor, chat: list[M
                             'copy tokenizer.json from the checkpoint that the weights are of')
     view = torch.full((view_size[1], view_size[0], 3), 127, dtype=torch.uint8).numpy()
     try:
-        given = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None)
+        given = {k: v.to(weight.device, family.vision_dtype if v.is_floating_point() else None)
                  for k, v in inputs(chat, [view]).items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise UnusableError(
@@ -239,7 +241,7 @@ def _damaged_file(path: Path) -> str:
         if check is not None and file.is_file() and not check(file):
             return f'{file.name} is cut off or damaged; download {file.name} again'
     for index in path.glob('*.index.json'):
-        shards = _json_object(index).get('weight_map')
+        shards = json_object(index).get('weight_map')
         if not isinstance(shards, dict):
             return f'{index.name} names no weights; download {index.name} again'
         for name in sorted({str(v) for v in shards.values()}):
@@ -276,7 +278,7 @@ def _pickled(error: Exception) -> str:
 
 def _own_code(path: Path) -> str:
     """Return what to do about a checkpoint with code of its own."""
-    if any('auto_map' in _json_object(f) for f in path.glob('*.json')):
+    if any('auto_map' in json_object(f) for f in path.glob('*.json')):
         return ('it needs code of its own (auto_map), which spotvlm does not run; use a '
                 f'checkpoint of a family that transformers {__version__} has')
     return ''
@@ -298,8 +300,10 @@ def _quantisation(config: dict[str, object], text: str) -> str:
     if not isinstance(settings, dict):
         return ''
     method = settings.get('quant_method', 'a method that config.json does not name')
+    needed = NEEDED.get(str(method))
     return (f'its weights are quantised ({method}), and that cannot be used here: {text}; use the '
-            'checkpoint that is not quantised, or install what is named')
+            'checkpoint that is not quantised, with parameter quantization (int8, int4), or ' +
+            (f'pip install {needed}' if needed else 'install what is named'))
 
 
 def _torchvision(text: str) -> str:
@@ -334,20 +338,6 @@ def _starts_with(file: Path, *begins: bytes) -> bool:
         return stream.read(max(map(len, begins))).startswith(begins)
 
 
-def _json(file: Path) -> object:
-    """Return what a file holds, None where that is no JSON."""
-    try:
-        return json.loads(file.read_text('utf-8'))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _json_object(file: Path) -> dict[str, object]:
-    """Return what a file holds, {} where that is no JSON object."""
-    content = _json(file)
-    return content if isinstance(content, dict) else {}
-
-
 def _is_pickle(file: Path) -> bool:
     """Return whether a file is what torch.save wrote, now or before 1.6; neither is read."""
     return zipfile.is_zipfile(file) or _starts_with(file, b'\x80\x02')
@@ -369,4 +359,4 @@ def _is_whole(file: Path) -> bool:
 
 
 INTACT = {'.safetensors': _is_whole, '.bin': _is_pickle,
-          '.json': lambda file: _json(file) is not None}
+          '.json': lambda file: json_content(file) is not None}

@@ -41,9 +41,12 @@ from .families import check_focus, model_family, Tensors, use_maskable_attention
 from .generate import generate
 from .grammar import FreeText, Grammar, TemplateCompiler
 from .inputs import InputProcessor
-from .loading import check_folder, check_image_tokens, load_checkpoint, MAX_ERROR, UnusableError
+from .loading import check_folder, check_image_tokens, load_checkpoint, MAX_ERROR
+from .openvino_tower import check_backend
+from .precision import check_files_fit, Formats, n_patches, place
+from .processors import set_view_size, UnusableError
 from .torch_backend import TorchBackend
-from ..config.nodes import EdgeConfig
+from ..config.nodes import EdgeConfig, VisionBackend
 from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query, Region
 from ..method.final_answer import final_answer
@@ -53,7 +56,6 @@ from ..mini.shipped import checkpoint_path
 
 NEWLINE = frozenset('\nĊ')  # as itself, and as byte-level tokenizers write it
 MAX_LAST = 64    # last answers kept: queries may come and go
-VIEW_SIDE = 384  # of a view where the processor takes any size [pixels]
 
 
 class ModelInputs(NamedTuple):
@@ -101,9 +103,10 @@ class EdgeModel:
         self._model = model.eval().requires_grad_(False)
         check_focus(self.focus.backend, model.config.model_type, config.engine)
         self._tokenizer = processor.tokenizer
-        self._view_size = _view_size(processor)
+        self._view_size = set_view_size(processor, model.config, config.view_size)
         self._input_processor = InputProcessor(processor, self._view_size)
-        self._engine = make_engine(model) if config.engine == 'fast' else None
+        self._engine = (make_engine(model, config.vision_backend) if config.engine == 'fast' else
+                        None)
         self._eos_ids = _eos_ids(model)
         self._templates = (
             TemplateCompiler(self._tokenizer, processor.chat_template, self._eos_ids)
@@ -125,13 +128,16 @@ class EdgeModel:
             raise ValueError(f'device is {device!r} but torch {torch.__version__} finds no GPU; '
                              "use 'cpu' or install a CUDA build of torch")
         torch.set_num_threads(max(1, config.threads))
-        model, processor = load_checkpoint(path)
-        if device == 'cpu' and config.engine == 'fast':
-            replace_gelu_tanh(model)
-        model = model.to(device)
+        check_files_fit(path)
+        model, processor = load_checkpoint(path, device)
         check_focus(focus_config.backend if focus_config else config.focus_backend,
                     model.config.model_type, config.engine)
         try:
+            check_backend(config.vision_backend, device)
+            size = set_view_size(processor, model.config, config.view_size)
+            model = place(model, config, n_patches(model, size))
+            if device == 'cpu' and config.engine == 'fast' and model.dtype == torch.float32:
+                replace_gelu_tanh(model)
             edge = cls(model, processor, config, focus_config)
             edge._check_image()
         except UnusableError as error:
@@ -152,6 +158,22 @@ class EdgeModel:
         return self._input_processor
 
     @property
+    def checkpoint(self) -> PreTrainedModel:
+        """Return the model of transformers."""
+        return self._model
+
+    @property
+    def formats(self) -> str:
+        """Return how numbers are stored, and what runs the vision tower where it is not torch."""
+        by = getattr(self._engine.backend, 'vision_by', 'torch') if self._engine else 'torch'
+        return str(Formats.of_model(self._model)) + f' by {by}' * (by != 'torch')
+
+    @property
+    def engine(self) -> Engine | None:
+        """Return what computes the answers, None where `model.generate` does."""
+        return self._engine
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """Return width and height of a view [pixels]."""
         return self._view_size
@@ -170,7 +192,9 @@ class EdgeModel:
 
     def _to_model(self, chat: list[prompt.Message], images: list[focus.Image]) -> Tensors:
         """Return the model's inputs, where and as it takes them."""
-        return {k: v.to(self._model.device, self._model.dtype if v.is_floating_point() else None)
+        dtype = (self._model.dtype if self._engine is None else
+                 self._engine.family.vision_dtype)
+        return {k: v.to(self._model.device, dtype if v.is_floating_point() else None)
                 for k, v in self._input_processor(chat, images).items()}
 
     def use_processor(self) -> None:
@@ -332,7 +356,7 @@ def _values(context: Context | None) -> dict[str, str]:
     return {f.key: f.value for f in context.facts} if context is not None else {}
 
 
-def make_engine(model: PreTrainedModel) -> Engine | None:
+def make_engine(model: PreTrainedModel, vision: VisionBackend = 'auto') -> Engine | None:
     """Return the engine that suits a model and where it runs, None for other architectures."""
     family = model_family(model)
     if family is None:
@@ -341,7 +365,7 @@ def make_engine(model: PreTrainedModel) -> Engine | None:
     if family.fixed_shapes and family.embed_tokens.weight.is_cuda:
         from .gpu.graphs import GraphBackend  # compilers are of no use without a GPU
         return Engine(GraphBackend(family))
-    return Engine(TorchBackend(family))
+    return Engine(TorchBackend(family, vision))
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -355,26 +379,3 @@ def _with_confidence(facts: Sequence[Fact], lines: Sequence[float]) -> tuple[Fac
     if len(facts) != len(lines):
         return tuple(replace(f, confidence=min(lines)) for f in facts)
     return tuple(replace(f, confidence=c) for f, c in zip(facts, lines))
-
-
-def _view_size(processor: ProcessorMixin) -> tuple[int, int]:
-    """Return width and height at which the processor takes an image without resizing it."""
-    images = processor.image_processor
-    if getattr(images, 'do_image_splitting', False):
-        images.do_image_splitting = False  # two views are the budget; tiles would multiply it
-    size = dict(getattr(images, 'size', None) or {})
-    longest = dict(getattr(images, 'max_image_size', None) or {}).get('longest_edge')
-    if longest:
-        if int(size.get('longest_edge') or 0) > int(longest):
-            images.size = images.max_image_size  # else a view is scaled up only to be scaled down
-        return int(longest), int(longest)
-    if size.get('height') and size.get('width'):
-        return int(size['width']), int(size['height'])
-    merge = getattr(images, 'merge_size', None)
-    if merge:  # Qwen takes any multiple of this, up to a number of pixels
-        step = int(images.patch_size) * int(merge)
-        most = int(size.get('longest_edge') or VIEW_SIDE ** 2) ** 0.5
-        side = max(step, min(round(VIEW_SIDE / step), int(most / step)) * step)
-        return side, side
-    side = int(size.get('shortest_edge') or VIEW_SIDE)
-    return side, side

@@ -29,6 +29,7 @@ from .cpu import TracedVisionTower
 from .engine import batched_position_ids, Bias, PrefixState, Prompt, Step
 from .families import BoolArray, ImageFeatures, ModelFamily
 from .grammar import DraftTree, Logits
+from ..config.nodes import VisionBackend
 
 MAX_IMAGES = 8        # whose features are kept; passes about one frame share most of them
 CAPACITY_STEP = 256   # KV caches are made in multiples of this [tokens]
@@ -82,13 +83,13 @@ class KVCache(Cache):
 class TorchBackend:
     """Runs the model's own forward passes, with a KV cache for each prefix."""
 
-    def __init__(self, family: ModelFamily) -> None:
-        """Wrap the parts of a model; on a CPU its vision tower is traced."""
+    def __init__(self, family: ModelFamily, vision: VisionBackend = 'auto') -> None:
+        """Wrap the parts of a model; on a CPU its vision tower is traced, or compiled."""
         self.family = family
         weight = family.embed_tokens.weight
         self._device, self._dtype = weight.device, weight.dtype
         self._min = np.float32(torch.finfo(weight.dtype).min)
-        self._encode = (TracedVisionTower(family) if weight.device.type == 'cpu'
+        self._encode = (TracedVisionTower(family, vision) if weight.device.type == 'cpu'
                         else family.encode_images)
         self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
         self._caches: WeakKeyDictionary[PrefixState, KVCache] = WeakKeyDictionary()
@@ -107,6 +108,11 @@ class TorchBackend:
         while len(features) > MAX_IMAGES:
             features.popitem(last=False)
         return joined
+
+    @property
+    def vision_by(self) -> str:
+        """Return what runs the vision tower."""
+        return getattr(self._encode, 'by', 'torch')
 
     def fit_draft(self, draft: DraftTree) -> DraftTree:
         """Return the draft: a forward pass takes any number of tokens."""

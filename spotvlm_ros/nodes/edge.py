@@ -174,6 +174,7 @@ class EdgeNode(SpotNode[EdgeConfig]):
             'stamp_to_answer_p50_s': _median(self._latency_s),
             'inference_p50_s': _median(self._inference_s),
             'model': self._model.name if self._model is not None else '',
+            'formats': getattr(self._model, 'formats', ''),
             **self._audit.report(), **self._truths.report(), **self._debug.report(),
             **(self._remote.report() if self._remote is not None else {})}
         if self._recorder is not None:

@@ -69,7 +69,10 @@ def recorded_load(config: EdgeConfig) -> dict[str, JsonValue]:
     """Return how an edge model was loaded, as it stands in a recording."""
     return {'path': model_name_or_path(config.model),
             'focus': plain(FocusConfig(backend=config.focus_backend)),
-            'device': config.device, 'threads': config.threads, 'decoding': config.decoding,
+            'device': config.device, 'threads': config.threads, 'dtype': config.dtype,
+            'quantization': config.quantization, 'vision_dtype': config.vision_dtype,
+            'vision_quantization': config.vision_quantization, 'view_size': config.view_size,
+            'vision_backend': config.vision_backend, 'decoding': config.decoding,
             'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate,
             'calibrate_share': config.calibrate_share}
 

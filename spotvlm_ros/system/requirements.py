@@ -91,7 +91,8 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
 EXTRAS = {'peft': 'no spotvlm train --lora', 'argcomplete': 'no spotvlm completion',
           'llguidance': 'spotvlm serve holds no reply to a JSON schema'}
 # As those, and too large for tests to have everywhere.
-LARGE_EXTRAS = {'ray[serve]': 'no spotvlm serve --ray'}
+LARGE_EXTRAS = {'ray[serve]': 'no spotvlm serve --ray',
+                'openvino': 'large vision towers take longer on a CPU'}
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'geometry_msgs',

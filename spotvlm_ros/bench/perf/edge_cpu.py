@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
+ROOFLINES = ('orin-nano', 'orin', 'thor', 'nuc')
+
+
 class CpuComparison:
     """Whole answers, frame in to facts out, timed one after the other in the same run."""
 
@@ -215,18 +218,33 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument('--gpu', action='store_true', help='random weights of known shapes')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of the model')
     parser.add_argument('--cases', default='', help='GPU: names of the shapes, by comma')
+    parser.add_argument('--formats', action='store_true',
+                        help='GPU: with weights of 16, 8 and 4 bits, too')
     parser.add_argument('--limit', type=float, default=460.0, help='GPU: begin no case after [s]')
     parser.add_argument('--out', type=Path, help='file to write the rows to')
+    parser.add_argument('--shape', default='', help='on a CPU: random weights, as SmolVLM-256M')
+    parser.add_argument('--views', type=int, nargs='+', default=[512, 256],
+                        help='of a shape: sides of its views [pixels]')
+    parser.add_argument('--roofline', choices=ROOFLINES, default='',
+                        help='what such a computer would take, computed')
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     args = command_parser().parse_args(argv)
+    if args.roofline:
+        from .roofline import print_roofline
+        print_roofline(args.roofline, [c for c in args.cases.split(',') if c])
+        return 0
     with working('measuring the engine'):
-        if args.gpu:
+        if args.shape:
+            from .edge_shape import shape_rows
+            rows = [row for view in args.views
+                    for row in shape_rows(args.shape, view, args.threads)]
+        elif args.gpu:
             from .edge_gpu import gpu_rows
-            rows = gpu_rows(args.cases, args.limit)
+            rows = gpu_rows(args.cases, args.limit, args.formats)
         else:
             rows = cpu_rows(args.threads)
     print_results(rows)

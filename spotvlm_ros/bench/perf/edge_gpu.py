@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 import gc
+import itertools
 import time
 import traceback
 
@@ -40,9 +41,13 @@ from .result import PerfResult
 from ...edge.engine import Engine, Prompt
 from ...edge.families import model_family
 from ...edge.gpu.graphs import GraphBackend
+from ...edge.gpu.layers import pad_gated_mlps
 from ...edge.grammar import FreeText, Slot, Template
+from ...edge.precision import Parts
+from ...edge.quantised import quantise, QuantisedLinear
 
 HISTORY, QUESTION, ANSWER = 128, 64, 16
+LABELS = {0: '', 16: '_bf16', 8: '_int8', 4: '_int4'}   # by bits of weights; 0: with `generate`
 COMPILED = 'Qwen2.5-VL-3B'       # the shape for which `generate` is compiled too
 
 
@@ -139,13 +144,24 @@ class Chip:
 class Case:
     """One model and its prompt."""
 
-    def __init__(self, name: str, config: hf.PretrainedConfig, device: str, chip: Chip) -> None:
-        """Make the model."""
-        self.name, self.device, self.chip = name, device, chip
+    def __init__(self, name: str, config: hf.PretrainedConfig, device: str, chip: Chip,
+                 bits: int = 0) -> None:
+        """Make the model; with ``bits`` for weights of the decoder, those of vision have 8."""
+        self.name, self.device, self.chip, self.bits = name, device, chip, bits
         dtype = torch.bfloat16 if device == 'cuda' else torch.float32
         torch.manual_seed(0)
         with torch.device(device):
             self.model = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+        self.label = name + LABELS[bits]
+        if bits in (8, 4):
+            parts = Parts(self.model)
+            pad_gated_mlps([m for part in parts.vision for m in part.modules()])
+            quantise([parts.decoder], bits, torch.device(device))
+            quantise(parts.vision, 8, torch.device(device))
+        if device == 'cuda':  # what it took to make it does not count
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         self.vision, self.image = inputs_of(config, device, dtype)
         self.rng = np.random.default_rng(0)
         self.question = self._words(QUESTION)
@@ -196,13 +212,24 @@ class Case:
     def floor_ms(self) -> float:
         """Return the least time for prefill and 16 tokens at the speed of the chip."""
         family = self.engine.family
-        layers = sum(p.numel() for p in family.decoder.layers.parameters())
+        layers, read = size_of(family.decoder.layers)
         head, tower = family.lm_head.weight.numel(), family.vision_tower
-        seen = sum(p.numel() for p in tower.parameters())
+        seen, _ = size_of(tower)
         patches = (self.vision['pixel_values'].shape[0] if 'image_grid_thw' in self.vision else
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)
         flops = 2 * (seen * patches + layers * len(self.ids([0] * HISTORY)))
-        return 1e3 * (flops / self.chip.flops + 15 * 2 * (layers + head) / self.chip.moved)
+        return 1e3 * (flops / self.chip.flops + 15 * (read + 2 * head) / self.chip.moved)
+
+
+def size_of(part: torch.nn.Module) -> tuple[int, int]:
+    """Return how many weights a part has, and how many bytes they take."""
+    count = sum(p.numel() for p in part.parameters())
+    size = sum(p.numel() * p.element_size() for p in part.parameters())
+    for module in part.modules():
+        if isinstance(module, QuantisedLinear):
+            count += module.in_features * module.out_features
+            size += sum(t.numel() * t.element_size() for t in module.stored if t is not None)
+    return count, size
 
 
 def timed(run: Callable[[], object], device: str, seconds: float, least: int = 3,
@@ -222,23 +249,27 @@ def timed(run: Callable[[], object], device: str, seconds: float, least: int = 3
 
 
 @torch.inference_mode()
-def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
-    """Return the measurements of one model; a way that fails says so and the others go on."""
+def case_rows(case: Case, on: str, seconds: float = 2.5, base: float = 0.0) -> list[PerfResult]:
+    """
+    Return the measurements of one model; a way that fails says so and the others go on.
+
+    ``base``: what `generate` takes [ms] where that is known, and only the engine is measured.
+    """
     stays = case._words(HISTORY)
     right: list[int] = []
-    ways: dict[str, Callable[[], object]] = {
+    by_generate: dict[str, Callable[[], object]] = {
         'generate': lambda: case.generate(case._words(HISTORY), False),
-        'generate_static': lambda: case.generate(case._words(HISTORY), True),
+        'generate_static': lambda: case.generate(case._words(HISTORY), True)}
+    ways: dict[str, Callable[[], object]] = ({} if base else by_generate) | {
         'engine_16_changed': lambda: case.free('changed', case._words(HISTORY), []),
         'engine_16_same_history': lambda: case.free('same', stays, []),
         'engine_16_unchanged': lambda: case.free('drafted', stays, right),
         'engine_choice': lambda: case.choose('choice', stays),
         'vision': lambda: case.engine.backend.encode_images(case.prompt([])),
     }
-    if case.name == COMPILED and case.device == 'cuda':  # compiling takes a minute
+    if case.name == COMPILED and case.device == 'cuda' and not base:  # it takes a minute
         ways['generate_static_compiled'] = lambda: case.generate(stays, True, True)
     rows: list[PerfResult] = []
-    base = 0.0
     for name, run in ways.items():
         try:
             if name == 'engine_16_unchanged':
@@ -247,16 +278,27 @@ def case_rows(case: Case, on: str, seconds: float = 2.5) -> list[PerfResult]:
             times = timed(run, case.device, seconds, 10 if name == 'generate' else 3)
             p50, p95 = (float(np.percentile(times, q)) for q in (50, 95))
             base = base or p50
-            rows.append(PerfResult(f'edge_gpu_{case.name}_{name}_ms', p50, 'ms', 'generate',
+            rows.append(PerfResult(f'edge_gpu_{case.label}_{name}_ms', p50, 'ms', 'generate',
                                    base / p50, on))
-            rows.append(PerfResult(f'edge_gpu_{case.name}_{name}_jitter', p95 / p50, 'p95/p50', '',
-                                   None, on))
-            print(f'{case.name:16} {name:24} p50 {p50:8.2f} ms  p95/p50 {p95 / p50:5.2f}  '
+            rows.append(PerfResult(f'edge_gpu_{case.label}_{name}_jitter', p95 / p50, 'p95/p50',
+                                   '', None, on))
+            print(f'{case.label:20} {name:24} p50 {p50:8.2f} ms  p95/p50 {p95 / p50:5.2f}  '
                   f'{base / p50:6.2f} times generate  ({len(times)} runs)', flush=True)
         except Exception as error:
             traceback.print_exc()
-            print(f'{case.name:16} {name:24} failed: {type(error).__name__}: {error}', flush=True)
-    return rows + comparison_rows(case, on)
+            print(f'{case.label:20} {name:24} failed: {type(error).__name__}: {error}', flush=True)
+    return rows + (memory_rows(case, on) if case.bits else comparison_rows(case, on))
+
+
+def memory_rows(case: Case, on: str) -> list[PerfResult]:
+    """Return what a model took of a GPU, and what the chip could do at best."""
+    rows = [PerfResult(f'edge_gpu_{case.label}_floor_ms', case.floor_ms(), 'ms',
+                       'weights and products alone', None, on)]
+    if case.device == 'cuda':
+        most = torch.cuda.max_memory_allocated() / 2**30
+        rows.append(PerfResult(f'edge_gpu_{case.label}_memory_gib', most, 'GiB', '', None, on))
+        print(f'{case.label:20} memory {most:.2f} GiB, floor {case.floor_ms():.1f} ms', flush=True)
+    return rows
 
 
 @torch.inference_mode()
@@ -267,23 +309,23 @@ def comparison_rows(case: Case, on: str) -> list[PerfResult]:
         fresh = case._words(HISTORY)
         same = sum(a == b for a, b in zip(case.generate(fresh, False),
                                           case.free('compare', fresh, [])))
-        rows.append(PerfResult(f'edge_gpu_{case.name}_tokens_as_generate', same, f'of {ANSWER}',
+        rows.append(PerfResult(f'edge_gpu_{case.label}_tokens_as_generate', same, f'of {ANSWER}',
                                'generate', None, on))
-        rows.append(PerfResult(f'edge_gpu_{case.name}_floor_ms', case.floor_ms(), 'ms',
-                               'weights and products alone', None, on))
-        print(f'{case.name:16} {same} of {ANSWER} tokens as generate (bf16 rounds differently), '
-              f'floor {case.floor_ms():.1f} ms', flush=True)
-        if case.device == 'cuda':
-            rows.append(PerfResult(f'edge_gpu_{case.name}_memory_gib',
-                                   torch.cuda.max_memory_allocated() / 2**30, 'GiB', '', None, on))
+        print(f'{case.label:20} {same} of {ANSWER} tokens as generate (bf16 rounds differently)',
+              flush=True)
+        rows += memory_rows(case, on)
     except Exception as error:
         traceback.print_exc()
-        print(f'{case.name:16} comparison failed: {type(error).__name__}: {error}', flush=True)
+        print(f'{case.label:20} comparison failed: {type(error).__name__}: {error}', flush=True)
     return rows
 
 
-def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[PerfResult]:
-    """Return all measurements, or those of the shapes named; begin none after ``limit_s``."""
+def gpu_rows(names: str = '', limit_s: float = 460.0, formats: bool = False) -> list[PerfResult]:
+    """
+    Return all measurements, or those of the shapes named; begin none after ``limit_s``.
+
+    With ``formats`` the engine's again, alone in the memory, with weights of 16, 8 and 4 bits.
+    """
     begin, rows = time.perf_counter(), list[PerfResult]()
     gpu = torch.cuda.is_available()
     device = 'cuda' if gpu else 'cpu'
@@ -293,21 +335,21 @@ def gpu_rows(names: str = '', limit_s: float = 460.0) -> list[PerfResult]:
     for name, value, unit in (('flops', chip.flops / 1e12, 'TFLOP/s'),
                               ('memory', chip.moved / 1e12, 'TB/s')):
         rows.append(PerfResult(f'edge_gpu_{name}', value, unit, '', None, on))
-    for name in names.split(',') if names else shapes:
+    for name, bits in itertools.product(names.split(',') if names else shapes,
+                                        (0, 16, 8, 4) if formats else (0,)):
         if time.perf_counter() - begin > limit_s:
             print(f'{name}: left out, {limit_s:g} s are over', flush=True)
             continue
-        if gpu:  # what was there before is not this shape's; engines hold themselves in circles
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        base = next((r.value for r in rows if bits and r.name == f'edge_gpu_{name}_generate_ms'),
+                    0.0)
         try:
             with torch.inference_mode():
-                case = Case(name, shapes[name](), device, chip)
-                rows += case_rows(case, on, 2.5 if gpu else 0.01)
+                case = Case(name, shapes[name](), device, chip, bits)
+                rows += case_rows(case, on, 2.5 if gpu else 0.01, base)
                 del case
         except Exception as error:
             traceback.print_exc()
             print(f'{name}: failed: {type(error).__name__}: {error}', flush=True)
+        gc.collect()   # engines hold themselves in circles
         print(f'{name}: {time.perf_counter() - begin:.0f} s so far', flush=True)
     return rows

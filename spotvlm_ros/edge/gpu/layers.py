@@ -35,6 +35,7 @@ from transformers.activations import ACT2FN
 
 from . import kernels
 from .kv_cache import StaticKVCache
+from ..quantised import QuantisedLinear, Weight
 
 MLP_MULTIPLE = 64   # matrix products are fast with sides that are multiples of 8
 MAX_SHAPES = 64     # that code is compiled for
@@ -44,7 +45,7 @@ PDL_OPTIONS = ({'triton.enable_pdl': True} if hasattr(inductor.triton, 'enable_p
 LLAMA_LIKE = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer',
               'Qwen2_5_VLDecoderLayer')
 LayerOutput: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
-Linear: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]   # weight, n_out x n_in, and bias
+Linear: TypeAlias = tuple[Weight, torch.Tensor | None]   # weight, n_out x n_in, and bias
 
 
 class CompiledLayers:
@@ -100,7 +101,7 @@ class OneTokenLayers:
         attention = self._layers[0].self_attn
         self._scratch = kernels.attention_scratch(
             attention.q_proj.out_features // attention.head_dim, tokens, attention.head_dim,
-            attention.q_proj.weight.device)
+            self._layers[0].input_layernorm.weight.device)
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -130,9 +131,9 @@ class OneTokenLayers:
             layer.input_layernorm, layer.post_attention_layernorm))
         query = kernels.fused_norm_qkv_rope(x, before, *qkv, *rotation, cache)
         heads = kernels.decode_attention(query, cache, mask, attention.scaling, self._scratch)
-        x = kernels.linear_residual(heads.flatten(), attention.o_proj.weight, x)
-        inner = kernels.fused_norm_swiglu(x, after, mlp.gate_proj.weight, mlp.up_proj.weight)
-        return kernels.linear_residual(inner, mlp.down_proj.weight, x)[None, None]
+        x = kernels.linear_residual(heads.flatten(), _stored(attention.o_proj), x)
+        inner = kernels.fused_norm_swiglu(x, after, *map(_stored, (mlp.gate_proj, mlp.up_proj)))
+        return kernels.linear_residual(inner, _stored(mlp.down_proj), x)[None, None]
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -141,26 +142,40 @@ def _is_plain(layer: nn.Module) -> bool:
     inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
     others = [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     return (isinstance(mlp.act_fn, (nn.SiLU, type(ACT2FN['silu']))) and attention.head_dim % 2 == 0
-            and all(type(part) is nn.Linear for part in (*inputs, *others))
+            and all(len({_kind(part) for part in parts}) == 1 and _kind(parts[0])
+                    for parts in (inputs, [mlp.gate_proj, mlp.up_proj], *([p] for p in others)))
             and len({part.bias is None for part in inputs}) == 1
             and all(part.bias is None for part in others)
-            and kernels.can_run(attention.q_proj.weight))
+            and kernels.can_run(layer.input_layernorm.weight))
 
 
-def _join(parts: list[nn.Linear]) -> Linear:
+def _kind(part: nn.Module) -> int:
+    """Return the bits of a linear layer, 16 of a plain one; 0 of anything else."""
+    return (part.stored.bits if isinstance(part, QuantisedLinear) else
+            16 * (type(part) is nn.Linear))
+
+
+def _stored(part: nn.Linear | QuantisedLinear) -> Weight:
+    return part.stored if isinstance(part, QuantisedLinear) else Weight(part.weight)
+
+
+def _join(parts: list[nn.Linear | QuantisedLinear]) -> Linear:
     """Return weights and biases as one; those of the parts become views of them."""
+    names = (('values', 'scales', 'bias') if isinstance(parts[0], QuantisedLinear) else
+             ('weight', 'bias'))
     ends, whole = [part.out_features for part in parts], list[torch.Tensor | None]()
-    for name in ('weight', 'bias'):
+    for name in names:
         if getattr(parts[0], name) is None:
             whole.append(None)
             continue
         joined = torch.cat([getattr(part, name).detach() for part in parts])
         for part, view in zip(parts, joined.split(ends)):
-            setattr(part, name, nn.Parameter(view, requires_grad=False))
+            setattr(part, name, view if name in ('values', 'scales') else
+                    nn.Parameter(view, requires_grad=False))
         whole.append(joined)
-    weight, bias = whole
-    assert weight is not None
-    return weight, bias
+    *weight, bias = whole
+    assert weight[0] is not None
+    return Weight(*weight), bias
 
 
 @contextmanager

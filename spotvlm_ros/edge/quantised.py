@@ -1,0 +1,150 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+Linear layers whose weights have 8 or 4 bits.
+
+Only weights are rounded: what is computed is what the same layer with the rounded weights written
+out would compute, so greedy answers are those of such a model. In 8 bits each row has one scale,
+in 4 bits each 32 weights of a row have one. Few rows at once (tokens of an answer) are multiplied
+by weights as they are stored, which is what makes it faster; for many the weights are written out
+first, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+GROUP = 32           # weights of 4 bits that share a scale
+WORDS = GROUP // 8   # that hold them, int32
+MIDDLE = 8           # what is stored for a weight of 0
+FEW, FEW_OF_16 = 4, 16   # rows that a CPU multiplies by weights of 8 bits, by the width of rows
+SHRINK = (1.0, 0.95, 0.9, 0.85)   # of scales that are tried: outliers may be cut off
+
+
+class Weight(NamedTuple):
+    """
+    The weight of a linear layer, n_out x n_in: plain, or in 8 or 4 bits with scales.
+
+    Word j of a group holds, in its bits 4 k to 4 k + 3, weight 4 k + j of the group.
+    """
+
+    values: torch.Tensor                  # n_out x n_in, in 4 bits n_out x n_in / 8, int32
+    scales: torch.Tensor | None = None    # n_out, in 4 bits n_out x n_in / 32
+
+    @property
+    def bits(self) -> int:
+        """Return 4, 8, or 16 for plain weights of any width."""
+        return {torch.int32: 4, torch.int8: 8}.get(self.values.dtype, 16)
+
+    @property
+    def n_in(self) -> int:
+        """Return the number of inputs."""
+        return int(self.values.shape[1]) * (8 if self.bits == 4 else 1)
+
+    def plain(self) -> torch.Tensor:
+        """Return the weight written out, n_out x n_in."""
+        if self.scales is None:
+            return self.values
+        if self.bits == 8:
+            return self.values.to(self.scales.dtype) * self.scales[:, None]
+        shifts = torch.arange(0, 32, 4, device=self.values.device, dtype=torch.int32)
+        words = self.values.unflatten(1, (-1, 1, WORDS))
+        numbers = ((words >> shifts[:, None]) & 15) - MIDDLE   # n_out x groups x 8 x WORDS
+        groups = numbers.flatten(2).to(self.scales.dtype) * self.scales[..., None]
+        return groups.flatten(1)
+
+
+def rounded(weight: torch.Tensor, bits: int) -> Weight:
+    """Return a weight, n_out x n_in, in 8 or 4 bits; the scales have its dtype."""
+    exact = weight.float()
+    if bits == 8:
+        scales = (exact.abs().amax(1).clamp(min=1e-12) / 127).to(weight.dtype)
+        return Weight((exact / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8),
+                      scales)
+    groups = exact.unflatten(1, (-1, GROUP))
+    extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))   # becomes -8
+    best = scales = numbers = None
+    for shrink in SHRINK:
+        scale = (extreme * shrink / -MIDDLE).to(weight.dtype).float()
+        number = (groups / torch.where(scale == 0, 1.0, scale)).round().clamp(-MIDDLE, MIDDLE - 1)
+        error = (number * scale - groups).square().sum(2, keepdim=True)
+        if best is None or scales is None or numbers is None:
+            best, scales, numbers = error, scale, number
+            continue
+        better = error < best
+        best, scales = torch.where(better, error, best), torch.where(better, scale, scales)
+        numbers = torch.where(better, number, numbers)
+    assert scales is not None and numbers is not None
+    stored = (numbers.int() + MIDDLE).unflatten(2, (8, WORDS))
+    words = stored[:, :, 0].clone()
+    for k in range(1, 8):
+        words |= stored[:, :, k] << 4 * k
+    return Weight(words.flatten(1), scales[..., 0].to(weight.dtype))
+
+
+class QuantisedLinear(nn.Module):
+    """A linear layer whose weight has few bits."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, bits: int, device: torch.device) -> None:
+        """Round the weight of a layer, on the device where it will run."""
+        super().__init__()
+        self.out_features, self.in_features = linear.out_features, linear.in_features
+        stored = rounded(linear.weight.detach().to(device), bits)
+        self.register_buffer('values', stored.values)
+        self.register_buffer('scales', stored.scales)
+        self.bias = linear.bias
+
+    @property
+    def stored(self) -> Weight:
+        """Return the weight as it is stored."""
+        return Weight(self.values, self.scales)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Return the weight written out."""
+        return self.stored.plain()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return weight @ x + bias, of each row of ``x``."""
+        few = FEW if x.dtype == torch.float32 else FEW_OF_16
+        if x.is_cuda or self.stored.bits == 4 or x.shape[:-1].numel() > few:
+            return functional.linear(x, self.weight, self.bias)
+        rows = x.reshape(-1, self.in_features)
+        product = torch._weight_int8pack_mm(rows, self.values, self.scales).view(
+            *x.shape[:-1], self.out_features)
+        return product if self.bias is None else product + self.bias
+
+
+def can_quantise(linear: nn.Module, bits: int) -> bool:
+    """Return whether a module is a linear layer whose weight can have so few bits."""
+    return type(linear) is nn.Linear and (bits == 8 or linear.in_features % GROUP == 0)
+
+
+def quantise(parts: Iterable[nn.Module], bits: int, device: torch.device) -> None:
+    """Replace all linear layers inside of some modules; the others keep their weights."""
+    for part in parts:
+        for module in list(part.modules()):
+            for name, child in module.named_children():
+                if can_quantise(child, bits):
+                    setattr(module, name, QuantisedLinear(child, bits, device))

@@ -164,7 +164,7 @@ def memory_by_format(model: EdgeModel, config: EdgeConfig) -> dict[str, str]:
     on_gpu, patches = config.device != 'cpu', n_patches(model.checkpoint, model.view_size)
     plans = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for name, bits in (('', 0), ('int8', 8), ('int4', 4)):
+        for bits in (0, 8, 4):
             formats = Formats(Format(dtype, bits), Format(dtype))
             plans[str(formats.decoder)] = str(memory_plan(model.checkpoint, formats, on_gpu,
                                                           patches))

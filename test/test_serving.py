@@ -26,6 +26,7 @@ from spotvlm_ros.serving.batcher import Batcher
 from spotvlm_ros.serving.chat import Refused
 from spotvlm_ros.serving.keys import Keys, read_keys, Robot
 from spotvlm_ros.serving.meters import Meters
+from spotvlm_ros.system.compatible import timeout
 from test_cloud_server import chat, MODEL
 
 
@@ -70,10 +71,11 @@ def asked(batcher, text, robot='r', until=60.0, kind='small'):
 def test_those_of_one_kind_are_computed_together(computer):
     async def main():
         batcher = Batcher(computer, 3, Meters())
+        await asked(batcher, 'x')   # the first goes alone
         tasks = [asked(batcher, c, kind='large' if c == 'c' else 'small') for c in 'abcdef']
         return await asyncio.gather(*tasks)
     assert simulated(main) == list('ABCDEF')
-    assert computer.batches == [['a', 'b', 'd'], ['c'], ['e', 'f']]
+    assert computer.batches == [['x'], ['a', 'b', 'd'], ['c'], ['e', 'f']]
 
 
 def test_a_robot_that_asks_much_waits_for_itself_not_the_others_for_it(computer):
@@ -93,6 +95,7 @@ def test_what_would_come_too_late_is_refused_at_once_and_not_computed(computer):
     async def main():
         batcher, loop = Batcher(computer, 2, Meters()), asyncio.get_running_loop()
         await asked(batcher, 'first', until=0.1)      # an idle server takes any
+        await asyncio.gather(asked(batcher, 'x'), asked(batcher, 'y'))
         tasks = [asked(batcher, c) for c in 'abcd']   # two batches: two seconds
         await asyncio.sleep(0.25)
         began = loop.time()
@@ -121,6 +124,7 @@ def test_what_has_become_too_late_while_it_waited_is_not_computed(computer):
 def test_what_is_given_up_is_not_computed_or_not_to_its_end(computer):
     async def main():
         batcher = Batcher(computer, 2, Meters())
+        await asked(batcher, 'x')
         running, other, waiting = (asked(batcher, c) for c in 'abc')
         await asyncio.sleep(0.5)
         running.cancel()
@@ -128,7 +132,7 @@ def test_what_is_given_up_is_not_computed_or_not_to_its_end(computer):
         assert await other == 'B'
         assert batcher.under_way == 0
     simulated(main)
-    assert computer.batches == [['a', 'b']] and computer.gone == ['a']
+    assert computer.batches == [['x'], ['a', 'b']] and computer.gone == ['a']
 
 
 def test_one_that_breaks_the_model_takes_nobody_with_it(computer):
@@ -139,6 +143,42 @@ def test_one_that_breaks_the_model_takes_nobody_with_it(computer):
         return await asyncio.gather(*(asked(batcher, c) for c in 'abc'), return_exceptions=True)
     a, b, c = simulated(main)
     assert (a, c) == ('A', 'C') and 'memory' in str(b)
+
+
+class OneByOne(Computer):
+    """A CPU: a batch takes as long as its requests take one by one."""
+
+    async def __call__(self, batch, gone):
+        self.batches.append([question.text for question in batch])
+        await asyncio.sleep(1.0 * len(batch))
+        return [question.text.upper() for question in batch]
+
+
+def test_where_a_batch_gains_nothing_nobody_waits_for_the_others_and_overload_starves_nobody():
+    """All of a batch of eight came too late, again and again: not one was answered."""
+    computer = OneByOne()
+
+    async def robot(batcher, name, outcomes):
+        loop = asyncio.get_running_loop()
+        while loop.time() < 120.0:
+            try:
+                async with timeout(6.0):
+                    await batcher.ask(Question(name), name, loop.time() + 6.0)
+                outcomes['answer'] += 1
+            except Refused as refusal:
+                outcomes['refused'] += 1
+                await asyncio.sleep(refusal.retry_after_s)
+            except TimeoutError:
+                outcomes['late'] += 1
+
+    async def main():
+        batcher, outcomes = Batcher(computer, 8, Meters()), Counter()
+        await asyncio.gather(*(robot(batcher, f'r{i}', outcomes) for i in range(12)))
+        return outcomes
+    outcomes = simulated(main)
+    assert outcomes['answer'] > 0.6 * 120 and outcomes['late'] < 0.2 * outcomes['answer'], outcomes
+    assert sum(len(batch) == 1 for batch in computer.batches[20:]) > 0.8 * len(
+        computer.batches[20:])
 
 
 def test_a_quota_is_held_and_says_when_to_come_again():

@@ -33,6 +33,9 @@ from .chat import Refused
 from .meters import Meters
 
 NEW = 0.3      # weight of the newest batch in how long batches take
+GAIN = 0.9     # a larger batch has to take less time per request, by this
+STALE = 200    # batches after which a size is tried again
+UNENDED = 1.5  # times what a batch took that was ended early, nobody waiting for it any more
 STUCK_S = 120.0  # a batch that takes longer will not end
 
 
@@ -64,18 +67,48 @@ class Pace:
     def __init__(self) -> None:
         """Know nothing yet."""
         self._seconds: dict[int, float] = {}
+        self._tried: dict[int, int] = {}  # number of the last batch of each size
+        self._batches = 0
 
     def took(self, size: int, seconds: float) -> None:
         """Note how long a batch took."""
         old = self._seconds.get(size, seconds)
         self._seconds[size] = old + NEW * (seconds - old)
+        self._batches += 1
+        self._tried[size] = self._batches
 
     def expected_s(self, size: int) -> float:
-        """Return how long a batch will take; 0 before the first."""
+        """Return how long a batch will take; 0 before the first, and in proportion beyond."""
         sizes = sorted(self._seconds)
         if not sizes or not size:
             return 0.0
-        return self._seconds[next((s for s in sizes if s >= size), sizes[-1])]
+        larger = next((s for s in sizes if s >= size), None)
+        return self._seconds[sizes[-1]] * size / sizes[-1] if larger is None else \
+            self._seconds[larger]
+
+    def best(self, waiting: int) -> int:
+        """
+        Return how many of those that wait to compute at once: as many as pays.
+
+        On a GPU a batch takes little longer than one request; on a CPU it takes as long as they
+        take one by one, and all would wait for the last. Each size is tried now and then.
+        """
+        if not self._seconds:
+            return 1
+        if self._batches - self._tried.get(waiting, -STALE) >= STALE:
+            return waiting
+        best = 1
+        for size in sorted(self._seconds):
+            if size <= waiting and self.expected_s(size) / size < \
+                    GAIN * self.expected_s(best) / best:
+                best = size
+        return best
+
+    def all_s(self, requests: int, most: int) -> float:
+        """Return how long so many requests will take, in batches of the best size."""
+        sizes = [size for size in self._seconds if size <= most] or [1]
+        return min(requests // size * self.expected_s(size) + self.expected_s(requests % size)
+                   for size in sizes)
 
 
 class Batcher(Generic[Q, A]):
@@ -100,8 +133,7 @@ class Batcher(Generic[Q, A]):
         if self._computed:
             left_s = max(0.0, self._began + self.pace.expected_s(len(self._computed))
                          - _now())
-        full, rest = divmod(len(self._waiting) + 1, self._max_batch)
-        return left_s + full * self.pace.expected_s(self._max_batch) + self.pace.expected_s(rest)
+        return left_s + self.pace.all_s(len(self._waiting) + 1, self._max_batch)
 
     @property
     def under_way(self) -> int:
@@ -162,8 +194,13 @@ class Batcher(Generic[Q, A]):
         self._waiting.sort(key=lambda job: job.turn)  # stable: else in the order of their coming
         batch = [job for job in self._waiting
                  if job.question.kind == self._waiting[0].question.kind][:self._max_batch]
-        self._waiting = [job for job in self._waiting if job not in batch]
         if batch:
+            size = self.pace.best(len(batch))
+            while size > 1 and _now() + self.pace.expected_s(size) > min(
+                    job.until for job in batch[:size]):
+                size -= 1  # a larger one would come too late for somebody
+            batch = batch[:size]
+            self._waiting = [job for job in self._waiting if job not in batch]
             self._turn = batch[-1].turn
             self._turns = {robot: turn for robot, turn in self._turns.items()
                            if turn > self._turn}
@@ -194,7 +231,8 @@ class Batcher(Generic[Q, A]):
             return
         took_s = _now() - self._began
         self._computed = []
-        self.pace.took(len(batch), took_s)
+        unended = all(job.reply.done() for job in batch)
+        self.pace.took(len(batch), took_s * (UNENDED if unended else 1.0))
         self._meters.add('batches_total')
         self._meters.add('batched_requests_total', len(batch))
         self._meters.add('batch_seconds_sum', took_s)

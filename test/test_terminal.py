@@ -40,6 +40,12 @@ def test_a_long_command_says_where_it_is_though_nothing_comes_of_it(monkeypatch,
         wait_for(lambda: said('0 of 4 episodes, 0 s so far'), 5.0)
         done()
         wait_for(lambda: said('1 of 4 episodes, 0 s so far'), 5.0)
+    monkeypatch.setattr(progress, 'SILENT_S', 1e6)
+    with progress.progress('episodes', 2, every_s=0.0) as done:
+        done()  # long after it was said that there is none yet
+        done()
+    assert said('2 of 2 episodes, 0 s to go')
+    monkeypatch.setattr(progress, 'SILENT_S', 0.05)
     with progress.working('measuring edge'):
         wait_for(lambda: said('measuring edge, 0 s so far'), 5.0)
     assert printed.count('measuring edge ...') == 1 and '\r' not in printed

@@ -60,7 +60,7 @@ def progress(what: str, total: int, quiet: bool = False, every_s: float = LINES_
         nonlocal began, done, last
         done, now = done + 1, time.monotonic()
         began, last = began or now, last or now
-        if not quiet and now - last >= every_s:
+        if not quiet and done > 1 and now - last >= every_s:
             tell(f'{(now - began) * max(0, total - done) / (done - 1):.0f} s to go')
 
     def silent() -> None:

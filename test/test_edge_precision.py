@@ -18,12 +18,13 @@
 from dataclasses import replace
 from importlib.util import find_spec
 import json
+import weakref
 
 import numpy as np
 import pytest
 
 from spotvlm_ros.config.nodes import EdgeConfig
-from spotvlm_ros.edge import precision
+from spotvlm_ros.edge import precision, quantised
 from spotvlm_ros.edge.engine import Engine
 from spotvlm_ros.edge.families import model_family
 from spotvlm_ros.edge.gpu.graphs import GraphBackend
@@ -129,6 +130,19 @@ def test_weights_are_near_what_they_were(bits, most):
     assert Weight(weight).plain() is weight and Weight(weight).bits == 16
 
 
+def test_a_layer_goes_when_it_is_replaced(monkeypatch):
+    """Or a model would be there twice, in a memory that has room for it once."""
+    model, _ = tiny.checkpoint('idefics3')
+    alive = [weakref.ref(m) for m in model.model.text_model.modules()
+             if type(m) is torch.nn.Linear]
+    left = []
+    real = quantised.rounded
+    monkeypatch.setattr(quantised, 'rounded', lambda weight, bits: left.append(
+        sum(ref() is not None for ref in alive)) or real(weight, bits))
+    place(model, EdgeConfig(quantization='int8'), 0)
+    assert left == list(range(len(alive), 0, -1))
+
+
 def test_the_arithmetic_is_what_is_there_then():
     """Of weights: what is reckoned before is what a model has when it is placed."""
     for quantization, vision in (('none', 'none'), ('int8', 'none'), ('int4', 'int8')):
@@ -222,7 +236,7 @@ def test_numbers_that_a_cpu_has_no_instructions_for_are_widened(monkeypatch):
 
 
 @pytest.mark.skipif(find_spec('openvino') is None,
-                    reason='OpenVINO, 184 MB, is not installed by make setup: pip install openvino')
+                    reason='OpenVINO, 184 MB, is not installed by make setup; pip install it')
 @pytest.mark.parametrize('family', ['idefics3', 'llava', 'gemma3'])
 def test_the_vision_tower_by_openvino_says_the_same(family):
     model, processor = tiny.checkpoint(family)

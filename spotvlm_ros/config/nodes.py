@@ -174,8 +174,8 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         'auto', 'numbers that the model computes with; auto: as its checkpoint has them, or 32 '
         'bits on a CPU without instructions for 16')
     quantization: Quantization = parameter(
-        'none', "bits of the decoder's weights: int8 and int4 take a half and a quarter of the "
-        'memory of 16 bits, and are read as much faster; what it costs in accuracy: spotvlm check')
+        'none', "bits of the decoder's weights: int8 and int4 take about a half and a quarter of "
+        'the memory of 16 bits; what it costs in time and accuracy: spotvlm check')
     vision_dtype: DType = parameter(
         'auto', 'numbers that the vision tower computes with; auto: as dtype')
     vision_quantization: Quantization = parameter(

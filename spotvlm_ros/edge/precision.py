@@ -109,13 +109,15 @@ class Parts:
         self.decoder = model if family is None else family.decoder
         self.vision = [] if family is None else [
             part for part in family.backbone.children() if part is not family.decoder]
-        seen = {id(m) for part in self.vision for m in part.modules()}
-        self.others = [m for m in model.modules() if id(m) not in seen]
+        self._model = model
 
     def formats(self, formats: Formats) -> Iterator[tuple[nn.Module, Format]]:
         """Yield each module, those inside of others too, and its format."""
         inside = {id(m) for m in self.decoder.modules()}
-        for module in self.others:
+        seen = {id(m) for part in self.vision for m in part.modules()}
+        for module in self._model.modules():
+            if id(module) in seen:
+                continue
             bits = formats.decoder.bits if id(module) in inside else 0
             yield module, replace(formats.decoder, bits=bits)
         for part in self.vision:

@@ -142,9 +142,12 @@ def can_quantise(linear: nn.Module, bits: int) -> bool:
 
 
 def quantise(parts: Iterable[nn.Module], bits: int, device: torch.device) -> None:
-    """Replace all linear layers inside of some modules; the others keep their weights."""
+    """
+    Replace all linear layers inside of some modules; the others keep their weights.
+
+    Nothing holds a layer once it is replaced, so that there is never more than one layer twice.
+    """
     for part in parts:
-        for module in list(part.modules()):
-            for name, child in module.named_children():
-                if can_quantise(child, bits):
-                    setattr(module, name, QuantisedLinear(child, bits, device))
+        for module in [m for m in part.modules() if type(m) is not nn.Linear]:
+            for name in [n for n, child in module.named_children() if can_quantise(child, bits)]:
+                setattr(module, name, QuantisedLinear(getattr(module, name), bits, device))

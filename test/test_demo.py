@@ -119,6 +119,7 @@ def test_rows_pair_answers_with_truth_context_and_what_the_cloud_had_said(tmp_pa
     assert found['harmed'] == pytest.approx(1 / 12, abs=1e-4) and found['helped'] == 0.0
     demo.draw_timeline(rows, tmp_path / 'timeline.png')
     demo.draw_frames(rows, tmp_path / 'frames.png')
+    rows[1].alone['light'] = 'long ' * 30   # is broken into two lines
     demo.draw_movie(rows, tmp_path / 'movie.webp')
     with PIL.Image.open(tmp_path / 'movie.webp') as movie:
         assert movie.n_frames == 3 and movie.width == 480

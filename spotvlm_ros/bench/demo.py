@@ -401,8 +401,11 @@ def draw_movie(rows: Sequence[AnsweredFrame], path: Path, query: Query = SCENE) 
         picture = annotate(_frame(row), context.focus if context is not None else {}, True, lines)
         pictures.append(Image.fromarray(picture).resize(
             (MOVIE_WIDTH, round(picture.shape[0] * MOVIE_WIDTH / picture.shape[1]))))
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], loop=0, quality=55,
-                     duration=round(1e3 / MOVIE_HZ), method=4)
+    # As high as the highest: lines may be broken.
+    box = 0, 0, MOVIE_WIDTH, max(picture.height for picture in pictures)
+    first, *others = (picture.crop(box) for picture in pictures)
+    first.save(path, save_all=True, append_images=others, loop=0, quality=55,
+               duration=round(1e3 / MOVIE_HZ), method=4)
 
 
 def _chosen(rows: Sequence[AnsweredFrame], count: int) -> list[AnsweredFrame]:

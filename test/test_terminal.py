@@ -36,7 +36,7 @@ def test_a_long_command_says_where_it_is_though_nothing_comes_of_it(monkeypatch,
         nonlocal printed
         printed += capsys.readouterr().out
         return words in printed
-    with progress.progress('episodes', 4) as done:
+    with progress.progress('episodes', 4, every_s=0.0) as done:
         wait_for(lambda: said('0 of 4 episodes, 0 s so far'), 5.0)
         done()
         wait_for(lambda: said('1 of 4 episodes, 0 s so far'), 5.0)

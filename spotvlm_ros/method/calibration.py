@@ -193,7 +193,7 @@ class _Key:
         return KeyState(
             len(known), known.agreement, known.rate(False, True, answers),
             known.rate(True, False, answers), known.confidence, known.hazard_hz, self.margin,
-            self.learned, self.believed, tuple(self.stack.weights), known.commonest)
+            self.learned, self.tells or self.learned, tuple(self.stack.weights), known.commonest)
 
 
 class Calibration:

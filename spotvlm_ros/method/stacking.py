@@ -68,6 +68,8 @@ STEADY = 50        # labels after which one tells little by itself
 VALUES = 3         # different ones at most, one of each source
 STEP = 2.0         # longest of a Newton step, in any weight
 CERTAIN = 1e-6     # probabilities are taken as this far from 0 and 1 at least
+HIGHEST = 500.0    # of utilities, that counts
+SURELY = math.log((1.0 - CERTAIN) / CERTAIN)
 
 Array = npt.NDArray[np.float64]
 
@@ -83,8 +85,9 @@ def prior(odds: float) -> Array:
 
 def log_odds(probability: float) -> float:
     """Return log p / (1 - p), of 1e-6 to 1 - 1e-6."""
-    p = min(max(probability, CERTAIN), 1.0 - CERTAIN)
-    return math.log(p / (1.0 - p))
+    if CERTAIN < probability < 1.0 - CERTAIN:
+        return math.log(probability / (1.0 - probability))
+    return SURELY if probability > 0.5 else -SURELY
 
 
 class Evidence(NamedTuple):
@@ -203,9 +206,8 @@ def utilities(evidence: Evidence, weights: Sequence[float]) -> dict[str, float]:
 
 def probabilities(found: Mapping[str, float]) -> dict[str, float]:
     """Return how probable each value is, by utilities; the rest is that none of them is right."""
-    most = max(0.0, *found.values()) if found else 0.0
-    powers = {value: math.exp(u - most) for value, u in found.items()}
-    total = sum(powers.values()) + math.exp(-most)
+    powers = {value: math.exp(min(u, HIGHEST)) for value, u in found.items()}
+    total = sum(powers.values()) + 1.0
     return {value: p / total for value, p in powers.items()}
 
 

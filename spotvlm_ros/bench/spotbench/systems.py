@@ -91,8 +91,8 @@ SYSTEMS = {s.name: s for s in (
            ablation=True),
     System(UNGUARDED, 'transfer', 'history, focus and gate, in one pass: what the edge says with '
            'them stands', ablation=True),
-    System(TUNED_ODDS, 'transfer', 'the full method with guard_odds, or one pass, chosen on tuning '
-           'sequences; on own data'),
+    System(TUNED_ODDS, 'transfer', 'the full method with guard_odds, or one pass, chosen on '
+           'tuning sequences; on own data'),
     System(CALIBRATED, 'transfer', 'the full method, whom to believe learned; on own data'),
     System(bounded(BOUND), 'transfer', 'the same with a bound of harm'),
     System(FULL, 'transfer', 'history, focus, gate and guard'),

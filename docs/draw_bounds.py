@@ -38,7 +38,7 @@ def main(title: str, *paths: str) -> None:
         world = whole(CellTable(cells))
         for cell in cells:
             if cell.world == world:
-                values[title, *cell[1:5]].append(cell.value)
+                values[(title, *cell[1:5])].append(cell.value)
     figure = over_bounds(CellTable(
         Cell(*name, fmean(v), None, 0) for name, v in values.items() if len(v) == len(paths)))
     if figure is None:

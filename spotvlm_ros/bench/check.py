@@ -238,7 +238,7 @@ def print_report(report: Report) -> None:
         'a smaller view_size or quantization'))
     for loss in report.losses:
         print(f'  {loss.format}: {loss.points:+.2f} points of {loss.facts} facts lost, 95 % '
-              f'{loss.low:+.2f} to {loss.high:+.2f}' + ('' if loss.fine else ': more than is fine'))
+              f'{loss.low:+.2f} to {loss.high:+.2f}' + ('' if loss.fine else ': too many'))
 
 
 def command_parser() -> argparse.ArgumentParser:

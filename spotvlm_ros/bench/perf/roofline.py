@@ -138,7 +138,7 @@ def print_roofline(name: str, shapes: Sequence[str] = ()) -> None:
     chip = CHIPS[name]
     print(f'{chip.name}: COMPUTED, not measured, from published speeds: {chip.source}.\n'
           f'Times [ms] at {READS:.0%} of the memory and {MULTIPLIES:.0%} of the arithmetic, as '
-          'the engine reaches on an H200 with weights of 16 bits (with fewer it reaches less of the '
-          'memory: docs/models.md); floor: at all of both.\n')
+          'the engine reaches on an H200 with weights of 16 bits (with fewer it reaches less of '
+          'the memory: docs/models.md); floor: at all of both.\n')
     print(table(('shape', 'decoder', 'memory', 'fits', 'vision', 'prompt', 'a token',
                  f'{ANSWER} tokens', 'floor'), rows(name, shapes)))

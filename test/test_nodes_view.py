@@ -71,7 +71,7 @@ def test_the_page_of_a_graph(server, tmp_path, monkeypatch, transport):
         reader, send = Reader(view), send_to(probe.image)
         topic = probe.image.topic_name + '/compressed' * (transport == 'compressed')
         keep_sending(probe, send, lambda: len(probe.answers) >= 3)
-        assert view._subscriptions_of_view == [] and view.state._changes == 1
+        assert view._ends == [] and view.state._changes == 1
         assert probe.count_subscribers('answers/alone') == 0
 
         def shown(condition):
@@ -104,4 +104,4 @@ def test_the_page_of_a_graph(server, tmp_path, monkeypatch, transport):
         shown(lambda s: len(server.requests) > before
               and (s['cloud'] or {'stages_s': {}})['stages_s'].get('emulated'))
         assert '600' in reader.change(delay_s=-1)['error']
-        wait_for(lambda: not view._subscriptions_of_view, 5.0)
+        wait_for(lambda: not view._ends, 5.0)

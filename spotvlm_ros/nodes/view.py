@@ -32,7 +32,6 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from spotvlm_msgs.msg import Answer, Calibration, CloudStatus, Context, Queries
 from spotvlm_msgs.srv import SetQuery
@@ -71,7 +70,7 @@ class ViewNode(Node):
         self._cameras = cameras
         self.state = LiveState(title, lambda: int(self.get_clock().now().nanoseconds))
         self.state.status({'paused': False, 'delay_s': delay_s})
-        self._subscriptions_of_view: list[Subscription] = []
+        self._ends: list[Callable[[], object]] = []  # of the subscriptions
         self._wanted = threading.Event()
         self._encoded_ns: dict[str, int] = {}
         self._change = self.create_guard_condition(self._listen)
@@ -94,11 +93,11 @@ class ViewNode(Node):
     def _listen(self) -> None:
         """Have the subscriptions that are wanted; called by the executor."""
         if not self._wanted.is_set():
-            while self._subscriptions_of_view:
-                self.destroy_subscription(self._subscriptions_of_view.pop())
+            while self._ends:
+                self._ends.pop()()
             self.state.forget()
             return
-        if self._subscriptions_of_view:
+        if self._ends:
             return
         some, many = QoSProfile(depth=10), latched(MAX_QUERIES)
         for kind, topic, take, qos in (
@@ -121,7 +120,8 @@ class ViewNode(Node):
 
     def _subscribe(self, kind: type, topic: str, take: Callable[..., None],
                    qos: QoSProfile) -> None:
-        self._subscriptions_of_view.append(self.create_subscription(kind, topic, take, qos))
+        made = self.create_subscription(kind, topic, take, qos)
+        self._ends.append(partial(self.destroy_subscription, made))
 
     def _image_qos(self, camera: str) -> QoSProfile:
         """Return a profile that fits all publishers: see `image_topic`."""

@@ -79,7 +79,7 @@ def test_the_commands_lead_from_a_recording_to_a_scored_model(lab):
 
 
 def test_what_the_cloud_said_teaches_a_checkpoint_of_another_family_by_lora(lab, tmp_path):
-    pytest.importorskip('peft')
+    pytest.importorskip('peft', reason='pip install peft')
     for part in tiny.checkpoint('smolvlm'):
         part.save_pretrained(tmp_path / 'start')
     assert main([

@@ -292,7 +292,7 @@ def test_measured_delays_are_those_of_the_recording(tmp_path):
 
 @pytest.mark.parametrize('family', ['smolvlm', 'qwen2_5_vl'])
 def test_adapters_are_trained_and_merged(family, clips):
-    pytest.importorskip('peft')
+    pytest.importorskip('peft', reason='pip install peft')
     student = made_student(Path('tiny'), *tiny.checkpoint(family))
     kept = {n: w.clone() for n, w in student.model.named_parameters()}
     add_adapters(student, vision=True)

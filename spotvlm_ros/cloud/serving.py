@@ -31,49 +31,20 @@ import os
 from pathlib import Path
 import socket
 import sys
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message as Event, Receive, Scope, Send
 import uvicorn
 
+from .chat import MAX_BODY, Message, Strict
 from .errors import KEY_ENV
 
-MAX_BODY = 2**26  # bytes of a request
 
-
-class _Strict(BaseModel):
-    """What has no other fields than these."""
-
-    model_config = ConfigDict(extra='forbid', strict=True)
-
-
-class _Picture(_Strict):
-    """A picture that is in the request itself; nothing is fetched or opened."""
-
-    url: Annotated[str, StringConstraints(pattern=r'^data:image/(jpeg|png|webp);base64,')]
-
-
-class _PicturePart(_Strict):
-    type: Literal['image_url']  # noqa: A003
-    image_url: _Picture
-
-
-class _TextPart(_Strict):
-    type: Literal['text']  # noqa: A003
-    text: str
-
-
-class _Message(_Strict):
-    role: Literal['system', 'user', 'assistant']
-    content: str | list[_TextPart | _PicturePart]
-
-
-class _ChatRequest(_Strict):
+class _ChatRequest(Strict):
     model: str
-    messages: list[_Message]
+    messages: list[Message]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None

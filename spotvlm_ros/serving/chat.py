@@ -25,10 +25,10 @@ import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-PICTURE = r'^data:image/(jpeg|png|webp);base64,'
+from ..cloud.chat import Message, Strict
 
 
 class Refused(Exception):
@@ -47,45 +47,14 @@ class Refused(Exception):
                             headers)
 
 
-class _Strict(BaseModel):
-    """What has no other fields than these."""
-
-    model_config = ConfigDict(extra='forbid', strict=True)
-
-
-class _Picture(_Strict):
-    url: Annotated[str, StringConstraints(pattern=PICTURE)]
-
-
-class PicturePart(_Strict):
-    """A picture that is in the request itself."""
-
-    type: Literal['image_url']  # noqa: A003
-    image_url: _Picture
-
-
-class TextPart(_Strict):
-    """Some text."""
-
-    type: Literal['text']  # noqa: A003
-    text: str
-
-
-class Message(_Strict):
-    """A turn of the chat."""
-
-    role: Literal['system', 'user', 'assistant']
-    content: str | list[TextPart | PicturePart]
-
-
-class _JsonSchema(_Strict):
+class _JsonSchema(Strict):
     name: str = ''
     description: str = ''
     strict: bool | None = None
     schema_: dict[str, object] = Field(alias='schema')
 
 
-class _ResponseFormat(_Strict):
+class _ResponseFormat(Strict):
     type: Literal['text', 'json_object', 'json_schema']  # noqa: A003
     json_schema: _JsonSchema | None = None
 
@@ -94,7 +63,7 @@ class _StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Strict):
     """The body of a request; fields that would be ignored are not taken."""
 
     model: str

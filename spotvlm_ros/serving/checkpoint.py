@@ -27,8 +27,9 @@ from PIL import Image
 import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from .chat import ChatRequest, PicturePart
+from .chat import ChatRequest
 from .constraints import Constrained, Constraints
+from ..cloud.chat import PicturePart
 from ..edge.loading import load_checkpoint
 
 MAX_TOKENS = 512        # of a reply, where a request does not say

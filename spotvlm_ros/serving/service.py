@@ -40,8 +40,8 @@ from .chat import ChatRequest, Refused
 from .checkpoint import Prepared, Reply
 from .keys import Keys, Robot
 from .meters import Meters
+from ..cloud.chat import MAX_BODY
 
-MAX_BODY = 2**26     # bytes of a request
 MOST_WAITING = 256   # requests; what more would come has to wait elsewhere
 TIMEOUT = 'x-request-timeout-ms'  # for how long a reply is of use to who asks
 TIMEOUT_S = 60.0     # where nothing is said

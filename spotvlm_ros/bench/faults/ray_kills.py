@@ -43,6 +43,7 @@ from ...config.profiles import load_profile
 from ...mini.shipped import checkpoint_path
 from ...system.machine import machine
 
+FIRST_S = 60.0  # longest wait for the first answer to each robot
 VICTIMS = {'replica': 'ray::ServeReplica', 'proxy': 'ray::ProxyActor', 'everything': ''}
 HEADING = 'killed      context back   answers  errors  unaccounted   camera held up, p99'
 
@@ -114,6 +115,15 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _wait_for_answers(robots: Sequence[SimulatedRobot]) -> None:
+    """Wait until each robot has been answered once; raise RuntimeError where one is not."""
+    until = time.monotonic() + FIRST_S
+    while not all(robot.answers for robot in robots):
+        if time.monotonic() > until:
+            raise RuntimeError(f'a robot had no answer within {FIRST_S:g} s, before any kill')
+        time.sleep(0.05)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Kill, print a table; return 0 where context was back in time and all is accounted for."""
     arguments = command_parser().parse_args(argv)
@@ -127,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         robots = [SimulatedRobot(number, fleet) for number in range(arguments.robots)]
         for robot in robots:
             stack.callback(robot.stop)
-        time.sleep(5.0)
+        _wait_for_answers(robots)
         print(HEADING)
         kills = []
         for victim in arguments.victims:

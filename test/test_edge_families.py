@@ -56,8 +56,9 @@ def test_whole_path(tmp_path, family):
     edge.warm_up([SCENE])
     prompts = []
     assert edge._engine is not None
-    engine_answer = edge._engine.answer
-    edge._engine.answer = lambda q, p, *a: prompts.append(p) or engine_answer(q, p, *a)
+    engine_answer = edge._engine.answer_all
+    edge._engine.answer_all = lambda asks, *a: (
+        prompts.extend(ask.prompt for ask in asks) or engine_answer(asks, *a))
     answer = edge.answer(FRAME, SCENE, late(), 9 * NS)
     assert answer.used_context and answer.used_focus and answer.context_tokens > 0
     assert [f.key for f in answer.facts] == ['light', 'lead'] and not answer.rejected

@@ -147,8 +147,9 @@ def test_cached_and_drafted_answers_are_those_of_whole_passes(made, backend):
     """Over frames that repeat, with regions left out or favoured."""
     model = tiny.edge_model(*made['idefics3'], replace(CONFIG, backend=backend), decoding='free')
     asked = []
-    engine_answer = model._engine.answer
-    model._engine.answer = lambda q, p, *a: asked.append(p) or engine_answer(q, p, *a)
+    engine_answer = model._engine.answer_all
+    model._engine.answer_all = lambda asks, *a: (
+        asked.extend(ask.prompt for ask in asks) or engine_answer(asks, *a))
     for number in (0, 0, 1, 0):
         model.answer(frame_of(number), FACTS, SEEN, 9 * NS)
         with torch.inference_mode():

@@ -115,19 +115,20 @@ def test_a_pass_with_context_that_fails_leaves_the_answer_without(name, sample, 
     alone = model.answer(sample.frame, SCENE, None, sample.stamp_ns)
     monkeypatch.setattr('spotvlm_ros.edge.model.guard.is_confident', lambda *args: False)
     backend = model._engine.backend
-    forward = backend.forward
+    forward = backend.forward_all
     lengths = []
 
-    def failing(state, step, lookahead):
-        lengths.append(state.prompt_length)
-        if state.prompt_length > min(lengths) or len(lengths) == 1 and name == 'model':
+    def failing(turns):
+        these = [state.prompt_length for state, _ in turns]
+        lengths.extend(these)
+        if max(these) > min(lengths) or len(lengths) == 1 and name == 'model':
             raise RuntimeError('out of memory')
-        return forward(state, step, lookahead)
-    monkeypatch.setattr(backend, 'forward', failing)
+        return forward(turns)
+    monkeypatch.setattr(backend, 'forward_all', failing)
     answer = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
     assert answer.context_error == 'RuntimeError: out of memory' and not answer.used_context
     assert [(f.key, f.value) for f in answer.facts] == [(f.key, f.value) for f in alone.facts]
-    monkeypatch.setattr(backend, 'forward', forward)
+    monkeypatch.setattr(backend, 'forward_all', forward)
     again = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
     assert again.used_context and not again.context_error
 
@@ -198,9 +199,11 @@ def test_without_time_for_a_second_pass_the_first_stands(model, guarded, sample)
     whole = guarded.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
     assert whole.used_context, 'the frame leaves a doubt'
     asked = itertools.count()
-    # Once a first answer is there the time is up.
+    # Once a first answer is there the time is up. Nothing says that two would be wanted.
+    guarded._last_answers.clear()
     done = guarded.answer(sample.frame, SCENE, None, sample.stamp_ns,
                           should_stop=lambda: next(asked) < 0).passes
+    guarded._last_answers.clear()
     checks = itertools.count(1)
     short = guarded.answer(sample.frame, SCENE, sample.context, sample.stamp_ns,
                            should_stop=lambda: next(checks) > done)

@@ -26,6 +26,7 @@ def test_cpu_rows():
     for name in ('unchanged', 'changed', 'still', 'alone'):
         found = rows[f'edge_cpu_speedup_{name}']
         assert found.ratio == found.value > 0 and 'generate' in found.baseline
+    assert rows['edge_cpu_two_passes_over_one_changed'].value > 0
 
 
 def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():

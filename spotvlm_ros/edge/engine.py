@@ -20,8 +20,8 @@ Prefill and decode on transformers' own model classes, with a prefix cache from 
 The engine keeps the KV cache of each query: the part of a prompt that is as it was for the last
 frame (system, question, history, and images if no pixel changed) is not computed again. It
 verifies draft tokens together with the prompt, so that an answer that is as drafted costs one
-forward pass. What is chosen depends only on the model's own output for the tokens before it, so
-greedy answers are those of `generate`.
+forward pass. Answers that are wanted together share their forward passes. What is chosen depends
+only on the model's own output for the tokens before it, so greedy answers are those of `generate`.
 
 The engine plans and chooses; a `DecoderBackend` computes.
 """
@@ -29,7 +29,7 @@ The engine plans and chooses; a `DecoderBackend` computes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,6 +66,22 @@ class Decoded:
     passes: int = 0             # of the decoder
     accepted: int = 0           # draft tokens that were right
     computed_tokens: int = 0    # that went through the decoder
+
+
+@dataclass(frozen=True)
+class Ask:
+    """
+    An answer to give: the name of the prefix to go on with, the prompt, and what may be said.
+
+    ``grammar`` says which tokens may come, and which are drafted; ``limit``: tokens at most.
+    ``on_token`` is called with the tokens so far after each.
+    """
+
+    query: str
+    prompt: Prompt
+    grammar: Grammar
+    limit: int
+    on_token: Callable[[list[int]], None] = lambda tokens: None
 
 
 class PrefixState:
@@ -118,6 +134,7 @@ class DecoderBackend(Protocol):
     """Computes what the engine plans, with room for the keys and values of one prefix or more."""
 
     family: ModelFamily
+    joins: bool     # whether `forward_all` takes several steps in one pass
 
     def encode_images(self, prompt: Prompt) -> ImageFeatures:
         """Return the features of a prompt's images."""
@@ -127,7 +144,7 @@ class DecoderBackend(Protocol):
 
     def reserve(self, state: PrefixState, tokens: int) -> bool:
         """
-        Have forward passes go on with a prefix, with room for that many tokens in all.
+        Make room for that many tokens of a prefix in all; what is not joined goes on with it.
 
         Return False if what was cached of it is lost. Raise ValueError where there is no room.
         """
@@ -141,61 +158,108 @@ class DecoderBackend(Protocol):
         With ``lookahead`` the next step is that of the likeliest token and may begin at once.
         """
 
+    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
+        """Compute a step of each of some prefixes in one pass; return what `forward` does."""
+
     def prepare(self) -> None:
         """Do what would delay an answer the first time; call it after some answers."""
 
 
+class _Answering:
+    """An answer that is under way."""
+
+    def __init__(self, ask: Ask, state: PrefixState) -> None:
+        """Begin with no tokens."""
+        self.ask, self.state, self.decoded = ask, state, Decoded()
+        self._draft = DraftTree()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to say."""
+        return self.ask.grammar.done or len(self.decoded.tokens) >= self.ask.limit
+
+    def next_step(self, engine: Engine) -> Step:
+        """Return the step of the next forward pass."""
+        self._draft = engine.backend.fit_draft(self.ask.grammar.draft())
+        if self.decoded.passes:
+            return engine.decode_step(self.state, self.decoded.tokens, self._draft)
+        return engine.prefill_step(self.state, self.ask.prompt, self._draft, self.ask.limit)
+
+    def looks_ahead(self, step: Step) -> bool:
+        """Return whether the step after one will be that of the likeliest token."""
+        end = len(self.ask.prompt.ids) + self.ask.limit
+        return self.ask.grammar.unconstrained and not self._draft.tokens and step.end + 1 < end
+
+    def take(self, step: Step, logits: list[Logits]) -> None:
+        """Take all tokens that a step's output decides."""
+        self.decoded.passes += 1
+        self.decoded.computed_tokens += len(step.ids)
+        grammar, row = self.ask.grammar, 0
+        while not self.done:
+            token, probability = grammar.choose(logits[row])
+            self._add(token, probability)
+            following = self._draft.next_row(row, token)
+            if following is None:
+                break
+            row = following
+            self.decoded.accepted += 1
+        for token in grammar.forced_tokens()[:self.ask.limit - len(self.decoded.tokens)]:
+            self._add(token, 1.0)
+
+    def _add(self, token: int, probability: float) -> None:
+        self.decoded.tokens.append(token)
+        self.decoded.probabilities.append(probability)
+        self.ask.on_token(self.decoded.tokens)
+
+
 class Engine:
-    """Answers prompts, one at a time, in one thread."""
+    """Answers prompts, one at a time or some together, in one thread."""
 
     def __init__(self, backend: DecoderBackend) -> None:
         """Keep no prefix yet."""
         self.backend, self.family = backend, backend.family
         self._states: OrderedDict[str, PrefixState] = OrderedDict()
 
-    @torch.inference_mode()
-    def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
-               stop: Callable[[], bool] = lambda: False,
-               on_token: Callable[[list[int]], None] = lambda tokens: None) -> Decoded:
-        """
-        Return the greedy answer to a prompt, of at most ``limit`` tokens.
+    @property
+    def joins(self) -> bool:
+        """Whether answers that are wanted together take less than one after the other."""
+        return self.backend.joins
 
-        ``query`` names the prefix to go on with. ``grammar`` says which tokens may come, and
-        which are drafted. ``stop`` is asked before each forward pass; ``on_token`` is called with
-        the tokens so far after each. Raise ValueError where prompt and answer are too long.
+    def answer(self, query: str, prompt: Prompt, grammar: Grammar, limit: int,
+               stop: Callable[[], bool] = lambda: False) -> Decoded:
+        """Return the answer to one `Ask`; see `answer_all`."""
+        return self.answer_all([Ask(query, prompt, grammar, limit)], stop)[0]
+
+    @torch.inference_mode()
+    def answer_all(self, asks: Sequence[Ask],
+                   stop: Callable[[], bool] = lambda: False) -> list[Decoded]:
         """
-        decoded = Decoded()
-        tokens, probabilities = decoded.tokens, decoded.probabilities
-        lookahead_end = len(prompt.ids) + limit if grammar.unconstrained else 0
-        state = self._prefix_state(query)
-        while not grammar.done and len(tokens) < limit:
+        Return the greedy answers to some prompts, which go on with different prefixes.
+
+        ``stop`` is asked before each forward pass. Raise ValueError where prompt and answer are
+        too long.
+        """
+        if len(asks) > 1 and not self.joins:
+            return [self.answer_all([ask], stop)[0] for ask in asks]
+        answers = [_Answering(ask, self._prefix_state(ask.query)) for ask in asks]
+        while left := [answer for answer in answers if not answer.done]:
             if stop():
-                decoded.partial = True
+                for answer in left:
+                    answer.decoded.partial = True
                 break
-            draft = self.backend.fit_draft(grammar.draft())
-            step = (self._decode_step(state, tokens, draft) if decoded.passes
-                    else self._prefill_step(state, prompt, draft, limit))
-            lookahead = not draft.tokens and step.end + 1 < lookahead_end
             try:
-                logits = self.backend.forward(state, step, lookahead)
+                steps = [answer.next_step(self) for answer in left]
+                found = (self.backend.forward_all(
+                    [(answer.state, step) for answer, step in zip(left, steps)])
+                    if len(left) > 1 else [self.backend.forward(
+                        left[0].state, steps[0], left[0].looks_ahead(steps[0]))])
             except Exception:
-                state.ids = state.ids[:0]  # not all of them are cached now
+                for answer in left:  # not all of them are cached now
+                    answer.state.ids = answer.state.ids[:0]
                 raise
-            decoded.passes += 1
-            decoded.computed_tokens += len(step.ids)
-            row: int | None = 0
-            while row is not None and not grammar.done and len(tokens) < limit:
-                token, probability = grammar.choose(logits[row])
-                tokens.append(token)
-                probabilities.append(probability)
-                on_token(tokens)
-                row = draft.next_row(row, token)
-                decoded.accepted += row is not None
-            for token in grammar.forced_tokens()[:limit - len(tokens)]:
-                tokens.append(token)
-                probabilities.append(1.0)
-                on_token(tokens)
-        return decoded
+            for answer, step, logits in zip(left, steps, found):
+                answer.take(step, logits)
+        return [answer.decoded for answer in answers]
 
     def prepare(self) -> None:
         """Do what would delay an answer the first time; call it after some answers."""
@@ -208,8 +272,8 @@ class Engine:
             self._states.popitem(last=False)
         return state
 
-    def _prefill_step(self, state: PrefixState, prompt: Prompt, draft: DraftTree,
-                      limit: int) -> Step:
+    def prefill_step(self, state: PrefixState, prompt: Prompt, draft: DraftTree,
+                     limit: int) -> Step:
         """Return the step of a prompt's tokens after the prefix that it shares with the last."""
         ids = np.asarray(prompt.ids, np.int64)
         image = ids == self.family.image_token_id
@@ -235,7 +299,7 @@ class Engine:
             state.bias = bias[used]
         return self._step(state, ids[used][begin:], draft, np.flatnonzero(used[image]))
 
-    def _decode_step(self, state: PrefixState, tokens: list[int], draft: DraftTree) -> Step:
+    def decode_step(self, state: PrefixState, tokens: list[int], draft: DraftTree) -> Step:
         """Return the step of the last of an answer's tokens."""
         state.ids = state.ids[:state.prompt_length + len(tokens) - 1]  # drop rejected drafts
         return self._step(state, np.asarray(tokens[-1:], np.int64), draft, np.zeros(0, np.int64))

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .answer import EdgeAnswer, guarded_answer, OnText
 from .cpu import replace_gelu_tanh
-from .engine import Decoded, Engine, Prompt
+from .engine import Ask, Decoded, Engine, Prompt
 from .families import check_focus, model_family, Tensors, use_maskable_attention
 from .generate import generate
 from .grammar import FreeText, Grammar, TemplateCompiler
@@ -74,6 +74,7 @@ class LastAnswer:
     tokens: list[int]
     facts: tuple[Fact, ...]
     context: Context | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ class _Request:
     query: Query
     context: Context | None
     stamp_ns: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request with what the model is given for it."""
+
+    request: _Request
+    given: ModelInputs
+    inputs: Tensors
+    history: str         # what the context says, as the prompt has it
+    seconds: float       # that it took
 
 
 class EdgeModel:
@@ -233,10 +245,16 @@ class EdgeModel:
         pass; `judge` takes the place of the guard's rule. Raise ValueError where prompt and answer
         are too long for the engine.
         """
+        judge = judge or guard.FixedOdds(query, self._odds)
+
+        def request(given: Context | None) -> _Request:
+            return self._request(frame, query, given, stamp_ns)
+        known: list[EdgeAnswer] = []    # without context and with it
+        if self._expects_both(query, context, judge):
+            known += self._answer_both([request(None), request(context)], should_stop)
         return guarded_answer(
-            query, context, judge or guard.FixedOdds(query, self._odds),
-            lambda given, streamed: self._answer_once(
-                self._request(frame, query, given, stamp_ns), streamed, should_stop), on_text)
+            query, context, judge, lambda given, streamed: known.pop(0) if known else
+            self._answer_once(request(given), streamed, should_stop), on_text)
 
     def model_inputs(self, frame: focus.Image, query: Query, context: Context | None,
                      stamp_ns: int) -> ModelInputs:
@@ -256,43 +274,86 @@ class EdgeModel:
         return _Request(f'{query.id} alone' if alone else query.id, frame, query, context,
                         stamp_ns)
 
+    def _expects_both(self, query: Query, context: Context | None, judge: guard.Judge) -> bool:
+        """
+        Return whether the guard is likely to want two passes, which then are made as one.
+
+        It is where the last answer leaves a doubt now and there was time for two.
+        """
+        if (context is None or not context.helps or not judge.guards(query)
+                or self._engine is None or not self._engine.joins):
+            return False
+        told, alone = map(self._last_answers.get, (query.id, f'{query.id} alone'))
+        return (told is not None and not told.partial and alone is not None
+                and not judge.leaves_no_doubt(alone.facts, context))
+
+    def _answer_both(self, requests: Sequence[_Request],
+                     should_stop: Callable[[], bool] | None) -> list[EdgeAnswer]:
+        """
+        Return several answers to a frame, computed together; nothing where that fails.
+
+        The first is charged with what all took.
+        """
+        assert self._engine is not None
+        begin = time.perf_counter()
+        try:
+            prepared = [self._prepare(request) for request in requests]
+            found = self._engine.answer_all([self._ask(each) for each in prepared],
+                                            should_stop or (lambda: False))
+        except Exception:  # one by one, it is told which of them fails, and why
+            return []
+        begin += sum(each.seconds for each in prepared)
+        return [self._finish(each, decoded, None if i else begin)
+                for i, (each, decoded) in enumerate(zip(prepared, found))]
+
     def _answer_once(self, request: _Request, on_text: OnText | None = None,
                      should_stop: Callable[[], bool] | None = None) -> EdgeAnswer:
         """Answer in one go, without the guard."""
-        begin = time.perf_counter()
-        query, stamp_ns = request.query, request.stamp_ns
+        prepared, begin = self._prepare(request), time.perf_counter()
+        stop = should_stop or (lambda: False)
+        ask = self._ask(prepared, on_text)
+        decoded = (self._engine.answer_all([ask], stop)[0] if self._engine is not None else
+                   generate(self._model, prepared.inputs, ask.limit, stop, ask.on_token))
+        return self._finish(prepared, decoded, begin)
+
+    def _prepare(self, request: _Request) -> _Prepared:
+        """Return what the model is given for a request."""
+        begin, query, stamp_ns = time.perf_counter(), request.query, request.stamp_ns
         given = self.model_inputs(request.frame, query, request.context, stamp_ns)
         inputs = self._to_model(given.chat, given.images)
         history = (prompt.history_text(query, given.context, stamp_ns)
                    if given.context is not None else '')
-        ready = time.perf_counter()
+        return _Prepared(request, given, inputs, history, time.perf_counter() - begin)
+
+    def _ask(self, prepared: _Prepared, on_text: OnText | None = None) -> Ask:
+        """Return what the engine is asked; what it says goes to ``on_text``."""
+        request, query = prepared.request, prepared.request.query
 
         def on_token(tokens: list[int]) -> None:
             if on_text is not None:
                 on_text(_readable(query, self._decode(tokens))[0], len(tokens))
-        stop = should_stop or (lambda: False)
-        if self._engine is not None:
-            decoded = self._engine.answer(
-                request.prefix, self._prompt(request, given, inputs),
-                self._grammar(request, given.context), query.max_new_tokens, stop, on_token)
-        else:
-            decoded = generate(self._model, inputs, query.max_new_tokens, stop, on_token)
-        text = self._decode(decoded.tokens)
-        done = time.perf_counter()
+        return Ask(request.prefix, self._prompt(request, prepared.given, prepared.inputs),
+                   self._grammar(request, prepared.given.context), query.max_new_tokens, on_token)
 
+    def _finish(self, prepared: _Prepared, decoded: Decoded, begin: float | None) -> EdgeAnswer:
+        """Return and keep the answer that was decoded; it is charged from ``begin`` on."""
+        request, given, query = prepared.request, prepared.given, prepared.request.query
+        text = self._decode(decoded.tokens)
+        seconds = time.perf_counter() - begin if begin is not None else 0.0
         shown, why = _readable(query, text)
-        facts, rejected = prompt.parse_answer(query, final_answer(text), stamp_ns)
+        facts, rejected = prompt.parse_answer(query, final_answer(text), request.stamp_ns)
         facts = _with_confidence(facts, self._line_confidence(decoded))
         if len(self._last_answers) >= MAX_LAST and request.prefix not in self._last_answers:
             del self._last_answers[next(iter(self._last_answers))]
-        self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context)
-        told = bool(history) or bool(given.boxes)
+        self._last_answers[request.prefix] = LastAnswer(decoded.tokens, facts, given.context,
+                                                        decoded.partial)
+        told = bool(prepared.history) or bool(given.boxes)
         return EdgeAnswer(
             text=shown, facts=facts, rejected=(why,) if why else tuple(rejected),
             told_keys=frozenset(f.key for f in facts if told),
-            used_context=bool(history), used_focus=bool(given.boxes),
-            context_tokens=self._count_tokens(history),
-            preprocess_s=ready - begin, inference_s=done - ready, partial=decoded.partial,
+            used_context=bool(prepared.history), used_focus=bool(given.boxes),
+            context_tokens=self._count_tokens(prepared.history),
+            preprocess_s=prepared.seconds, inference_s=seconds, partial=decoded.partial,
             passes=decoded.passes, computed_tokens=decoded.computed_tokens)
 
     def _prompt(self, request: _Request, given: ModelInputs, inputs: Tensors) -> Prompt:

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,7 +27,7 @@ from transformers import Cache
 
 from .cpu import TracedVisionTower
 from .engine import batched_position_ids, Bias, PrefixState, Prompt, Step
-from .families import BoolArray, ImageFeatures, ModelFamily
+from .families import BoolArray, DecoderMask, ImageFeatures, ModelFamily
 from .grammar import DraftTree, Logits
 from ..config.nodes import VisionBackend
 
@@ -71,6 +71,11 @@ class KVCache(Cache):
         values[:, :, self._begin:self._end] = value_states
         return keys[:, :, :self._end], values[:, :, :self._end]
 
+    @property
+    def n_new(self) -> int:
+        """Return how many tokens the present forward pass writes."""
+        return self._end - self._begin
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens before the present forward pass."""
         return self._begin
@@ -80,8 +85,52 @@ class KVCache(Cache):
         return states.new_empty((*states.shape[:2], self.capacity, states.shape[-1]))
 
 
+class JoinedCaches(Cache):
+    """The caches of some prefixes as one: their tokens follow each other."""
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        """Join them for one forward pass."""
+        super().__init__(layers=[])
+        self._caches = caches
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
+               *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of one layer, each prefix's to its own; return all of them."""
+        counts = [cache.n_new for cache in self._caches]
+        keys, values = zip(*(
+            cache.update(*new, layer_idx) for cache, *new in zip(
+                self._caches, key_states.split(counts, 2), value_states.split(counts, 2))))
+        return torch.cat(keys, 2), torch.cat(values, 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return nothing of use: positions and masks are given to each pass."""
+        return 0
+
+
+def join_masks(masks: Sequence[DecoderMask]) -> DecoderMask:
+    """Return masks, each 1 x 1 x queries x keys, as one in which none sees another's keys."""
+    first = masks[0]
+    if isinstance(first, dict):
+        return {kind: _side_by_side([mask[kind] for mask in masks if isinstance(mask, dict)])
+                for kind in first}
+    return _side_by_side([mask for mask in masks if isinstance(mask, torch.Tensor)])
+
+
+def _side_by_side(masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    rows, columns = (sum(mask.shape[axis] for mask in masks) for axis in (2, 3))
+    joined = masks[0].new_full((1, 1, rows, columns), torch.finfo(masks[0].dtype).min)
+    row = column = 0
+    for mask in masks:
+        to_row, to_column = row + mask.shape[2], column + mask.shape[3]
+        joined[:, :, row:to_row, column:to_column] = mask
+        row, column = to_row, to_column
+    return joined
+
+
 class TorchBackend:
     """Runs the model's own forward passes, with a KV cache for each prefix."""
+
+    joins = True
 
     def __init__(self, family: ModelFamily, vision: VisionBackend = 'auto') -> None:
         """Wrap the parts of a model; on a CPU its vision tower is traced, or compiled."""
@@ -93,7 +142,6 @@ class TorchBackend:
                         else family.encode_images)
         self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
         self._caches: WeakKeyDictionary[PrefixState, KVCache] = WeakKeyDictionary()
-        self._cache = KVCache()   # of the prefix reserved last
 
     def encode_images(self, prompt: Prompt) -> ImageFeatures:
         """Return the features of a prompt's images; the vision tower runs on the new ones."""
@@ -123,26 +171,59 @@ class TorchBackend:
         cache = self._caches.get(state)
         if cache is None:
             cache = self._caches[state] = KVCache()
-        self._cache = cache
         return cache.reserve(tokens)
 
     def forward(self, state: PrefixState, step: Step, lookahead: bool) -> list[Logits]:
         """Compute a step; return logits after its known tokens and drafts."""
-        family, n_known, n_draft = self.family, step.n_known, len(step.draft.tokens)
-        self._cache.set_slots(step.begin, step.end)
-        attended = family.attention_mask(step.image, len(step.ids))
-        attended[n_known:, step.begin + n_known:] = step.draft.attention_mask()
-        embeds = family.embed_tokens(torch.from_numpy(step.ids).to(self._device))[None]
-        features = slots = None
-        if len(step.image_slots) and state.features is not None:
-            slots = torch.from_numpy(step.image_slots).to(self._device)
-            features = state.features.select(torch.from_numpy(step.image_rows).to(self._device))
+        return self.forward_all([(state, step)])[0]
+
+    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
+        """
+        Compute a step of each of some prefixes in one pass.
+
+        Their tokens follow each other; those of one prefix attend to nothing of another.
+        """
+        family, caches, masks = self.family, list[KVCache](), list[DecoderMask]()
+        for state, step in turns:
+            caches.append(self._caches[state])
+            caches[-1].set_slots(step.begin, step.end)
+            masks.append(self._mask(state, step))
+        ids = torch.from_numpy(np.concatenate([step.ids for _, step in turns]))
+        embeds = family.embed_tokens(ids.to(self._device))[None]
+        features, slots = self._images(turns)
+        if features is not None:
             embeds[0, slots] = features.embeddings.to(embeds.dtype)
+        positions = torch.cat([step.position_ids for _, step in turns], 1)
         hidden = family.forward(
-            embeds, features, slots, use_cache=True, past_key_values=self._cache,
-            position_ids=batched_position_ids(step.position_ids.to(self._device)),
-            attention_mask=family.decoder_mask(lambda a: self._as_bias(a, state.bias), attended))
-        return [Logits(values) for values in family.lm_head(hidden[0, -1 - n_draft:]).float()]
+            embeds, features, slots, use_cache=True,
+            past_key_values=caches[0] if len(caches) == 1 else JoinedCaches(caches),
+            position_ids=batched_position_ids(positions.to(self._device)),
+            attention_mask=masks[0] if len(masks) == 1 else join_masks(masks))
+        wanted, counts, end = list[int](), list[int](), 0
+        for _, step in turns:
+            end += len(step.ids)
+            counts.append(1 + len(step.draft.tokens))
+            wanted += range(end - counts[-1], end)
+        logits = family.lm_head(hidden[0, wanted]).float()
+        return [[Logits(values) for values in part] for part in logits.split(counts)]
+
+    def _images(self, turns: Sequence[tuple[PrefixState, Step]]
+                ) -> tuple[ImageFeatures | None, torch.Tensor | None]:
+        """Return the features of the image tokens of some steps, and where they go."""
+        parts, slots, begin = list[ImageFeatures](), list[torch.Tensor](), 0
+        for state, step in turns:
+            if len(step.image_slots) and state.features is not None:
+                parts.append(state.features.select(
+                    torch.from_numpy(step.image_rows).to(self._device)))
+                slots.append(torch.from_numpy(step.image_slots + begin).to(self._device))
+            begin += len(step.ids)
+        return (ImageFeatures.concatenate(parts), torch.cat(slots)) if parts else (None, None)
+
+    def _mask(self, state: PrefixState, step: Step) -> DecoderMask:
+        """Return what the tokens of a step attend to, of those of its prefix."""
+        attended, n_known = self.family.attention_mask(step.image, len(step.ids)), step.n_known
+        attended[n_known:, step.begin + n_known:] = step.draft.attention_mask()
+        return self.family.decoder_mask(lambda a: self._as_bias(a, state.bias), attended)
 
     def prepare(self) -> None:
         """Do nothing: every pass is made when it runs."""

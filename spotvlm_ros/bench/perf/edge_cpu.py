@@ -26,6 +26,7 @@ import argparse
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+import itertools
 from pathlib import Path
 import time
 from typing import TYPE_CHECKING
@@ -41,8 +42,8 @@ from ...config.nodes import EdgeConfig
 from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel, ModelInputs
 from ...frames.pixels import encode_png, Image
-from ...method.facts import Context
-from ...method.guard import OFF
+from ...method.facts import Context, Fact
+from ...method.guard import FixedOdds, ODDS, OFF
 from ...mini.driving.scene import SCENE
 from ...mini.shipped import checkpoint_path
 from ...mini.training.dataset import Sample, sample
@@ -55,6 +56,14 @@ if TYPE_CHECKING:
 
 
 ROOFLINES = ('orin-nano', 'orin', 'thor', 'nuc')
+
+
+class TwoPasses(FixedOdds):
+    """The guard's rule, of frames that all leave a doubt."""
+
+    def leaves_no_doubt(self, facts: Sequence[Fact], context: Context | None) -> bool:
+        """Return False."""
+        return False
 
 
 class CpuComparison:
@@ -72,11 +81,16 @@ class CpuComparison:
             name: EdgeModel(change(EdgeModel.load(config)._model),
                             self.usual._input_processor.processor, replace(config, model=name))
             for name, change in (('int8', as_int8), ('bf16', as_bf16))}
+        self.guarded, self.apart = (EdgeModel.load(replace(config, guard_odds=ODDS))
+                                    for _ in range(2))
+        if self.apart.engine is not None:
+            self.apart.engine.backend.joins = False
         self.rng = np.random.default_rng(5)
         self.samples = [sample(make_world('driving', TUNE_SEEDS[k]),
                                int(self.rng.integers(300, 2300)), self.rng, SCENE)
                         for k in range(drives)]
-        for model in (self.engine, self.generate, self.usual, *self.converted.values()):
+        for model in (self.engine, self.generate, self.usual, self.guarded, self.apart,
+                      *self.converted.values()):
             model.warm_up([SCENE])
         self.usual.use_processor()
         self.times_ms: dict[str, list[float]] = {}
@@ -94,6 +108,14 @@ class CpuComparison:
         """Time a model's answer."""
         return self.measure(name, lambda: model.answer(frame, SCENE, context, given.stamp_ns).text)
 
+    def guard(self, kind: str, given: Sample, frame: Image) -> None:
+        """Answer by the guard's two passes, made as one and one after the other."""
+        def ask(model: EdgeVLM) -> str:
+            return model.answer(frame, SCENE, given.context, given.stamp_ns,
+                                judge=TwoPasses(SCENE)).text
+        self.compare(self.measure(f'two_passes_{kind}', lambda: ask(self.guarded)),
+                     self.measure(f'two_apart_{kind}', lambda: ask(self.apart)))
+
     def compare(self, wanted: str, *answers: str) -> None:
         """Count answers that are not as wanted."""
         self.answers += len(answers)
@@ -104,10 +126,12 @@ class CpuComparison:
         context, frame = given.context, noisy(given.frame, self.rng)
         self.compare(self.ask('generate', self.generate, frame, given, context),
                      self.ask('changed', self.engine, frame, given, context))
+        self.guard('changed', given, frame)
         frame = noisy(given.frame, self.rng)
         self.compare(self.ask('generate', self.generate, frame, given, context),
                      self.ask('unchanged', self.engine, frame, given, context),
                      self.ask('still', self.engine, frame, given, context))
+        self.guard('unchanged', given, frame)
         self.ask('usual', self.usual, frame, given, context)
         for name, model in self.converted.items():
             self.ask(f'{name}_changed', model, frame, given, context)
@@ -147,6 +171,10 @@ class CpuComparison:
         rows += [speedup(f'edge_cpu_{name}_over_fp32', times[f'{name}_changed'], times['changed'],
                          'the engine as it is, another scene each time', on)
                  for name in self.converted]
+        for name, kind in itertools.product(('two_passes', 'two_apart'), ('changed', 'unchanged')):
+            cost = float(np.median(times[f'{name}_{kind}']) / np.median(times[kind]))
+            rows.append(PerfResult(f'edge_cpu_{name}_over_one_{kind}', cost, 'times',
+                                   'one pass with the same context', cost, on))
         rows.append(speedup('edge_cpu_speedup_over_serve', times['beside_serve'], times['serve'],
                             'transformers serve on loopback, same prompt, unchanged scene', on))
         rows += [PerfResult(f'edge_cpu_{name}_ms', float(np.median(values)), 'ms', '', None, on)

@@ -25,7 +25,7 @@ that nothing attends to. Without capture, as in the tests, the same computation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import warnings
 from weakref import WeakKeyDictionary
@@ -70,6 +70,8 @@ class PendingPass:
 
 class GraphBackend:
     """Runs families with plain causal attention at fixed shapes."""
+
+    joins = False   # the cache holds one prefix
 
     def __init__(self, family: ModelFamily, tokens: int = 2048, capture: bool | None = None,
                  compiled: bool | None = None) -> None:
@@ -208,6 +210,11 @@ class GraphBackend:
         if self._next is not None:
             self._next.token = logits[0].argmax()[0]
         return logits
+
+    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
+        """Compute the step of one prefix."""
+        (state, step), = turns
+        return [self.forward(state, step, False)]
 
     def _write_inputs(self, graph: CapturedGraph, begin: int, ids: TokenIds,
                       position_ids: torch.Tensor, n_rows: int = 1,

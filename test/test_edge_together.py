@@ -1,0 +1,112 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The guard's two passes as one: they say what each says alone, and take less."""
+
+import numpy as np
+import pytest
+from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region
+from spotvlm_ros.method.guard import FixedOdds
+import tiny
+
+FACTS = Query('scene', 'What is on the road?', 'facts',
+              {'light': ('red', 'green', 'none'), 'lead': ('none', 'braking')}, max_new_tokens=12)
+CHOICE = Query('turn', 'Where to?', 'choice',
+               {'turn': ('go', 'go left', 'go left now', 'stop')}, max_new_tokens=12)
+
+
+def frame_of(number):
+    """Return a noisy picture."""
+    return np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+class Doubtful(FixedOdds):
+    """Wants two passes of each frame."""
+
+    def leaves_no_doubt(self, facts, context):
+        return False
+
+
+@pytest.fixture(scope='module')
+def checkpoints():
+    """Return model and processor of each architecture."""
+    return {family: tiny.checkpoint(family) for family in tiny.MAKERS}
+
+
+@pytest.fixture
+def joint(checkpoints):
+    """Return a function: the guarded model of an architecture, and what its passes computed."""
+    def make(family, joins=True):
+        model, passes = EdgeModel(*checkpoints[family], EdgeConfig()), []
+        backend = model._engine.backend
+        run, backend.joins = backend.forward_all, joins
+        backend.forward_all = lambda turns: passes.append(len(turns)) or run(turns)
+        return model, passes
+    return make
+
+
+@pytest.mark.parametrize('family', tiny.MAKERS)
+def test_two_passes_made_as_one_say_what_each_says_alone(joint, family):
+    """With focus, drafts that are right and wrong, choices as a tree, masks of windows."""
+    (both, passes), (apart, alone) = joint(family), joint(family, joins=False)
+    for number, (query, value) in enumerate(
+            [(FACTS, 'red'), (FACTS, 'green'), (CHOICE, 'stop'), (FACTS, 'green'),
+             (CHOICE, 'go left'), (CHOICE, 'go left')]):
+        key = query.keys[0]
+        context = Context(query.id, 9 * NS, (Fact(key, value, 5 * NS),),
+                          focus={key: Region(4 * number, 4, 20, 20)} if number % 2 else {})
+        found, want = (model.answer(frame_of(number // 2), query, context, 9 * NS,
+                                    judge=Doubtful(query)) for model in (both, apart))
+        assert found.text == want.text and found.computed_tokens == want.computed_tokens
+        assert [(f.key, f.value) for f in found.facts] == [(f.key, f.value) for f in want.facts]
+        assert [f.confidence for f in found.facts] == pytest.approx(
+            [f.confidence for f in want.facts], abs=1e-4)
+        for name in (query.id, f'{query.id} alone'):
+            assert both._last_answers[name].tokens == apart._last_answers[name].tokens
+    assert passes.count(2) >= 4 and len(passes) < len(alone) and 2 not in alone
+
+
+def test_two_passes_are_one_only_where_both_are_likely_and_there_is_time(joint):
+    model, passes = joint('idefics3')
+    context = Context('scene', 9 * NS, (Fact('light', 'red', 5 * NS),))
+
+    def shared(judge, **options):
+        del passes[:]
+        answer = model.answer(frame_of(0), FACTS, context, 9 * NS, judge=judge(FACTS), **options)
+        return 2 in passes, answer.partial
+    sure = type('Sure', (FixedOdds,), {'leaves_no_doubt': lambda *_: True})
+    assert [shared(judge)[0] for judge in (Doubtful, Doubtful, sure, Doubtful)] == [
+        False, True, False, True]
+    assert shared(Doubtful, should_stop=lambda: True) == (False, True)
+    assert shared(Doubtful) == (False, False), 'the one without context is likely to be in time'
+    assert shared(Doubtful) == (True, False)
+
+
+def test_where_two_passes_as_one_fail_each_is_made(joint):
+    model, _ = joint('idefics3')
+    backend = model._engine.backend
+    run = backend.forward_all
+
+    def fail(turns):
+        if len(turns) > 1:
+            raise RuntimeError('no memory')
+        return run(turns)
+    backend.forward_all = fail
+    context = Context('scene', 9 * NS, (Fact('light', 'red', 5 * NS),))
+    answers = [model.answer(frame_of(0), FACTS, context, 9 * NS, judge=Doubtful(FACTS))
+               for _ in range(2)]
+    assert answers[0].facts == answers[1].facts and not answers[1].context_error

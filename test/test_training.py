@@ -32,10 +32,11 @@ from spotvlm_ros.method.guard import OFF
 from spotvlm_ros.method.transfer import Transfer
 from spotvlm_ros.mini.training.fit import Plan
 from spotvlm_ros.mini.training.rendering import PER_JOB, SILENT, Store
-from spotvlm_ros.training import learners, main, material, pasting
-from spotvlm_ros.training.context import keyframe_before, SimulatedCloud
+from spotvlm_ros.training import learners, main, material, pasting, pasts
+from spotvlm_ros.training.context import SimulatedCloud
 from spotvlm_ros.training.delays import Delays, delays_of
-from spotvlm_ros.training.samples import LabelJob, Sampler, Variety
+from spotvlm_ros.training.material import keyframe_before
+from spotvlm_ros.training.samples import LabelJob, mirrored, Sampler, Variety
 from spotvlm_ros.training.student import (
     add_adapters, freeze, made_student, open_student, room_for)
 from spotvlm_ros.training.tracks import track
@@ -201,6 +202,60 @@ def test_what_is_pasted_is_where_and_what_it_is_said_to_be(clips):
     assert {('red', 'green'), ('green', 'red'), ('none', 'red'), ('red', 'none')} <= set(seen)
 
 
+@pytest.mark.parametrize('miss', [(40.0, -12.0), None])
+def test_the_past_of_what_is_pasted_is_that_of_its_sequence(clips, monkeypatch, miss):
+    """Where flow misses the things of a sequence or loses them, it does so with pasted ones."""
+    clip, rng = clips[0], np.random.default_rng(3)
+    boxes, tracks = {s: one.regions['light'] for s, one in clip.labels.items()
+                     if one.regions}, clip.tracks
+    regions = {s: {} if miss is None or s not in boxes else {
+        name: replace(boxes[s], x=boxes[s].x + miss[0], y=boxes[s].y + miss[1])
+        for name in tracks.boxes if name[0] < s} for s in tracks.regions}
+    clip = replace(clip, tracks=replace(tracks, regions=regions))
+    monkeypatch.setattr(pasts, 'MADE_UP', 0.0)
+    region = Region(70.0, 40.0, 16.0, 24.0)
+    pasted = pasting.Pasted('light', 'red', region, region, ('green', 'none', 'red'))
+    seen, values = 0, []
+    for _ in range(60):
+        context = exact(1.2).context(clip, clip.frames[13], pasted, rng)
+        values += [fact.value for fact in context.facts if fact.key == 'light']
+        if 'light' in context.focus:
+            assert miss is not None, 'a region that flow loses is lost'
+            focus, seen = context.focus['light'], seen + 1
+            assert (focus.x - region.x, focus.y - region.y) == pytest.approx(miss)
+    assert bool(seen) == (miss is not None)
+    changed = np.mean([clip.labels[s].facts != clip.labels[clip.frames[i - 3]].facts
+                       for i, s in enumerate(clip.frames) if s in boxes and i >= 3])
+    assert values and abs(np.mean([v != 'red' for v in values]) - changed) < 0.2
+
+
+def test_what_comes_often_is_pasted_as_often_as_it_is_asked_for():
+    thing = np.full((8, 8, 3), 255, np.uint8)
+    by_value = {value: [pasting.Patch(value, thing, Region(1, 1, 6, 6))] * n
+                for value, n in (('green', 64), ('red', 4))}
+    for balance, share in ((0.0, 4 / 68), (0.5, 0.2), (1.0, 0.5)):
+        patches = pasting.Patches('light', by_value, [(0.5, 0.5, 0.1)], balance=balance)
+        rng = np.random.default_rng(1)
+        values = [patches.paste(np.zeros((96, 96, 3), np.uint8), Label(0.0, {}, {}), rng)[1].value
+                  for _ in range(500)]
+        assert abs(values.count('red') / 500 - share) < 0.06
+
+
+def test_a_mirrored_frame_exchanges_sides_values_and_regions(clips):
+    sampler = Sampler(clips, exact(0.4), Variety())
+    example = sampler.plain(clips[0], clips[0].frames[5], np.random.default_rng(2))
+    turned = mirrored(example, {'left': 'right', 'right': 'left'})
+    facts = {fact.key: fact.value for fact in turned.facts}
+    assert facts == {'light': 'red', 'lane': 'right'}
+    assert {f.key: f.value for f in turned.context.facts}['lane'] == 'right'
+    before, after = example.context.focus['light'], turned.context.focus['light']
+    assert after == replace(before, x=WIDTH - before.x - before.w)
+    assert (turned.frame[:, ::-1] == example.frame).all()
+    again = mirrored(turned, {'left': 'right', 'right': 'left'})
+    assert again.context.focus['light'].iou(before) == pytest.approx(1.0)
+    assert again.facts == example.facts
+
+
 def test_a_frame_that_is_moved_takes_its_regions_along(clips):
     sampler = Sampler(clips, exact(0.4), Variety(amount=1.0))
     clip, rng, seen = clips[0], np.random.default_rng(2), 0
@@ -256,6 +311,7 @@ def test_a_training_that_is_cut_off_goes_on(worlds, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize('more, says', [
     (['--validation', 'east'], 'there is no such sequence; name some of north, south'),
     (['--validation', 'north', 'south'], 'no sequence is left to train on'),
+    (['--mirror', 'left:up'], '--mirror up: no key has such a value; name two of green, left'),
     (['--paste', 'lane'], 'no label to train on has a region of that key; use light'),
     (['--delays', '/nowhere'], 'neither a trace nor a recording'),
     (['--device', 'cuda'], 'finds no GPU; use --device cpu'),

@@ -17,22 +17,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .delays import Delays
-from .material import Clip
+from .material import Clip, keyframe_before
 from .pasting import Pasted, value_before
+from .pasts import HAZARD_S, model_of, Past, past_of
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.history import History
-from ..mini.training.dataset import carried_by_flow
 
 OLDER_S = (0.8, 3.0)    # how much older the answer before the newest is
-HAZARD_S = 8.0          # after which what has no past is another than it was, on average
-MOVED = 0.06            # of the frame's width: how far a pasted thing has come, standard deviation
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,27 @@ class SimulatedCloud:
             return self._of_still(clip, stamp, history, rng)
         age = self.delays.draw(rng, query.cloud_period_s)
         first = age if age is not None else float('inf')
+        model = model_of(clip, pasted, rng) if pasted is not None else None
+        pasts: dict[int, Past] = {}    # of what is pasted, by keyframe
         for back in (first, first + float(rng.uniform(*OLDER_S))):
             past = keyframe_before(clip, stamp, back)
             if past is not None:
-                facts = self._facts(clip, past, (stamp - past) / NS, pasted, rng)
+                if pasted is not None:
+                    absent = (self.absent or {}).get(pasted.key)
+                    pasts[past] = past_of(clip, pasted, model, (stamp - past) / NS, absent, rng)
+                facts = self._facts(clip, past, pasted, pasts.get(past), rng)
                 history.add(Turn(query.id, past, Source.CLOUD, facts))
         carried: dict[str, Region] = {}
         similar: dict[str, float] = {}
         for key, fact in history.cloud_facts(stamp).items():
             name = (fact.stamp_ns, key)
+            region, like = tracks.regions[stamp].get(name), tracks.similarities[stamp].get(name)
             if pasted is not None and key == pasted.key:
-                region = (carried_by_flow(_moved(pasted.place, clip, rng), pasted.region, rng)
-                          if fact.region is not None else None)
-            else:
-                region = tracks.regions[stamp].get(name)
-                if name in tracks.similarities[stamp]:
-                    similar[key] = tracks.similarities[stamp][name]
+                region, like = pasts[fact.stamp_ns].carried, pasts[fact.stamp_ns].similarity
             if region is not None:
                 carried[key] = region
+            if like is not None:
+                similar[key] = like
         return history.context(stamp, carried, similar, tracks.cuts_ns[stamp])
 
     def _of_still(self, clip: Clip, stamp: int, history: History,
@@ -88,21 +88,21 @@ class SimulatedCloud:
             history.add(Turn(clip.query.id, past, Source.CLOUD, tuple(facts)))
         return history.context(stamp, {})
 
-    def _facts(self, clip: Clip, past: int, age_s: float, pasted: Pasted | None,
+    def _facts(self, clip: Clip, past: int, pasted: Pasted | None, seen: Past | None,
                rng: np.random.Generator) -> tuple[Fact, ...]:
         """Return what it says of a keyframe; of a pasted thing, as if it had been there, too."""
         assert clip.tracks is not None
         facts = []
         known = dict(clip.labels[past].facts)
-        if pasted is not None:
-            known[pasted.key] = value_before(pasted.value, pasted.values, age_s / HAZARD_S, rng)
+        if pasted is not None and seen is not None:
+            known[pasted.key] = seen.value
         for key, value in known.items():
             if rng.random() < self.missing:
                 continue
             there = value != (self.absent or {}).get(key)
             region = clip.tracks.boxes.get((past, key)) if there else None
-            if pasted is not None and key == pasted.key:
-                region = pasted.place if there else None
+            if pasted is not None and seen is not None and key == pasted.key:
+                region = seen.region
             fact = Fact(key, value, past, region=region)
             facts.append(self._wrong(clip.query, fact, rng)
                          if rng.random() < self.error_rate else fact)
@@ -112,23 +112,3 @@ class SimulatedCloud:
         value = str(rng.choice([v for v in query.choices[fact.key] if v != fact.value]))
         gone = value == (self.absent or {}).get(fact.key)
         return replace(fact, value=value, region=None if gone else fact.region)
-
-
-def keyframe_before(clip: Clip, stamp: int, back_s: float) -> int | None:
-    """Return the keyframe nearest to ``back_s`` ago, None before the first."""
-    if back_s == float('inf'):
-        return None
-    assert clip.tracks is not None
-    stamps = clip.tracks.keyframes
-    wanted = stamp - int(back_s * NS)
-    if wanted < stamps[0] - NS // 2:
-        return None
-    after = bisect_right(stamps, wanted)
-    near = min(stamps[max(0, after - 1):after + 1], key=lambda s: abs(s - wanted))
-    return near if near < stamp else None
-
-
-def _moved(place: Region, clip: Clip, rng: np.random.Generator) -> Region:
-    """Return where a pasted thing was seen earlier."""
-    dx, dy = (float(v) for v in rng.normal(0, MOVED * clip.sequence.size[0], 2))
-    return Region(place.x + dx, place.y + 0.3 * dy, place.w, place.h)

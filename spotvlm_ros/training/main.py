@@ -57,6 +57,12 @@ def command_parser() -> argparse.ArgumentParser:
                          help='keys whose labelled things are cut out and pasted into other '
                               'frames; default: the key with regions if there is one only')
     variety.add_argument('--paste-share', type=float, default=0.5, help='share of frames')
+    variety.add_argument('--balance', type=float, default=0.5,
+                         help='how much more often rare values are shown than they come: 0 not '
+                              'at all, 1 until all come equally often')
+    variety.add_argument('--mirror', nargs='*', metavar='VALUE:VALUE',
+                         help='mirror half of the frames, where left and right do not matter; '
+                              'values that change places with it, such as left:right')
     variety.add_argument('--vary', type=float, default=1.0,
                          help='how much frames are turned, moved and zoomed; 0 where answers '
                               'depend on the exact place')
@@ -94,6 +100,11 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not 0.0 <= getattr(args, name) < 1.0:
             parser.error(f'--{name.replace("_", "-")} {getattr(args, name)}: give a share, 0 or '
                          'more and below 1')
+    if not 0.0 <= args.balance <= 1.0:
+        parser.error(f'--balance {args.balance}: give a number from 0 to 1')
+    for pair in args.mirror or ():
+        if not all(pair.partition(':')):
+            parser.error(f'--mirror {pair}: give two values with a colon, such as left:right')
     if not 0.0 <= args.vary <= 3.0:
         parser.error(f'--vary {args.vary}: give a number from 0 to 3')
 

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,20 @@ class Clip:
     def query(self) -> Query:
         """Return the question that the labels answer."""
         return self.sequence.query
+
+
+def keyframe_before(clip: Clip, stamp: int, back_s: float) -> int | None:
+    """Return the keyframe nearest to ``back_s`` ago, None before the first."""
+    if back_s == float('inf'):
+        return None
+    assert clip.tracks is not None
+    stamps = clip.tracks.keyframes
+    wanted = stamp - int(back_s * NS)
+    if wanted < stamps[0] - NS // 2:
+        return None
+    after = bisect_right(stamps, wanted)
+    near = min(stamps[max(0, after - 1):after + 1], key=lambda s: abs(s - wanted))
+    return near if near < stamp else None
 
 
 def open_all(paths: Sequence[Path], profiles: Sequence[str]) -> list[LabelledSequence]:

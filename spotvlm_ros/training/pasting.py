@@ -16,15 +16,15 @@
 """
 Variety from few frames: labelled things cut out of one and pasted into others.
 
-A thing covers the one that is there, or stands elsewhere and is larger than it, or the one that is
-there is covered by what is beside it. Value and region follow. That suits keys whose value is of
-the thing itself, as the colour of a light; not those that count things or say where they are.
+A thing covers the one that is there, or stands elsewhere in its place, or the one that is there is
+covered by what is beside it. Value and region follow. That suits keys whose value is of the thing
+itself, as the colour of a light; not those that count things or say where they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -35,12 +35,13 @@ from ..labels.schema import Label
 from ..method.facts import Region
 
 Image = npt.NDArray[np.uint8]
-MARGIN = 0.3            # around a thing that is cut out, in its sides
+MARGIN = 0.3            # around a thing that is cut out, at most, in its sides
 MOST = 500              # things kept of a key
 ERASED = 0.1            # share in which the thing that is there is taken away, where one is
 COVERED = 0.5           # share of the others in which the new one is put over it
 STRAY = 0.04            # from a place where such a thing was seen, in sides of the frame
-LARGER = 1.3            # than the one that is there: height of one that stands elsewhere
+LARGER = 1.3            # than one that cannot be taken away: height of one that stands elsewhere
+TRIED = 4               # things of a value, of which the one nearest in height is pasted
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,20 @@ class Patches:
     places: Sequence[tuple[float, float, float]]   # centre and height, in sides of the frame
     absent: str = ''
     values: Sequence[str] = field(default=())
+    balance: float = 0.5    # of values; 0: as often as they come, 1: all equally often
 
     def paste(self, image: Image, label: Label, rng: np.random.Generator,
               ) -> tuple[Image, Pasted] | None:
         """Return a frame with a thing pasted or erased, None where it does not fit."""
-        there = label.regions.get(self.key)
+        there, bare = label.regions.get(self.key), None
         if there is not None and self.absent and rng.random() < ERASED:
-            return self._erased(image, there, rng)
-        value = str(rng.choice(list(self.by_value)))
-        options = self.by_value[value]
-        patch = options[int(rng.integers(len(options)))]
+            bare = without(image, there, rng)
+            return None if bare is None else (
+                bare, Pasted(self.key, self.absent, None, there, self.values))
+        value = self._value(rng)
         height, width = image.shape[:2]
         if there is not None and rng.random() < COVERED:
+            patch = self._patch(value, there.h, rng)
             x, y = there.x + there.w / 2, there.y + there.h / 2
             tall = max(there.h, there.w * patch.box.h / patch.box.w)
             tall *= float(rng.uniform(0.95, 1.4))
@@ -100,26 +103,42 @@ class Patches:
             x, y = (x + dx) * width, (y + dy) * height
             tall *= height * float(rng.uniform(0.75, 1.4))
             if there is not None:
-                tall = max(tall, LARGER * there.h)
-        region = _put(image := image.copy(), patch, (x, y), tall / patch.box.h, rng)
+                bare = without(image, there, rng)
+                tall = max(tall, LARGER * there.h) if bare is None else tall
+            patch = self._patch(value, tall, rng)
+        image = image.copy() if bare is None else bare
+        region = _put(image, patch, (x, y), tall / patch.box.h, rng)
         if region is None:
             return None
         return image, Pasted(self.key, value, region, region, self.values)
 
-    def _erased(self, image: Image, there: Region, rng: np.random.Generator,
-                ) -> tuple[Image, Pasted] | None:
-        height, width = image.shape[:2]
-        w, h = int(there.w * 1.6) + 2, int(there.h * 1.4) + 2
-        x, y = int(there.x + there.w / 2 - w / 2), int(there.y + there.h / 2 - h / 2)
-        beside = x + int(rng.choice([-1, 1]) * w * rng.uniform(1.1, 2.0))
-        if min(x, y, beside) < 0 or max(x, beside) + w > width or y + h > height:
-            return None
-        image = image.copy()
-        _blend(image, np.ascontiguousarray(image[y:y + h, beside:beside + w]), x, y)
-        return image, Pasted(self.key, self.absent, None, there, self.values)
+    def _value(self, rng: np.random.Generator) -> str:
+        values = list(self.by_value)
+        weights = np.array([len(self.by_value[value]) for value in values]) ** (1 - self.balance)
+        return values[int(rng.choice(len(values), p=weights / weights.sum()))]
+
+    def _patch(self, value: str, tall: float, rng: np.random.Generator) -> Patch:
+        """Return a thing of a value, of some the one that needs least scaling."""
+        options = self.by_value[value]
+        some = [options[int(i)] for i in rng.integers(len(options), size=TRIED)]
+        return min(some, key=lambda patch: abs(np.log(patch.box.h / tall)))
 
 
-def gather(clips: Sequence[Clip], key: str, rng: np.random.Generator) -> Patches | None:
+def without(image: Image, there: Region, rng: np.random.Generator) -> Image | None:
+    """Return a frame whose thing is covered by what is beside it, None where that is outside."""
+    height, width = image.shape[:2]
+    w, h = int(there.w * 1.6) + 2, int(there.h * 1.4) + 2
+    x, y = int(there.x + there.w / 2 - w / 2), int(there.y + there.h / 2 - h / 2)
+    beside = x + int(rng.choice([-1, 1]) * w * rng.uniform(1.1, 2.0))
+    if min(x, y, beside) < 0 or max(x, beside) + w > width or y + h > height:
+        return None
+    image = image.copy()
+    _blend(image, np.ascontiguousarray(image[y:y + h, beside:beside + w]), x, y)
+    return image
+
+
+def gather(clips: Sequence[Clip], key: str, rng: np.random.Generator, balance: float = 0.5,
+           ) -> Patches | None:
     """Cut the things of a key out of training frames; None where there are too few."""
     frames = [(clip, stamp) for clip in clips for stamp in clip.frames
               if key in clip.labels[stamp].facts]
@@ -139,7 +158,8 @@ def gather(clips: Sequence[Clip], key: str, rng: np.random.Generator) -> Patches
         if patch is not None:
             by_value.setdefault(patch.value, []).append(patch)
     absent = values - shown
-    return Patches(key, by_value, places, min(absent) if len(absent) == 1 else '', sorted(values))
+    return Patches(key, by_value, places, min(absent) if len(absent) == 1 else '', sorted(values),
+                   balance)
 
 
 def _cut(image: Image, value: str, box: Region) -> Patch | None:
@@ -156,6 +176,7 @@ def _put(image: Image, patch: Patch, centre: tuple[float, float], scale: float,
          rng: np.random.Generator) -> Region | None:
     """Paste a patch, its thing around a centre; return where that is, None if it sticks out."""
     scale = min(4.0, max(0.25, scale))
+    patch = _trimmed(patch, float(rng.random()))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     pixels = cv2.resize(patch.pixels, None, fx=scale, fy=scale, interpolation=how)
     gained = pixels * (rng.uniform(0.8, 1.2) * rng.uniform(0.95, 1.05, 3))
@@ -167,6 +188,16 @@ def _put(image: Image, patch: Patch, centre: tuple[float, float], scale: float,
     _blend(image, np.clip(gained, 0, 255).astype(np.uint8), x, y)
     return Region(x + scale * patch.box.x, y + scale * patch.box.y, scale * patch.box.w,
                   scale * patch.box.h)
+
+
+def _trimmed(patch: Patch, share: float) -> Patch:
+    """Return a thing with that share of what is around it: its background is not to tell of it."""
+    box, (height, width) = patch.box, patch.pixels.shape[:2]
+    left, top = int(box.x * (1 - share)), int(box.y * (1 - share))
+    right = width - int((width - box.x - box.w) * (1 - share))
+    bottom = height - int((height - box.y - box.h) * (1 - share))
+    return Patch(patch.value, patch.pixels[top:bottom, left:right],
+                 replace(box, x=box.x - left, y=box.y - top))
 
 
 def _blend(image: Image, pixels: Image, x: int, y: int) -> None:

@@ -62,18 +62,20 @@ class Variety:
     patches: Sequence[Patches] = ()
     pasted: float = 0.5     # share of frames that something is pasted into
     amount: float = 1.0     # of turning, moving and zooming; 0: none
+    balance: float = 0.5    # of sets of values; 0: as often as they come, 1: all equally often
+    mirrored: Mapping[str, str] | None = None   # values of mirrored frames by those of true ones
 
 
 class Sampler:
-    """Draws examples from clips, rare values more often than they come."""
+    """Draws examples from clips, rare values more often than they come, see ``Variety``."""
 
     def __init__(self, clips: Sequence[Clip], cloud: SimulatedCloud, variety: Variety) -> None:
-        """Weigh the frames: a set of values by the root of how often it comes."""
+        """Weigh the frames: a set of values by how often it comes."""
         self.cloud, self.variety = cloud, variety
         self.frames = [(clip, stamp) for clip in clips for stamp in clip.frames]
         kinds = [(c.query.id, *sorted(c.labels[s].facts.items())) for c, s in self.frames]
         counts = Counter(kinds)
-        weights = np.array([counts[kind] ** -0.5 for kind in kinds])
+        weights = np.array([float(counts[kind]) ** -variety.balance for kind in kinds])
         self._weights = weights / weights.sum()
         self._images: OrderedDict[tuple[int, int], Image] = OrderedDict()
 
@@ -96,6 +98,8 @@ class Sampler:
         example = self._example(clip, stamp, frame, pasted, rng)
         if self.variety.amount:
             example = _shaken(example, self.variety.amount, rng)
+        if self.variety.mirrored is not None and rng.random() < 0.5:
+            example = mirrored(example, self.variety.mirrored)
         if rng.random() < BLURRED:
             soft = cv2.GaussianBlur(example.frame, (0, 0), float(rng.uniform(0.5, 1.5)))
             example = replace(example, frame=np.asarray(soft, np.uint8))
@@ -133,6 +137,21 @@ def _shaken(example: Example, amount: float, rng: np.random.Generator) -> Exampl
     focus = {key: _through(matrix, region, zoom) for key, region in example.context.focus.items()}
     return replace(example, frame=np.asarray(frame, np.uint8),
                    context=replace(example.context, focus=focus))
+
+
+def mirrored(example: Example, values: Mapping[str, str]) -> Example:
+    """Return a frame with left and right exchanged, and ``values`` of facts by others."""
+    width = example.frame.shape[1]
+    context = replace(
+        example.context, facts=_exchanged(example.context.facts, values),
+        focus={key: replace(region, x=width - region.x - region.w)
+               for key, region in example.context.focus.items()})
+    return replace(example, frame=np.ascontiguousarray(example.frame[:, ::-1]), context=context,
+                   facts=_exchanged(example.facts, values))
+
+
+def _exchanged(facts: Sequence[Fact], values: Mapping[str, str]) -> tuple[Fact, ...]:
+    return tuple(replace(fact, value=values.get(fact.value, fact.value)) for fact in facts)
 
 
 def _through(matrix: npt.NDArray[np.float64], region: Region, zoom: float) -> Region:

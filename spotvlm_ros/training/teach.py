@@ -49,6 +49,7 @@ KEEP = ('labels', 'profile', 'start', 'lora', 'freeze', 'size', 'validation', 's
 BEGUN = 'training_begun.json'    # in --out until the training is finished: those arguments
 STORED_BYTES = 6 << 30      # samples kept in memory, and on the GPU, at most
 HELD_OUT = 480              # validation samples, at most
+DRAWS = 4                   # of each validation frame, with answers of other ages, at most
 HELD_OUT_SLOW = 24          # of the families that take one at a time
 MEAN_S = 1.0                # beyond the horizon of delays: older answers are behind the newest
 
@@ -149,8 +150,22 @@ def _samplers(args: argparse.Namespace, training: Sequence[Clip], tuning: Sequen
     clips = [[replace(clip, tracks=tracks.get(id(clip.sequence))) for clip in some]
              for some in (training, tuning)]
     cloud = SimulatedCloud(delays, args.error_rate, args.error_rate, absent_values(training))
-    variety = Variety(_patches(args, training), args.paste_share, args.vary)
+    variety = Variety(_patches(args, training), args.paste_share, args.vary, args.balance,
+                      _mirrored(args, training))
     return Sampler(clips[0], cloud, variety), Sampler(clips[1], cloud, Variety())
+
+
+def _mirrored(args: argparse.Namespace, training: Sequence[Clip]) -> dict[str, str] | None:
+    """Return which values change places when a frame is mirrored, None where none is."""
+    if args.mirror is None:
+        return None
+    known = {v for clip in training for values in clip.query.choices.values() for v in values}
+    pairs = [pair.split(':', 1) for pair in args.mirror]
+    for value in (value for pair in pairs for value in pair):
+        if value not in known:
+            raise ValueError(f'--mirror {value}: no key has such a value; name two of '
+                             f'{", ".join(sorted(known))}')
+    return {a: b for one, other in pairs for a, b in ((one, other), (other, one))}
 
 
 def _patches(args: argparse.Namespace, training: Sequence[Clip]) -> list[Patches]:
@@ -167,13 +182,14 @@ def _patches(args: argparse.Namespace, training: Sequence[Clip]) -> list[Patches
             raise ValueError(f'--paste {key}: no label to train on has a region of that key; ' + (
                 f'use {", ".join(sorted(boxed))}' if boxed else 'leave --paste out'))
     rng = np.random.default_rng(args.seed)
-    return [found for key in keys if (found := gather(training, key, rng)) is not None]
+    found = [gather(training, key, rng, args.balance) for key in keys]
+    return [patches for patches in found if patches is not None]
 
 
 def _stores(args: argparse.Namespace, room: Room, frames: int) -> tuple[Store, Store]:
     one = room.pictures * room.side ** 2 * 3 + 8 * room.length
     n = min(args.frames, STORED_BYTES // one)
-    held_out = min(HELD_OUT, -(-frames // PER_JOB) * PER_JOB)
+    held_out = min(HELD_OUT, -(-DRAWS * frames // PER_JOB) * PER_JOB)
     return Store(room, max(1, n // PER_JOB) * PER_JOB), Store(room, held_out)
 
 

@@ -36,7 +36,7 @@ def test_a_model_that_is_in_time_and_one_that_is_not(capsys):
     assert report['formats'] == 'decoder float32, vision float32'
     assert ' = ' in report['memory']['bfloat16 with int4 weights']
     assert check.main(['spot-mini-edge', '--seconds', '0', '-p',
-                       'edge.scene.deadline_s:=0.01']) == 1
+                       'edge.scene.deadline_s:=0.01', '-p', 'edge.quantization:=int8']) == 1
     said = capsys.readouterr().out
     assert 'scene: p50' in said and 'LATE' in said
 

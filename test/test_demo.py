@@ -61,7 +61,8 @@ def test_demo_end_to_end(tmp_path):
 def test_demo_interrupted_while_it_scores(tmp_path):
     """Ctrl-C after the live part: exit code 0, no traceback, nobody left behind."""
     process = subprocess.Popen(
-        [*SPOTVLM, 'demo', '--duration', '2', '--delay', '0', '--out', str(tmp_path)],
+        [*SPOTVLM, 'demo', '--duration', '2', '--delay', '0', '--world', 'hri', '--speed', '2',
+         '--cloud', 'off@1s..2s', '--out', str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, 'PYTHONUNBUFFERED': '1'})
     for line in process.stdout:

@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 
 from spotvlm_ros.system.processes import PYTHON
+from test_process import write_bag
 
 pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 SPOTVLM = [*PYTHON, '-m', 'spotvlm_ros.cli']
@@ -76,9 +77,10 @@ def running(pid):
         return False
 
 
-@pytest.mark.parametrize('mode', [(), ('--multi-process',)])
-def test_to_the_end_of_the_clip(clip, server, mode, tmp_path):
-    process = start('--video', str(clip), '-p', f'cloud.base_url:={server.url}',
+@pytest.mark.parametrize('source, mode', [('--video', ()), ('--bag', ('--multi-process',))])
+def test_to_the_end_of_the_recording(clip, server, source, mode, tmp_path):
+    path = clip if source == '--video' else write_bag(tmp_path / 'drive')
+    process = start(source, str(path), '-p', f'cloud.base_url:={server.url}',
                     '--out', str(tmp_path), *mode)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out

@@ -146,7 +146,8 @@ def mirrored(example: Example, values: Mapping[str, str]) -> Example:
         example.context, facts=_exchanged(example.context.facts, values),
         focus={key: replace(region, x=width - region.x - region.w)
                for key, region in example.context.focus.items()})
-    return replace(example, frame=np.ascontiguousarray(example.frame[:, ::-1]), context=context,
+    frame = np.asarray(cv2.flip(example.frame, 1), np.uint8)
+    return replace(example, frame=frame, context=context,
                    facts=_exchanged(example.facts, values))
 
 

@@ -15,13 +15,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint that answers several at once: as alone, within a schema, not longer than asked."""
 
+from dataclasses import replace
 import json
 
 import pytest
 from spotvlm_ros.bench.fleet.measured import requests
 from spotvlm_ros.cloud.wording import response_format
 from spotvlm_ros.config.profiles import load_profile
+from spotvlm_ros.edge.engine import Engine
 from spotvlm_ros.mini.shipped import checkpoint_path
+from spotvlm_ros.serving.alone import Alone, Habits
 from spotvlm_ros.serving.chat import ChatRequest
 from test_cloud_server import chat, GREY
 
@@ -47,8 +50,60 @@ def question(text, **more):
 
 def test_a_batch_says_what_each_says_alone(checkpoint, asked):
     alone = [checkpoint.answer([p], NOBODY)[0] for p in asked[:4]]
-    assert checkpoint.answer(asked[:4], NOBODY) == alone
+    assert checkpoint.together(asked[:4], NOBODY) == alone
     assert len({reply.text for reply in alone}) > 1 and all(r.finished for r in alone)
+
+
+@pytest.mark.parametrize('schema', [False, True])
+def test_drafts_save_passes_and_change_no_reply(checkpoint, asked, monkeypatch, schema):
+    if schema:
+        pytest.importorskip('llguidance', reason='pip install llguidance')
+        query = load_profile('driving').queries('cloud')[0]
+        text = json.dumps(response_format(query)['json_schema']['schema'])
+        asked = [replace(p, schema=text, max_tokens=60) for p in asked]
+        checkpoint.prepare(question('x', response_format=response_format(query)))
+    engine, counted = Engine.answer, []
+    monkeypatch.setattr(Engine, 'answer', lambda *args: counted.append(engine(*args)) or
+                        counted[-1])
+    limits = (7, asked[0].max_tokens)
+    limited = [replace(p, max_tokens=limit) for p, limit in zip(asked, limits)]
+    assert [checkpoint.answer([p], NOBODY) for p in limited] == [
+        checkpoint.together([p], NOBODY) for p in limited]
+    checkpoint.answer(asked[2:5], NOBODY)
+    assert sum(d.passes for d in counted[-3:]) < 0.7 * sum(len(d.tokens) for d in counted[-3:])
+
+
+def test_what_is_kept_for_sizes_of_pictures_has_an_end(checkpoint, asked, monkeypatch):
+    alone = Alone(None, [2])
+    monkeypatch.setattr('spotvlm_ros.serving.alone.SHAPES', 1)
+    assert alone.takes(asked[0].inputs) and alone.takes(asked[1].inputs)
+    assert not alone.takes(checkpoint.prepare(question('What?')).inputs)
+
+
+def test_habits_are_those_of_the_longest_context_and_of_late():
+    habits = Habits()
+    assert habits.draft([], 4) == habits.draft([1, 2], 4) == []
+    habits.learn([1, 2, 3, 9])
+    habits.learn([1, 5, 2, 4, 9])
+    assert habits.draft([], 9) == [1, 5, 2, 4, 9]
+    assert habits.draft([1, 2], 2) == [3, 9] and habits.draft([7, 2], 1) == [4]
+    assert habits.draft([1], 0) == []
+
+
+@pytest.mark.parametrize('case', ['warm', 'text', 'padding'])
+def test_what_the_engine_does_not_take_is_answered_all_the_same(checkpoint, asked, case):
+    if case == 'text':
+        prepared = checkpoint.prepare(ChatRequest.model_validate({
+            'model': 'm', 'max_tokens': 3, 'messages': [{'role': 'user', 'content': 'Hello?'}]}))
+    elif case == 'warm':
+        prepared = checkpoint.prepare(question('What?', temperature=1.0, max_tokens=3))
+    else:
+        mask = asked[0].inputs['pixel_attention_mask'].clone()
+        mask[:, 1:] = 0
+        prepared = replace(asked[0], max_tokens=3, inputs={
+            **asked[0].inputs, 'pixel_attention_mask': mask})
+    reply, = checkpoint.answer([prepared], NOBODY)
+    assert 0 < reply.tokens <= 3
 
 
 def test_prompts_of_other_lengths_and_limits_share_a_batch(checkpoint):

@@ -75,6 +75,7 @@ class ModelFamily:
     focus_backends: frozenset[str] = frozenset({'crop', 'tokens', 'attention'})
     focus_limit = ''      # why there are no others
     fixed_shapes = True   # a forward pass is the same computation whatever the tokens are
+    causal = True         # tokens attend to those before them, and to no others
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Find the parts of a loaded `...ForConditionalGeneration`."""
@@ -200,6 +201,7 @@ class Gemma3Family(ModelFamily):
     focus_limit = ('the tokens of an image look at each other in both directions, so that leaving '
                    'some out or favouring some changes all of them')
     fixed_shapes = False
+    causal = False
 
     def attention_mask(self, image: BoolArray, new: int) -> BoolArray:
         """Return what the last ``new`` tokens attend to: those before, and their image."""

@@ -92,6 +92,19 @@ class Formats:
         return f'decoder {self.decoder}, vision {self.vision}'
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Return whether this CPU multiplies numbers of 16 bits as they are."""
+    has: dict[str, object] = dict(getattr(torch.cpu, 'get_capabilities', dict)())
+    return any(map(has.get, INSTRUCTIONS[dtype]))
+
+
+def cast_vision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the vision tower of a model of a known family, and what follows up to its decoder."""
+    for part in Parts(model).vision:
+        for module in part.modules():
+            _cast(module, dtype)
+
+
 def _suits(dtype: torch.dtype, device: str) -> torch.dtype:
     """Return the dtype of a checkpoint, or a wider one where a CPU has no instructions for it."""
     names = INSTRUCTIONS.get(dtype, ())

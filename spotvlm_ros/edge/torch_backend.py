@@ -183,7 +183,7 @@ class TorchBackend:
 
         Their tokens follow each other; those of one prefix attend to nothing of another.
         """
-        family, caches, masks = self.family, list[KVCache](), list[DecoderMask]()
+        family, caches, masks = self.family, list[KVCache](), list[DecoderMask | None]()
         for state, step in turns:
             caches.append(self._caches[state])
             caches[-1].set_slots(step.begin, step.end)
@@ -198,7 +198,8 @@ class TorchBackend:
             embeds, features, slots, use_cache=True,
             past_key_values=caches[0] if len(caches) == 1 else JoinedCaches(caches),
             position_ids=batched_position_ids(positions.to(self._device)),
-            attention_mask=masks[0] if len(masks) == 1 else join_masks(masks))
+            attention_mask=masks[0] if len(masks) == 1 else join_masks(
+                [mask for mask in masks if mask is not None]))
         wanted, counts, end = list[int](), list[int](), 0
         for _, step in turns:
             end += len(step.ids)
@@ -219,8 +220,8 @@ class TorchBackend:
             begin += len(step.ids)
         return (ImageFeatures.concatenate(parts), torch.cat(slots)) if parts else (None, None)
 
-    def _mask(self, state: PrefixState, step: Step) -> DecoderMask:
-        """Return what the tokens of a step attend to, of those of its prefix."""
+    def _mask(self, state: PrefixState, step: Step) -> DecoderMask | None:
+        """Return what the tokens of a step attend to, of those of its prefix; None: all before."""
         attended, n_known = self.family.attention_mask(step.image, len(step.ids)), step.n_known
         attended[n_known:, step.begin + n_known:] = step.draft.attention_mask()
         return self.family.decoder_mask(lambda a: self._as_bias(a, state.bias), attended)

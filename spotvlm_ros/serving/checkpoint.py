@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from PIL import Image
 import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from .alone import Alone
 from .chat import ChatRequest
 from .constraints import Constrained, Constraints
 from ..cloud.chat import PicturePart
@@ -70,6 +72,8 @@ class Reply:
 class Checkpoint:
     """Model and processor; `prepare` may run beside `answer`."""
 
+    _alone: Alone | None = None   # where batches gain nothing
+
     def __init__(self, path: Path, device: str = 'cpu') -> None:
         """Load. Raise FileNotFoundError or ValueError, with the remedy."""
         model, self._processor = load_checkpoint(path)
@@ -77,10 +81,15 @@ class Checkpoint:
         self._tokenizer = self._processor.tokenizer
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._alone = Alone.of(self._model, self._ends)
         pad = self._tokenizer.pad_token_id
         self._pad = min(self._ends) if pad is None else pad
         self._constraints = Constraints(
             self._tokenizer, model.get_output_embeddings().out_features, min(self._ends))
+
+    def at_once(self, most: int) -> int:
+        """Return how many requests it pays to compute at once."""
+        return most if self._alone is None else 1
 
     def prepare(self, chat: ChatRequest) -> Prepared:
         """Return a request in tensors; raise ValueError where it cannot be one."""
@@ -104,6 +113,16 @@ class Checkpoint:
 
     def answer(self, batch: Sequence[Prepared], gone: Callable[[int], bool]) -> list[Reply]:
         """Return the replies to a batch of one kind; what is ``gone`` need not be gone on with."""
+        alone = self._alone
+        if alone is None or batch[0].sampling.temperature or not all(
+                alone.takes(p.inputs) for p in batch):
+            return self.together(batch, gone)
+        return [self._reply(p, alone.answer(
+            p.inputs, p.max_tokens, self._constraints.held(p.schema), partial(gone, i)))
+            for i, p in enumerate(batch)]
+
+    def together(self, batch: Sequence[Prepared], gone: Callable[[int], bool]) -> list[Reply]:
+        """Return the replies to a batch of one kind, a pass for each token of the longest."""
         inputs = self._joined([p.inputs for p in batch])
         start = inputs['input_ids'].shape[1]
         limits = [p.max_tokens for p in batch]
@@ -112,8 +131,7 @@ class Checkpoint:
                   'top_p': sampling.top_p} if sampling.temperature else {'do_sample': False}
         masks = LogitsProcessorList()
         if any(p.schema for p in batch):
-            masks.append(Constrained([self._constraints.matcher(p.schema) for p in batch], start,
-                                     self._constraints.end))
+            masks.append(Constrained([self._constraints.held(p.schema) for p in batch], start))
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs, **chosen, max_new_tokens=max(limits), pad_token_id=self._pad,
@@ -124,6 +142,7 @@ class Checkpoint:
     def _joined(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return the inputs of a batch: what has one value a token is padded on the left."""
         longest = max(part['input_ids'].shape[1] for part in parts)
+        dtype = self._model.dtype if self._alone is None else self._alone.vision_dtype
         joined = {}
         for name in parts[0]:
             rows = [part[name] for part in parts]
@@ -132,7 +151,7 @@ class Checkpoint:
                 rows = [torch.nn.functional.pad(row, (longest - row.shape[1], 0), value=fill)
                         for row in rows]
             value = torch.cat(rows)
-            joined[name] = value.to(self._model.device, self._model.dtype
+            joined[name] = value.to(self._model.device, dtype
                                     if value.is_floating_point() else None)
         return joined
 

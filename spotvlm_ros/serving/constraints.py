@@ -58,14 +58,14 @@ class Constraints:
         if fault:
             raise ValueError(f'response_format: {fault}')
 
-    def matcher(self, schema: str) -> LLMatcher | None:
+    def held(self, schema: str) -> Held | None:
         """Return what follows a reply token by token, None for free text."""
         from llguidance import LLMatcher
         if not schema:
             return None
         grammar, _ = self._grammar(schema)
         assert self._tokens is not None
-        return LLMatcher(self._tokens, grammar)
+        return Held(LLMatcher(self._tokens, grammar), self.end)
 
     def _compiled(self, schema: str) -> tuple[str, str]:
         """Return a schema as the library wants it, and what is wrong with it."""
@@ -83,28 +83,48 @@ class Constraints:
             return '', str(error)
 
 
+class Held:
+    """Follows a reply that keeps to a schema."""
+
+    def __init__(self, matcher: LLMatcher, end: int) -> None:
+        """Begin; ``end``: what ends a reply."""
+        self._matcher, self._end = matcher, end
+
+    def take(self, token: int) -> None:
+        """Go on with a token."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+    def forced(self) -> list[int]:
+        """Return the tokens that have to follow, as text is usually cut into tokens."""
+        return [] if self._matcher.is_stopped() else list(self._matcher.compute_ff_tokens())
+
+    def allowed(self, size: int) -> torch.Tensor:
+        """Return, for each of ``size`` tokens, whether it may come next."""
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+        allowed = np.zeros(size, np.uint8)
+        if self._matcher.is_stopped():  # nothing can follow
+            allowed[self._end] = 1
+        else:
+            mask = allocate_token_bitmask(1, size)
+            fill_next_token_bitmask(self._matcher, mask)
+            allowed = np.unpackbits(mask.view(np.uint8), bitorder='little')[:size]
+        return torch.from_numpy(allowed != 0)
+
+
 class Constrained(LogitsProcessor):
     """Leaves the rows of a batch the tokens that their schemas allow."""
 
-    def __init__(self, matchers: Sequence[LLMatcher | None], start: int, end: int) -> None:
-        """Begin replies; ``start``: tokens of the prompt, ``end``: what ends a reply."""
-        self._matchers, self._start, self._end = matchers, start, end
+    def __init__(self, held: Sequence[Held | None], start: int) -> None:
+        """Begin replies; ``start``: tokens of the prompt."""
+        self._held, self._start = held, start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Take the last tokens, and leave those that may come next."""
-        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-        for row, matcher in enumerate(self._matchers):
-            if matcher is None:
+        for row, held in enumerate(self._held):
+            if held is None:
                 continue
-            if input_ids.shape[1] > self._start and not matcher.is_stopped():
-                matcher.consume_token(int(input_ids[row, -1]))
-            allowed = np.zeros(scores.shape[1], np.uint8)
-            if matcher.is_stopped():  # nothing can follow
-                allowed[self._end] = 1
-            else:
-                mask = allocate_token_bitmask(1, scores.shape[1])
-                fill_next_token_bitmask(matcher, mask)
-                allowed = np.unpackbits(mask.view(np.uint8), bitorder='little')[:len(allowed)]
-            scores[row].masked_fill_(
-                torch.from_numpy(allowed == 0).to(scores.device), -torch.inf)
+            if input_ids.shape[1] > self._start:
+                held.take(int(input_ids[row, -1]))
+            scores[row].masked_fill_(~held.allowed(scores.shape[1]).to(scores.device), -torch.inf)
         return scores

@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .service import App, Limits, Service
     robots = read_keys(arguments.keys) if arguments.keys else []
     robots += [(key, Robot('owner'))] if key else []
-    service = Service(Checkpoint(arguments.model, arguments.device), Keys(robots), Limits(
-        (str(arguments.model), arguments.model.name), arguments.max_batch))
+    model = Checkpoint(arguments.model, arguments.device)
+    service = Service(model, Keys(robots), Limits(
+        (str(arguments.model), arguments.model.name), model.at_once(arguments.max_batch)))
     config = uvicorn.Config(App(service), lifespan='off', log_level='warning', access_log=False)
     gc.freeze()
     gc.enable()

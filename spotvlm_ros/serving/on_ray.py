@@ -68,10 +68,11 @@ class Replica:
         check_without_sympy()
         torch.set_num_threads(max(1, int(settings.cpus)))
         path = Path(settings.model)
+        model = Checkpoint(path, settings.device)
         self._service = Service(
-            Checkpoint(path, settings.device), Keys(read_keys(Path(settings.keys))),
-            Limits((settings.model, settings.name or path.name), settings.max_batch),
-            RayMeters())
+            model, Keys(read_keys(Path(settings.keys))),
+            Limits((settings.model, settings.name or path.name),
+                   model.at_once(settings.max_batch)), RayMeters())
 
     async def __call__(self, request: Request) -> Response:
         """Answer; Ray cancels this when the robot hangs up."""

@@ -99,7 +99,7 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 
 def cast_vision(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Convert the vision tower of a model of a known family, and what follows up to its decoder."""
+    """Convert what a model of a known family has before its decoder: the vision tower."""
     for part in Parts(model).vision:
         for module in part.modules():
             _cast(module, dtype)

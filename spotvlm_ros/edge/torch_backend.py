@@ -221,7 +221,7 @@ class TorchBackend:
         return (ImageFeatures.concatenate(parts), torch.cat(slots)) if parts else (None, None)
 
     def _mask(self, state: PrefixState, step: Step) -> DecoderMask | None:
-        """Return what the tokens of a step attend to, of those of its prefix; None: all before."""
+        """Return what a step's tokens attend to, of those of its prefix; None: all before."""
         attended, n_known = self.family.attention_mask(step.image, len(step.ids)), step.n_known
         attended[n_known:, step.begin + n_known:] = step.draft.attention_mask()
         return self.family.decoder_mask(lambda a: self._as_bias(a, state.bias), attended)

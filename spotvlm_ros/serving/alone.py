@@ -14,7 +14,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-One request at a time, by the engine of the edge: for CPUs, where a batch takes as long as its parts.
+One request at a time, by the engine of the edge: on CPUs a batch takes as long as its parts.
 
 The engine checks several drafted tokens in one pass. Drafted is what a schema forces, and what
 came after the same tokens in replies before: most of a reply is its form. A draft changes no
@@ -112,7 +112,8 @@ class Alone:
     def answer(self, inputs: Tensors, limit: int, held: Held | None,
                gone: Callable[[], bool]) -> list[int]:
         """Return the likeliest tokens, within a schema; fewer when ``gone``."""
-        inputs = {k: v.to(self.vision_dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        inputs = {name: value.to(self.vision_dtype) if value.is_floating_point() else value
+                  for name, value in inputs.items()}
         # No two pictures are the same: none is looked for among those before.
         prompt = Prompt(tuple(inputs['input_ids'][0].tolist()), inputs, (object(),))
         tokens = self._engine.answer('', prompt, _Reply(self, limit, held), limit, gone).tokens

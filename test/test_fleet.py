@@ -21,10 +21,13 @@ import json
 import time
 
 import pytest
+from spotvlm_ros.bench.fleet import gpu
 from spotvlm_ros.bench.fleet.clock import SimulatedLoop
 from spotvlm_ros.bench.fleet.curve import Curve, read_curve
 from spotvlm_ros.bench.fleet.main import main, Plan, recovery_s, robots_per_replica, simulate
 from spotvlm_ros.bench.fleet.simulated import NETWORKS, Setting
+from spotvlm_ros.cloud.client import cloud_server
+from spotvlm_ros.config.nodes import ServerConfig
 from spotvlm_ros.method.facts import Query
 
 QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=1.0,
@@ -88,3 +91,15 @@ def test_the_command_reads_a_curve_and_writes_what_it_has_computed(tmp_path, cap
     assert 'computed' in capsys.readouterr().out
     curve.write_text(json.dumps({'name': 'm', 'sizes': [4, 1], 'seconds': [0.9, 1.2]}))
     assert main(['--curve', str(curve)]) == 2
+
+
+@pytest.mark.parametrize('name', ['spot-mini-cloud', 'Qwen2.5-VL-7B'])
+def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeypatch, name):
+    limits = []
+    monkeypatch.setattr('uvicorn.run', lambda *args, **options: None)
+    monkeypatch.setattr('spotvlm_ros.serving.service.Service',
+                        lambda model, keys, given: limits.append(given))
+    monkeypatch.setattr(gpu, 'load', lambda *args: None)
+    gpu.serve(name, 'cuda', 1)
+    asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
+    assert asked.config.model in limits[0].names

@@ -56,6 +56,7 @@ TOKENS = 100       # of each reply of random weights, about what facts and boxes
 QUESTION = 160     # tokens of text in their prompts
 MAX_BATCH = 32
 MOST_ROBOTS = 96   # that this process can be
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the robots that it computes, for as many as are there then
 FRESH_S = (3.0, 6.0)  # ages that context may have; the second is that of the shortest-lived fact
 
 
@@ -97,7 +98,7 @@ def serve(name: str, device: str, port: int) -> None:
 
     from ...serving.service import App, Limits, Service
     service = Service(load(name, device), Keys([('robots', Robot('robots'))]),
-                      Limits((name,), MAX_BATCH))
+                      Limits((name, str(checkpoint_path(name))), MAX_BATCH))  # robots name either
     uvicorn.run(App(service), port=port, lifespan='off', log_level='warning', access_log=False)
 
 
@@ -131,6 +132,9 @@ def measured_robots(name: str, device: str, counts: Sequence[int], port: int,
         for count in counts:
             rows.append(carry(count, fleet, seconds, name[:12]))
             print(rows[-1], flush=True)
+            if not rows[-1].answers_per_s:
+                print(f'robots get no answers of {name}: this says nothing of how many it carries')
+                break
         return [asdict(row) for row in rows]
     finally:
         process.kill()
@@ -162,7 +166,7 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
         replace(plan, fresh_s=fresh_s), MOST_ROBOTS // 2) for fresh_s in FRESH_S}
     show(f'robots per GPU, computed, by age of fresh context: {computed}')
     most = max(computed.values())
-    counts = sorted({max(1, min(MOST_ROBOTS, int(share * most))) for share in (0.5, 0.9)})
+    counts = sorted({max(1, min(MOST_ROBOTS, int(share * most))) for share in SHARES})
     show(FLEET_HEADING)
     expected = [simulate(replace(plan, robots=count)) for count in counts]
     for outcome in expected:

@@ -34,7 +34,7 @@ setup(
         ('share/' + package_name + '/launch', sorted(glob('launch/*.launch.py'))),
         ('share/' + package_name + '/examples', sorted(glob('examples/*.py'))),
         ('share/' + package_name + '/config',
-         sorted(glob('config/*.yaml') + glob('config/*.xml'))),
+         sorted(glob('config/*.yaml') + glob('config/*.xml') + glob('config/*.json'))),
         *(('share/' + package_name + '/' + folder, sorted(glob(folder + '/*.yaml')))
           for folder in ('config/real', 'config/real/rules')),
     ],

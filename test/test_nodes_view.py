@@ -27,7 +27,6 @@ from spotvlm_ros.nodes.cloud import CloudNode  # noqa: E402, I100
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.view import ViewNode  # noqa: E402
 from spotvlm_ros.view import server as serving  # noqa: E402
-from spotvlm_ros.view.address import Address  # noqa: E402
 from test_nodes_graph import graph, keep_sending, overlay, send_to  # noqa: E402
 
 
@@ -35,7 +34,7 @@ class Reader:
     """Reads the page as a browser would."""
 
     def __init__(self, node):
-        self.port = int(node.server.url.split(':')[2].split('/')[0])
+        self.port = int(node.viewer.url.split(':')[2].split('/')[0])
 
     def ask(self, method, path, body=None):
         """Return the body of a reply."""
@@ -65,7 +64,7 @@ def test_the_page_of_a_graph(server, tmp_path, monkeypatch, transport):
 
     def nodes():
         return [EdgeNode(load=edge.load), CloudNode(),
-                ViewNode('t', Address(), {'': transport}, 0.0)]
+                ViewNode('t', '', {'': transport}, 0.0)]
     with graph(nodes, files=('driving', over)) as (probe, running):
         view = running.nodes[-1]
         reader, send = Reader(view), send_to(probe.image)

@@ -108,8 +108,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=1_000_004, help='episode of the world')
     parser.add_argument('--condition', default='', help='weather and light, such as day, rain or '
                         'night; default: by seed')
-    parser.add_argument('--view', nargs='?', const='', metavar='HOST:PORT',
-                        help='serve a live page; then the live part lasts 10 minutes by default')
+    parser.add_argument('--view', nargs='?', const='', metavar='WHERE',
+                        help='as of spotvlm run; then the live part lasts 10 minutes by default')
     parser.add_argument('--movie', action='store_true', help='also draw movie.webp')
     parser.add_argument('--multi-process', action='store_true', help='one process per node')
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='folder to write')

@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         choices=('debug', 'info', 'warn', 'error', 'fatal'))
     output.add_argument('--quiet', action='store_true', help='only the summary')
     output.add_argument('--out', default='', metavar='DIR', help='write summary.json there')
-    output.add_argument('--view', nargs='?', const='', metavar='HOST:PORT',
-                        help='serve a live page: to this machine, or at an address, with a token')
+    output.add_argument('--view', nargs='?', const='', metavar='WHERE',
+                        help='serve a live page: to this machine, or at HOST:PORT, with a token; '
+                        'or foxglove[:HOST:PORT], rerun[:FILE.rrd]')
     output.add_argument('--record', default='', metavar='DIR',
                         help='write frames, answers and contexts there, for spotvlm replay')
 

@@ -41,7 +41,7 @@ from ..system.machine import StealTime
 from ..system.middleware import report_middleware_problem
 from ..system.processes import Child, PYTHON
 from ..system.signals import StopSignal
-from ..view.address import Address, AddressError, show
+from ..view.address import AddressError, show
 
 if TYPE_CHECKING:
     from .family import Awaited, Family
@@ -70,7 +70,7 @@ class RunConfig:
     server_threads: int = 1
     record: bool = False     # keep all messages in the monitor, truth and context too
     output: str = ''         # folder for summary.json; empty: none
-    view: str | None = None  # where the live page is served, '': on this machine; None: nowhere
+    view: str | None = None  # what shows it live, as open_view has it; None: nothing
 
 
 def run(config: RunConfig, stop: StopSignal,
@@ -158,7 +158,7 @@ def _run_graph(config: RunConfig, profile: Profile, argv: list[str], stop: StopS
                   [*argv, '-p', f'use_sim_time:={json.dumps(sim_time)}'])
     monitor: Monitor = graph.nodes[0]
     for node in graph.nodes[1:]:
-        show(node.server.url)
+        show(node.viewer.url)
     stack.callback(monitor.end_screen)
     family, awaited = Family(profile, stack), Awaited(monitor, profile, config.multi_process)
     # The camera last. Processes of their own also where it is only one: the monitor must not take
@@ -203,7 +203,7 @@ def _views(config: RunConfig, profile: Profile) -> list[ViewNode]:
     transport = node.image_transport if profile.camera.source == 'topic' else 'compressed'
     cameras = dict.fromkeys(profile.camera.cameras or ('',), transport)
     return [ViewNode(f'spotvlm {Path(config.profile).stem} {config.namespace}'.rstrip(),
-                     Address.parse(config.view), cameras, profile.cloud.emulated_delay_median_s)]
+                     config.view, cameras, profile.cloud.emulated_delay_median_s)]
 
 
 def _wait(config: RunConfig, monitor: Monitor, family: Family, awaited: Awaited,

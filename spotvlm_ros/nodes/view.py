@@ -48,8 +48,8 @@ from ..frames.jpeg import jpeg_size
 from ..frames.pixels import check_image, encode_jpeg, FrameError, image_to_rgb
 from ..method.prompt import printable
 from ..view.said import Json, said, stamp_ns, told
-from ..view.server import Address, ViewServer
 from ..view.state import LiveState, Picture
+from ..view.viewers import open_view
 
 MAX_SIDE = 960       # of pictures that are encoded here [pixels]
 RAW_S = 0.1          # they are encoded this often, at most
@@ -59,12 +59,13 @@ BREAKERS = ('closed', 'open', 'half open')
 class ViewNode(Node):
     """Fills a `LiveState` while somebody looks."""
 
-    def __init__(self, title: str, address: Address, cameras: Mapping[str, str],
+    def __init__(self, title: str, where: str, cameras: Mapping[str, str],
                  delay_s: float) -> None:
         """
-        Serve the page; raise AddressError.
+        Show the graph; raise AddressError.
 
-        ``cameras`` says by name whether images are raw or compressed; ``delay_s`` is emulated.
+        ``where`` is what `open_view` takes: '' is a page on this machine. ``cameras``
+        says by name whether images are raw or compressed; ``delay_s`` is emulated.
         """
         super().__init__('spotvlm_view')
         self._cameras = cameras
@@ -76,11 +77,11 @@ class ViewNode(Node):
         self._change = self.create_guard_condition(self._listen)
         self._set_query = self.create_client(SetQuery, 'set_query')
         self._set_cloud = self.create_client(SetParameters, 'cloud/set_parameters')
-        self.server = ViewServer(self.state, self, address, self._look)
+        self.viewer = open_view(where, self.state, self, self._look)
 
     def destroy_node(self) -> None:
-        """End the page, too."""
-        self.server.close()
+        """End what shows it, too."""
+        self.viewer.close()
         super().destroy_node()
 
     # What is shown

@@ -46,7 +46,7 @@ import warnings
 
 from .cv_bridge import check_cv_bridge
 from .middleware import middleware_problem
-from .requirements import (EXTRAS, LARGE_EXTRAS, LIBRARIES, project_name, ROS_OPTIONAL,
+from .requirements import (extra_module, EXTRAS, LARGE_EXTRAS, LIBRARIES, ROS_OPTIONAL,
                            SETUPTOOLS, TORCH, TRANSFORMERS)
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -290,7 +290,7 @@ def check_libraries() -> Iterator[Finding]:
             yield Finding(library.name, MISSING, f'{version}; {library.requirement} is needed',
                           f'{sys.executable} -m pip install "{library.requirement}"')
     for name, without in (EXTRAS | LARGE_EXTRAS).items():
-        yield (Finding(name, OK, 'installed') if is_installed(project_name(name)) else
+        yield (Finding(name, OK, 'installed') if is_installed(extra_module(name)) else
                Finding(name, OPTIONAL, f'not installed: {without}',
                        f'{sys.executable} -m pip install "{name}"'))
 

@@ -88,11 +88,19 @@ BROUGHT_BY = {'anyio': 'httpcore2', 'jinja2': 'torch', 'starlette': 'transformer
               'uvicorn': 'transformers'}
 
 # Used where they are installed, and what is missed without them; tests have them.
-EXTRAS = {'peft': 'no spotvlm train --lora', 'argcomplete': 'no spotvlm completion',
+EXTRAS = {'foxglove-sdk': 'no spotvlm run --view foxglove',
+          'peft': 'no spotvlm train --lora', 'argcomplete': 'no spotvlm completion',
           'llguidance': 'spotvlm serve holds no reply to a JSON schema'}
 # As those, and too large for tests to have everywhere.
-LARGE_EXTRAS = {'ray[serve]': 'no spotvlm serve --ray',
+LARGE_EXTRAS = {'rerun-sdk': 'no spotvlm run --view rerun',
+                'ray[serve]': 'no spotvlm serve --ray',
                 'openvino': 'large vision towers take longer on a CPU'}
+
+
+def extra_module(requirement: str) -> str:
+    """Return the module that an extra is imported as."""
+    return project_name(requirement).removesuffix('-sdk')
+
 
 # ROS 2 packages that are imported, by their ROS names.
 ROS = ('rclpy', 'ament_index_python', 'builtin_interfaces', 'diagnostic_msgs', 'geometry_msgs',

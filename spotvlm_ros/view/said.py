@@ -126,8 +126,9 @@ class Said:
 
     def plain(self, now_ns: int) -> Json:
         """Return it for JSON, with ages at ``now_ns``."""
-        return {'age_s': age_s(now_ns, self.stamp_ns), 'text': shown(self.text),
-                'error': shown(self.error), 'model': shown(self.model), 'used': [*self.used],
+        return {'stamp': str(self.stamp_ns), 'age_s': age_s(now_ns, self.stamp_ns),
+                'text': shown(self.text), 'error': shown(self.error),
+                'model': shown(self.model), 'used': [*self.used],
                 'tokens': self.tokens, 'sequence': self.sequence, 'stages_s': {
                     name: round(seconds, 4) for name, seconds in self.stages_s.items()},
                 'facts': [plain_fact(f, now_ns) | {'origin': self.origins.get(f.key, '')}
@@ -149,7 +150,8 @@ class Told:
 
     def plain(self, now_ns: int) -> Json:
         """Return it for JSON, with ages at ``now_ns``."""
-        return {'age_s': age_s(now_ns, self.stamp_ns), 'text': shown(self.text),
+        return {'stamp': str(self.stamp_ns), 'age_s': age_s(now_ns, self.stamp_ns),
+                'text': shown(self.text),
                 'gate': GATES[self.gate] if self.gate < len(GATES) else str(self.gate),
                 'tokens': self.tokens, 'sequence': self.sequence,
                 'facts': [plain_fact(f, now_ns) for f in self.facts],

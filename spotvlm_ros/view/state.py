@@ -85,7 +85,7 @@ class LiveState:
         """Begin with nothing."""
         self._changes, self._born = 0, secrets.token_hex(4)
         self.changed: Callable[[], object] = lambda: None
-        self._title, self._now_ns = title, now_ns
+        self.title, self._now_ns = title, now_ns
         self._lock = threading.Lock()
         self._queries: dict[str, _Query] = {}
         self._definitions: dict[str, Json] = {}
@@ -199,7 +199,7 @@ class LiveState:
             edge = query.edge
             alone = query.alone_at.get(edge.stamp_ns) if edge is not None else None
             return {
-                'title': self._title, 'version': self.version, 'query': query_id,
+                'title': self.title, 'version': self.version, 'query': query_id,
                 'queries': [*names], 'definition': definition, 'rate_hz': round(query.rate_hz, 1),
                 'edge': plain(edge, now), 'alone': plain(alone, now),
                 'cloud': plain(query.cloud, now),

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from importlib.util import find_spec
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -35,6 +37,9 @@ except ImportError:
 
 PROGRAM = shutil.which('chromium') or shutil.which('chromium-browser') or \
     shutil.which('google-chrome')
+# The script of axe-core: a newer one by name, or that of the package.
+AXE = os.environ.get('AXE_SCRIPT') or getattr(find_spec('axe_core_python'), 'origin', '').replace(
+    '__init__.py', 'axe.min.js')
 # Nothing on a page may stand out of it, nor say what no reader hears.
 WIDER = """[...document.querySelectorAll('body *')].filter(e => {
   const r = e.getBoundingClientRect();
@@ -121,6 +126,21 @@ class Page:
         """Write what the whole page looks like."""
         data = self.call('Page.captureScreenshot', captureBeyondViewport=True)['data']
         path.write_bytes(base64.b64decode(data))
+
+    def accessible(self) -> list[str]:
+        """Return what axe-core calls serious or critical on the page, in both themes."""
+        if not AXE:
+            pytest.skip('needs axe-core: pip install axe-core-python')
+        found = []
+        for theme in ('light', 'dark'):
+            self.call('Emulation.setEmulatedMedia', features=[
+                {'name': 'prefers-color-scheme', 'value': theme}])
+            said = json.loads(str(self.run(
+                f'(async () => {{ {Path(AXE).read_text()}\n; return JSON.stringify((await axe.run('
+                'document, {resultTypes: ["violations"]})).violations); })()')))
+            found += [f'{theme}: {v["id"]} ({v["impact"]}): {n["html"][:120]}' for v in said
+                      if v['impact'] in ('serious', 'critical') for n in v['nodes']]
+        return found
 
     def check(self) -> None:
         """Assert what holds of every page: it fits, says what it is, and has said no error."""

@@ -130,6 +130,17 @@ def test_chromium_goes_through_the_run(recording, browser, tmp_path, width):  # 
     assert page.errors == []
 
 
+def test_axe_core_finds_nothing_serious_in_a_report(recording, browser, tmp_path):  # noqa: F811
+    path = tmp_path / 'page.html'
+    path.write_text(report(read_run(recording)))
+    page = browser.page()
+    page.visit(path.as_uri())
+    page.wait('document.getElementById("now").naturalWidth > 0')
+    assert page.accessible() == []
+    page.run('document.body.append(new Image())')   # which says nothing to who cannot see it
+    assert [f.partition(' ')[0] for f in page.accessible()] == ['light:', 'dark:']
+
+
 @pytest.mark.parametrize('width', [1280, 390])
 def test_the_tables_of_the_benchmark_fit(browser, tmp_path, width):  # noqa: F811
     from spotvlm_ros.bench.spotbench.report import _cell

@@ -298,6 +298,14 @@ def test_what_chromium_shows(running, browser, width):  # noqa: F811
     assert page.errors == []
 
 
+@pytest.mark.parametrize('width', [1280, 390])
+def test_axe_core_finds_nothing_serious(running, browser, width):  # noqa: F811
+    page = browser.page()
+    page.visit(running.server.url, width)
+    page.wait('document.getElementById("now").naturalWidth === 320')
+    assert page.accessible() == [] and page.errors == []
+
+
 def test_from_the_page_the_question_and_the_cloud_are_changed(running, browser):  # noqa: F811
     page = browser.page()
     page.visit(running.server.url)

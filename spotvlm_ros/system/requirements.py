@@ -137,6 +137,7 @@ BUILD = (SETUPTOOLS, 'colcon-common-extensions')
 DEVELOP = (
     'pytest', 'pytest-cov', 'pytest-timeout', 'hypothesis', *EXTRAS,
     'websocket-client',  # drives Chromium, where that is installed
+    'axe-core-python',   # axe-core, which looks at pages there
     # Of `make test` alone, and not in package.xml: rosdep has no key for it.
     'pytest-xdist',
     # With the plug-ins that ROS installs beside them. flake8-docstrings does the work of

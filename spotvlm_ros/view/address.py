@@ -79,5 +79,6 @@ def show(url: str) -> None:
     """Say where the page is, and open it where somebody sits before a screen."""
     is_page = url.startswith('http')
     print(f'live {"page" if is_page else "view"}: {url}', flush=True)
-    if is_page and sys.stdout.isatty() and (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+    if is_page and sys.stdout.isatty() and (
+            os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
         webbrowser.open(url)

@@ -25,6 +25,7 @@ from spotvlm_ros.method.calibrations import Calibrations
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
 from spotvlm_ros.method.gate import Drop
 from spotvlm_ros.method.guard import FixedOdds, guarded_answer
+from spotvlm_ros.method.labels import HARM, score
 
 VALUES = ('red', 'yellow', 'green', 'none')
 QUERY = Query('scene', 'What?', 'facts', {'light': VALUES})
@@ -167,6 +168,40 @@ def test_what_the_cloud_denied_is_not_said_again_and_what_changed_since_is_seen(
     assert world.accuracy(200, 600) > max(others) + 0.06
     weights = dict(zip(stacking.NAMES, world.calibration.state()['light'].weights))
     assert weights['denied'] < -1.0
+
+
+@pytest.mark.parametrize('then,said', [('red', 'green'), ('green', 'red')])
+def test_what_an_edge_that_sees_saw_go_is_not_said_for_the_cloud_alone(then, said):
+    """Near the guard; what the cloud denied is, if the cloud's last value is mostly right."""
+    world = World()
+    world.run(0, 120, world.usual_edge, world.true)
+    calibration, now = world.calibration, 130 * NS
+    key = calibration._keys['light']
+    assert key.seen and key.tells and not key.learned
+    key.stack.near[stacking.HELD] = key.stack.weights[stacking.HELD] = 9.0
+    calibration.of_frame(now).select((Fact('light', then, now, 0.6),), None, None)
+    calibration.hold(Turn('scene', now, Source.CLOUD, (Fact('light', 'red', now),)))
+    answer = calibration.of_frame(now + NS).select(
+        (Fact('light', 'green', now + NS, 0.6),), None, None)
+    assert answer[0].value == said
+
+
+@pytest.mark.parametrize('held,said', [(1.5, 'green'), (-1.5, 'red')])
+def test_an_edge_that_sees_nothing_does_not_object_by_agreeing_in_doubt(held, said):
+    """With context it says what the cloud says, at 0.3; without, the cloud's value would win."""
+    calibration = Calibration(replace(QUERY, weights={'light': {'held': held}}), 4.0)
+    cloud = Fact('light', 'green', NS)
+    calibration.hold(Turn('scene', NS, Source.CLOUD, (cloud,)))
+    answer = calibration.of_frame(2 * NS).select(
+        (Fact('light', 'red', 2 * NS, 0.6),), (Fact('light', 'green', 2 * NS, 0.3),),
+        Context('scene', 2 * NS, (cloud,)))
+    assert answer[0].value == said
+
+
+def test_harm_counts_more_than_what_stays_wrong_unless_the_edge_is_right_by_chance():
+    assert [score(value, 'red', 'red', seen) for value, seen in (
+        ('red', True), ('green', True), ('green', False))] == [1.0, -HARM, 0.0]
+    assert [score(value, 'red', 'green', True) for value in ('red', 'green')] == [0.0, 1.0]
 
 
 def test_a_cloud_of_many_values_is_believed_though_most_do_not_stay():

@@ -45,7 +45,7 @@ from . import stacking
 from .facts import Context, Fact, NS, Query, Turn
 from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
-from .labels import has_one, is_seen_by_edge, Judged, Labels
+from .labels import has_one, is_seen_by_edge, Judged, Labels, score
 from .stacking import Evidence, Stack, utilities
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
@@ -118,19 +118,22 @@ class _Key:
             stacking.NAMES, prior)]), stacking.near_prior(odds))
         self.learned, self.margin = bool(saved), 0.0
         self.tells = self.believed = False   # the cloud something, for this key; for most, or so
+        self.seen = False                    # the edge's own values go with those of the cloud
         self.labels = Labels()
         self.answers = [0, 0]   # of all frames: as the edge alone, others
 
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
         own = evidence.own_value
-        guard = stacking.best(utilities(evidence._replace(held=None), self.guards)) == truth
-        right = stacking.best(utilities(evidence, self.stack.weights)) == truth
-        near = stacking.best(utilities(evidence, self.stack.near)) == truth
+        guards, learned, near = map(stacking.best, (
+            self._by_guard(evidence), utilities(evidence, self.stack.weights),
+            self._near(evidence)))
+        by_guard, right, by_near = (score(v, own, truth, self.seen) for v in (
+            guards, learned, near))
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
-            right - guard, right - (near if self.tells else guard), guard,
-            (self.answers[0], self.answers[1])))
+            right - by_guard, right - (by_near if self.tells else by_guard), guards == truth,
+            learned == truth, (self.answers[0], self.answers[1])))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
         if harm_at_most < 1.0:
@@ -154,13 +157,12 @@ class _Key:
         judged = self.labels.recent
         sure = sum(j.own != j.truth and j.confidence >= SURE for j in judged)
         return sure > (1.0 - ALWAYS) * len(judged) and \
-            not has_one([j.own for j in judged], ALWAYS) and not is_seen_by_edge(judged)
+            not has_one([j.own for j in judged], ALWAYS) and not self.seen
 
     @property
     def is_related(self) -> bool:
         """Whether the cloud's values go with those of the edge, or change and yet stay a while."""
-        return len(self.labels) >= FEW and (
-            is_seen_by_edge(self.labels.recent) or self.labels.stays)
+        return len(self.labels) >= FEW and (self.seen or self.labels.stays)
 
     @property
     def is_one(self) -> bool:
@@ -173,12 +175,31 @@ class _Key:
         """Whether something else decides than the guard as it was to begin with."""
         return self.learned or self.tells or self.margin > 0.0
 
+    # Utilities by the three rules
+
+    def _by_guard(self, evidence: Evidence) -> dict[str, float]:
+        return utilities(evidence._replace(held=None), self.guards)
+
+    def _near(self, evidence: Evidence) -> dict[str, float]:
+        """Leave out what the cloud alone still says, where an edge that sees such saw it go."""
+        if self.seen and evidence.is_gone:
+            evidence = evidence._replace(held=None)
+        return utilities(evidence, self.stack.near)
+
+    def _learned(self, evidence: Evidence) -> dict[str, float]:
+        """Let an edge that sees nothing not speak against what the cloud says by agreeing."""
+        found, held, context = utilities(evidence, self.stack.weights), evidence.held, \
+            evidence.context
+        if not self.seen and held is not None and context is not None and \
+                context.value == held.value != evidence.own_value:
+            alone = utilities(evidence._replace(context=None), self.stack.weights)
+            found[held.value] = max(found[held.value], alone[held.value])
+        return found
+
     def best(self, evidence: Evidence) -> Fact | None:
         """Return the fact of the value that wins, as said by the edge if it said so."""
-        weights = self.stack.weights if self.learned else self.stack.near
-        if not (self.learned or self.tells):
-            evidence, weights = evidence._replace(held=None), self.guards
-        found = utilities(evidence, weights)
+        rule = self._learned if self.learned else self._near if self.tells else self._by_guard
+        found = rule(evidence)
         value = stacking.best(found, evidence.own_value, self.margin)
         for fact in (evidence.own, evidence.context, evidence.held):
             if fact is not None and fact.value == value:
@@ -332,6 +353,8 @@ class Calibration:
         keys = self._keys.values()
         if all(k.stack.is_steady for k in keys):
             return
+        for key in keys:
+            key.seen = len(key.labels) >= FEW and is_seen_by_edge(key.labels.recent)
         suspect = any(k.is_contradicted() for k in keys)
         related = [k.is_related for k in keys]
         for one, tells in zip(keys, related):

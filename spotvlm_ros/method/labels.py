@@ -30,6 +30,7 @@ RECENT = 120       # labels that tell whether the cloud is to be believed, and h
 BACK = 60          # newest labels in which the learned rule may not have been worse than another
 TELLING = 8        # labels with one rule right and the other wrong, before they are compared
 GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
+HARM = 0.5         # that a right value of the edge is lost counts so much beside that one is wrong
 COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
 
 
@@ -40,9 +41,10 @@ class Judged(NamedTuple):
     own: str
     said: str
     confidence: float     # of the edge's own value
-    better: int           # right by the learned rule and wrong by the guard's: 1; converse: -1
-    closer: int           # likewise, by what was learned near the guard
+    better: float         # right by the learned rule, less right by the guard's; see `score`
+    closer: float         # likewise, less right by what was learned near the guard
     by_guard: bool        # right by the guard's rule
+    by_learned: bool      # likewise, by the learned one
     answers: tuple[int, int]  # so far, of all frames: those as the edge alone, and others
 
     @property
@@ -58,7 +60,7 @@ class Kind(NamedTuple):
     other: bool
     own: bool
     said: bool
-    better: int
+    better: float
 
 
 class Labels:
@@ -132,7 +134,7 @@ class Labels:
         return are_related(values[1:], values[:-1])
 
     @property
-    def newest(self) -> tuple[int, int]:
+    def newest(self) -> tuple[float, float]:
         """Of late, how often the learned rule was ahead of the guard's, and of the one near it."""
         judged = list(self.judged)[-BACK:]
         return sum([j.better for j in judged]), sum([j.closer for j in judged])
@@ -140,8 +142,9 @@ class Labels:
     def is_better(self, errors: float) -> bool:
         """Return whether the learned rule is so many standard errors ahead of the guard's."""
         ahead = sum(n * kind.better for kind, n in self.kinds.items())
-        telling = sum(n * abs(kind.better) for kind, n in self.kinds.items())
-        return telling >= TELLING and ahead > errors * math.sqrt(telling)
+        telling = sum(n for kind, n in self.kinds.items() if kind.better)
+        spread = sum(n * kind.better ** 2 for kind, n in self.kinds.items())
+        return telling >= TELLING and ahead > errors * math.sqrt(spread)
 
     def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
         """
@@ -157,6 +160,16 @@ class Labels:
         same, other = (now - then for now, then in zip(answers, self.judged[0].answers))
         found = sum(n for kind, n in others if (kind.own, kind.said) == (own, said))
         return other / max(1, same + other) * found / sum(n for _, n in others)
+
+
+def score(value: str, own: str, truth: str, seen: bool) -> float:
+    """
+    Return how good a value is: 1 where it is right, else 0, less `HARM` where it does harm.
+
+    There is no harm in leaving what the edge is right about by chance: unless its values are seen
+    to go with the truth, none is counted.
+    """
+    return (value == truth) - HARM * (seen and own == truth != value)
 
 
 def is_seen_by_edge(judged: Sequence[Judged]) -> bool:

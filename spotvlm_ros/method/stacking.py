@@ -60,7 +60,7 @@ OWN, CONTEXT, SEEN, REPEATS, HELD, AGE, ALONE, CUT, DENIED, CHANGED = range(len(
 SPREAD = np.array((0.75, 0.75, 1.5, 1.5, 4.5, 0.45, 1.5, 4.5, 1.5, 1.5))
 # The same of `Stack.near`:
 NEAR = np.array((0.125, 0.125, 0.25, 0.25, 1.5, 0.075, 0.1, 0.75, 0.25, 0.25))
-NEAR_ALONE = 0.5   # prior of `near`: in doubt, the edge's own value
+NEAR_ALONE = 0.6   # prior of `near`: in doubt, the edge's own value
 PRIOR_HELD = -6.0
 AGE_S = 5.0        # unit of ages
 WINDOW = 300       # newest labels that count: with one a second, those of 5 minutes
@@ -111,6 +111,13 @@ class Evidence(NamedTuple):
     def own_value(self) -> str:
         """Return what the edge alone says, '' where that is nothing."""
         return self.own.value if self.own is not None else ''
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the edge has seen the cloud's last value with the cloud, and no more."""
+        held = self.held
+        return held is not None and held.value == self.then != self.own_value and (
+            self.context is None or self.context.value != held.value)
 
     def terms(self) -> dict[str, list[tuple[int, float]]]:
         """Return of each value, the edge's own first, which weights count, and how often."""

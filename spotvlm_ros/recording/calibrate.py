@@ -129,10 +129,9 @@ class Learner:
             delay_s = statistics.median(self._delays_s[query.id] or [0.0])
             for key, state in learned.state().items():
                 judged = learned.judged(key)
-                right = sum(j.by_guard for j in judged)
-                better = sum(j.better for j in judged)
+                guard, right = sum(j.by_guard for j in judged), sum(j.by_learned for j in judged)
                 found.append(Finding.of(query, key, state, Seen(
-                    right / max(1, len(judged)), (right + better) / max(1, len(judged)),
+                    guard / max(1, len(judged)), right / max(1, len(judged)),
                     self._changes[query.id, key], self._watched_s[query.id, key], delay_s)))
         return found
 

@@ -13,15 +13,22 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""The guard's two passes as one: they say what each says alone, and take less."""
+"""The guard's two passes as one say what each says alone; so do layers without their modules."""
+
+import copy
 
 import numpy as np
 import pytest
 from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge.families import model_family
 from spotvlm_ros.edge.model import EdgeModel
+from spotvlm_ros.edge.plain_decoder import PlainDecoder, Turn
+from spotvlm_ros.edge.quantised import quantise
+from spotvlm_ros.edge.torch_backend import KVCache
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Region
 from spotvlm_ros.method.guard import FixedOdds
 import tiny
+import torch
 
 FACTS = Query('scene', 'What is on the road?', 'facts',
               {'light': ('red', 'green', 'none'), 'lead': ('none', 'braking')}, max_new_tokens=12)
@@ -53,7 +60,7 @@ def joint(checkpoints):
     def make(family, joins=True):
         model, passes = EdgeModel(*checkpoints[family], EdgeConfig()), []
         backend = model._engine.backend
-        run, backend.joins = backend.forward_all, joins
+        run, model._joins = backend.forward_all, joins
         backend.forward_all = lambda turns: passes.append(len(turns)) or run(turns)
         return model, passes
     return make
@@ -110,3 +117,41 @@ def test_where_two_passes_as_one_fail_each_is_made(joint):
     answers = [model.answer(frame_of(0), FACTS, context, 9 * NS, judge=Doubtful(FACTS))
                for _ in range(2)]
     assert answers[0].facts == answers[1].facts and not answers[1].context_error
+
+
+@pytest.mark.parametrize('bits', [0, 8, 4])
+@pytest.mark.parametrize('family', ['idefics3', 'llava', 'qwen2_5_vl'])
+def test_layers_without_their_modules_give_the_same(checkpoints, family, bits):
+    """Of the last layer only what is wanted is computed; the modules work as before."""
+    model = copy.deepcopy(checkpoints[family][0])
+    parts = model_family(model)
+    if bits:
+        quantise([parts.decoder], bits, torch.device('cpu'))
+    embeds = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    axes = 3 if family == 'qwen2_5_vl' else 1
+    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1)[None, None]
+
+    def cache():
+        made = KVCache()
+        made.reserve(9)
+        made.set_slots(0, 9)
+        return made
+
+    def usual():
+        positions = torch.arange(9).expand(axes, 9)
+        return parts.forward(
+            embeds[None], None, None, use_cache=True, past_key_values=cache(),
+            attention_mask=mask, position_ids=positions if axes == 1 else positions[:, None])[0]
+    with torch.inference_mode():
+        wanted = usual()
+        assert PlainDecoder.supports(parts)
+        for given in (mask, None):
+            found = PlainDecoder(parts)(embeds, torch.arange(9).expand(axes, 9),
+                                        [Turn(cache(), given, 9, 2)])
+            assert torch.allclose(found, wanted[-2:], atol=1e-5)
+        assert torch.allclose(usual(), wanted, atol=1e-5)
+
+
+def test_what_is_not_of_the_usual_make_keeps_its_modules(checkpoints):
+    assert not any(PlainDecoder.supports(model_family(checkpoints[name][0]))
+                   for name in ('gemma3', 'qwen3_vl'))

@@ -139,6 +139,9 @@ class DecoderBackend(Protocol):
     def encode_images(self, prompt: Prompt) -> ImageFeatures:
         """Return the features of a prompt's images."""
 
+    def see(self, prompts: Sequence[Prompt]) -> None:
+        """Encode the images of some prompts, where that takes less than one after the other."""
+
     def fit_draft(self, draft: DraftTree) -> DraftTree:
         """Return as much of a draft as one forward pass takes."""
 
@@ -248,6 +251,8 @@ class Engine:
                     answer.decoded.partial = True
                 break
             try:
+                if len(asks) > 1 and not answers[0].decoded.passes:
+                    self.backend.see([ask.prompt for ask in asks])
                 steps = [answer.next_step(self) for answer in left]
                 found = (self.backend.forward_all(
                     [(answer.state, step) for answer, step in zip(left, steps)])

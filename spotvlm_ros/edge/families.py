@@ -100,6 +100,12 @@ class ModelFamily:
         """Return what the vision tower needs of some of the images."""
         return {'pixel_values': inputs['pixel_values'][indices]}
 
+    @staticmethod
+    def join_images(parts: Sequence[Tensors]) -> Tensors:
+        """Return what `select_images` gave of several prompts as one."""
+        axis = 1 if parts[0]['pixel_values'].ndim == 5 else 0   # Idefics3 has a list of images
+        return {name: torch.cat([part[name] for part in parts], axis) for name in parts[0]}
+
     def encode_images(self, inputs: Tensors) -> ImageFeatures:
         """Run the vision tower on all images of ``inputs``."""
         output = self.backbone.get_image_features(pixel_values=inputs['pixel_values'],

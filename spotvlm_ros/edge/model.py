@@ -119,6 +119,7 @@ class EdgeModel:
         self._input_processor = InputProcessor(processor, self._view_size)
         self._engine = (make_engine(model, config.vision_backend) if config.engine == 'fast' else
                         None)
+        self._joins = self._engine is not None and self._engine.joins
         self._eos_ids = _eos_ids(model)
         self._templates = (
             TemplateCompiler(self._tokenizer, processor.chat_template, self._eos_ids)
@@ -215,20 +216,25 @@ class EdgeModel:
 
     def warm_up(self, queries: Iterable[Query]) -> None:
         """
-        Answer each query about two grey frames, so that the first real one is not slower.
+        Answer each query about some made-up frames, so that the first real one is not slower.
 
         Call it from the thread that will answer: torch sets up its threads per caller.
         """
-        frames = [np.full((480, 640, 3), grey, dtype=np.uint8) for grey in (127, 128)]
+        noise = np.random.default_rng(0)  # views of one frame must not be the same
+        frames = noise.integers(0, 256, (4, 480, 640, 3), dtype=np.uint8)
         views = focus.views(frames[0], Query('', '', 'text'), {}, self._view_size, self.focus)
         for query in queries:
             facts = tuple(Fact(k, v[0], 0) for k, v in query.choices.items())
             regions = {f.key: Region(0, 0, 200, 200) for f in facts[:1]}
-            for context in (None, Context(query.id, 0, facts, text='x' * (not facts),
-                                          focus=regions)):
+            told = Context(query.id, 0, facts, text='x' * (not facts), focus=regions)
+            for context in (None, told):
                 self._input_processor.check(prompt.messages(query, context, 0, len(views)), views)
-                for frame in frames:  # the second as most will be, with a prefix cached
+                for frame in frames[:2]:  # the second as most will be, with a prefix cached
                     self._answer_once(self._request(frame, query, context, 0))
+            if self._joins and guard.FixedOdds(query, self._odds).guards(query):
+                for frame in frames[2:]:
+                    self._answer_both([self._request(frame, query, c, 0) for c in (None, told)],
+                                      None)
         if self._engine is not None:
             self._engine.prepare()
         self._last_answers.clear()
@@ -280,8 +286,7 @@ class EdgeModel:
 
         It is where the last answer leaves a doubt now and there was time for two.
         """
-        if (context is None or not context.helps or not judge.guards(query)
-                or self._engine is None or not self._engine.joins):
+        if not self._joins or context is None or not context.helps or not judge.guards(query):
             return False
         told, alone = map(self._last_answers.get, (query.id, f'{query.id} alone'))
         return (told is not None and not told.partial and alone is not None

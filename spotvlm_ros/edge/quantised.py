@@ -127,13 +127,18 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return weight @ x + bias, of each row of ``x``."""
-        few = FEW if x.dtype == torch.float32 else FEW_OF_16
-        if x.is_cuda or self.stored.bits == 4 or x.shape[:-1].numel() > few:
-            return functional.linear(x, self.weight, self.bias)
-        rows = x.reshape(-1, self.in_features)
-        product = torch._weight_int8pack_mm(rows, self.values, self.scales).view(
-            *x.shape[:-1], self.out_features)
-        return product if self.bias is None else product + self.bias
+        return product(x, self.stored, self.bias)
+
+
+def product(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return weight @ x + bias, of each row of ``x``."""
+    few = FEW if x.dtype == torch.float32 else FEW_OF_16
+    if x.is_cuda or weight.bits != 8 or weight.scales is None or x.shape[:-1].numel() > few:
+        return functional.linear(x, weight.plain(), bias)
+    rows = x.reshape(-1, x.shape[-1])
+    found = torch._weight_int8pack_mm(rows, weight.values, weight.scales).view(
+        *x.shape[:-1], len(weight.values))
+    return found if bias is None else found + bias
 
 
 def can_quantise(linear: nn.Module, bits: int) -> bool:

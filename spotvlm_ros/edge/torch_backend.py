@@ -27,8 +27,9 @@ from transformers import Cache
 
 from .cpu import TracedVisionTower
 from .engine import batched_position_ids, Bias, PrefixState, Prompt, Step
-from .families import BoolArray, DecoderMask, ImageFeatures, ModelFamily
+from .families import BoolArray, DecoderMask, ImageFeatures, ModelFamily, Tensors
 from .grammar import DraftTree, Logits
+from .plain_decoder import last_rows, PlainDecoder, Turn
 from ..config.nodes import VisionBackend
 
 MAX_IMAGES = 8        # whose features are kept; passes about one frame share most of them
@@ -140,22 +141,33 @@ class TorchBackend:
         self._min = np.float32(torch.finfo(weight.dtype).min)
         self._encode = (TracedVisionTower(family, vision) if weight.device.type == 'cpu'
                         else family.encode_images)
+        self._plain = (PlainDecoder(family) if weight.device.type == 'cpu'
+                       and PlainDecoder.supports(family) else None)
         self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
         self._caches: WeakKeyDictionary[PrefixState, KVCache] = WeakKeyDictionary()
 
     def encode_images(self, prompt: Prompt) -> ImageFeatures:
         """Return the features of a prompt's images; the vision tower runs on the new ones."""
-        keys, features = prompt.image_keys, self._features
-        new = [i for i, key in enumerate(keys) if key not in features]
+        self.see([prompt])
+        return ImageFeatures.concatenate([self._features[key] for key in prompt.image_keys])
+
+    def see(self, prompts: Sequence[Prompt]) -> None:
+        """Run the vision tower once, on all images of some prompts that are new."""
+        features, new, parts = self._features, list[Hashable](), list[Tensors]()
+        for prompt in prompts:
+            keys = prompt.image_keys
+            mine = [i for i, key in enumerate(keys) if key not in features and key not in new]
+            new += [keys[i] for i in mine]
+            if mine:
+                parts.append(self.family.select_images(prompt.inputs, mine))
         if new:
-            encoded = self._encode(self.family.select_images(prompt.inputs, new))
-            features.update(zip([keys[i] for i in new], encoded.split(len(new))))
-        for key in keys:
-            features.move_to_end(key)
-        joined = ImageFeatures.concatenate([features[key] for key in keys])
+            encoded = self._encode(parts[0] if len(parts) == 1 else self.family.join_images(parts))
+            features.update(zip(new, encoded.split(len(new))))
+        for prompt in prompts:
+            for key in prompt.image_keys:
+                features.move_to_end(key)
         while len(features) > MAX_IMAGES:
             features.popitem(last=False)
-        return joined
 
     @property
     def vision_by(self) -> str:
@@ -193,19 +205,20 @@ class TorchBackend:
         features, slots = self._images(turns)
         if features is not None:
             embeds[0, slots] = features.embeddings.to(embeds.dtype)
-        positions = torch.cat([step.position_ids for _, step in turns], 1)
-        hidden = family.forward(
-            embeds, features, slots, use_cache=True,
-            past_key_values=caches[0] if len(caches) == 1 else JoinedCaches(caches),
-            position_ids=batched_position_ids(positions.to(self._device)),
-            attention_mask=masks[0] if len(masks) == 1 else join_masks(
-                [mask for mask in masks if mask is not None]))
-        wanted, counts, end = list[int](), list[int](), 0
-        for _, step in turns:
-            end += len(step.ids)
-            counts.append(1 + len(step.draft.tokens))
-            wanted += range(end - counts[-1], end)
-        logits = family.lm_head(hidden[0, wanted]).float()
+        positions = torch.cat([step.position_ids for _, step in turns], 1).to(self._device)
+        lengths = [len(step.ids) for _, step in turns]
+        counts = [1 + len(step.draft.tokens) for _, step in turns]
+        if self._plain is not None:
+            hidden = self._plain(embeds[0], positions,
+                                 list(map(Turn, caches, masks, lengths, counts)))
+        else:
+            hidden = family.forward(
+                embeds, features, slots, use_cache=True,
+                past_key_values=caches[0] if len(caches) == 1 else JoinedCaches(caches),
+                position_ids=batched_position_ids(positions),
+                attention_mask=masks[0] if len(masks) == 1 else join_masks(
+                    [mask for mask in masks if mask is not None]))[0, last_rows(lengths, counts)]
+        logits = family.lm_head(hidden).float()
         return [[Logits(values) for values in part] for part in logits.split(counts)]
 
     def _images(self, turns: Sequence[tuple[PrefixState, Step]]

@@ -83,8 +83,7 @@ class CpuComparison:
             for name, change in (('int8', as_int8), ('bf16', as_bf16))}
         self.guarded, self.apart = (EdgeModel.load(replace(config, guard_odds=ODDS))
                                     for _ in range(2))
-        if self.apart.engine is not None:
-            self.apart.engine.backend.joins = False
+        self.apart._joins = False
         self.rng = np.random.default_rng(5)
         self.samples = [sample(make_world('driving', TUNE_SEEDS[k]),
                                int(self.rng.integers(300, 2300)), self.rng, SCENE)

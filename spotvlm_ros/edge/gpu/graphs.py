@@ -211,6 +211,9 @@ class GraphBackend:
             self._next.token = logits[0].argmax()[0]
         return logits
 
+    def see(self, prompts: Sequence[Prompt]) -> None:
+        """Do nothing: the images of each prompt are encoded with it."""
+
     def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
         """Compute the step of one prefix."""
         (state, step), = turns

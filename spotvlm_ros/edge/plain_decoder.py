@@ -1,0 +1,213 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""
+A decoder of the usual make by few calls of torch a layer.
+
+A small model on a CPU waits for Python as long as for its products. Here layers are computed
+without their modules: weights that multiply the same numbers are joined, and tokens of several
+prefixes go through all but attention together. The results are those of the modules, up to
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+import itertools
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.activations import ACT2FN
+
+from .engine import batched_position_ids
+from .families import ModelFamily
+from .quantised import product, QuantisedLinear, Weight
+
+# Layers that differ in nothing but sizes and biases.
+LLAMA_LIKE = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer',
+              'Qwen2_5_VLDecoderLayer')
+
+
+class KeysAndValues(Protocol):
+    """Those of one prefix."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
+               layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of one layer; return all up to them."""
+
+
+class Turn(NamedTuple):
+    """The tokens of one prefix in a forward pass."""
+
+    cache: KeysAndValues
+    mask: torch.Tensor | None   # 1 x 1 x tokens x keys, added to the attention; None: all before
+    tokens: int
+    wanted: int                 # last tokens of which hidden states are returned
+
+
+class Joined(NamedTuple):
+    """Linear layers of the same input as one."""
+
+    weight: Weight
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of all, one after the other."""
+        return product(x, self.weight, self.bias)
+
+
+class Layer(NamedTuple):
+    """The weights of one layer."""
+
+    before: nn.Module     # norms
+    after: nn.Module
+    qkv: Joined
+    out: Joined
+    gate_up: Joined
+    down: Joined
+
+
+class PlainDecoder:
+    """Computes the layers of a decoder whose make `supports` knows."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        """Join weights; each stays what it was, as a part of them."""
+        self._decoder = family.decoder
+        self._layers = [
+            Layer(layer.input_layernorm, layer.post_attention_layernorm,
+                  _join(getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'),
+                  _join([layer.self_attn.o_proj]),
+                  _join([layer.mlp.gate_proj, layer.mlp.up_proj]), _join([layer.mlp.down_proj]))
+            for layer in family.decoder.layers]
+        attention = family.decoder.layers[0].self_attn
+        self._dim, self._scaling = attention.head_dim, attention.scaling
+        self._heads = attention.q_proj.out_features // self._dim
+        self._pairs = attention.k_proj.out_features // self._dim
+
+    @staticmethod
+    def supports(family: ModelFamily) -> bool:
+        """Return whether a decoder has nothing but what is computed here."""
+        return (type(family).forward is ModelFamily.forward
+                and type(family).decoder_mask is ModelFamily.decoder_mask
+                and family.text_config._attn_implementation == 'sdpa'
+                and all(type(layer).__name__ in LLAMA_LIKE and _is_plain(layer)
+                        for layer in family.decoder.layers))
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor,
+                 turns: Sequence[Turn]) -> torch.Tensor:
+        """
+        Return the last hidden states that are wanted, tokens x width.
+
+        ``embeds``: tokens x width, those of each turn after the other's; ``positions``: axes x
+        tokens.
+        """
+        cos, sin = (part[0, :, None] for part in self._decoder.rotary_emb(
+            embeds[None], batched_position_ids(positions)))
+        half = self._dim // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        x, last = embeds, len(self._layers) - 1
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(_norm(x, layer.before)).unflatten(1, (-1, self._dim))
+            turned = qkv[:, :self._heads + self._pairs]
+            turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin)
+            states = (turned[:, :self._heads], turned[:, self._heads:],
+                      qkv[:, self._heads + self._pairs:])
+            if index == last:  # keys and values aside, of these nothing but what is wanted
+                x = x[last_rows([t.tokens for t in turns], [t.wanted for t in turns])]
+            x = x + layer.out(self._attention(index, states, turns, index == last))
+            gate, up = layer.gate_up(_norm(x, layer.after)).chunk(2, -1)
+            x = x + layer.down(functional.silu(gate).mul_(up))
+        return _norm(x, self._decoder.norm)
+
+    def _attention(self, index: int, states: Sequence[torch.Tensor], turns: Sequence[Turn],
+                   wanted: bool) -> torch.Tensor:
+        """
+        Return what tokens, all or those wanted, see of their own prefix, tokens x (heads x dim).
+
+        ``states``: queries, keys and values, each tokens x heads x dim.
+        """
+        query, key, value = (part.transpose(0, 1)[None] for part in states)
+        begin, parts = 0, list[torch.Tensor]()
+        for cache, mask, tokens, count in turns:
+            end = begin + tokens
+            keys, values = cache.update(key[:, :, begin:end], value[:, :, begin:end], index)
+            asked = count if wanted else tokens
+            if mask is None and asked < tokens:
+                mask = torch.ones(tokens, keys.shape[2], dtype=torch.bool,
+                                  device=keys.device).tril()[None, None]
+            seen = functional.scaled_dot_product_attention(
+                query[:, :, end - asked:end], keys, values,
+                None if mask is None else mask[:, :, -asked:], is_causal=mask is None,
+                scale=self._scaling, enable_gqa=self._heads != self._pairs)
+            parts.append(seen[0].transpose(0, 1).flatten(1))
+            begin = end
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def last_rows(lengths: Iterable[int], counts: Iterable[int]) -> list[int]:
+    """Return the last rows, so many of each, of parts that follow each other."""
+    ends = itertools.accumulate(lengths)
+    return [row for count, end in zip(counts, ends) for row in range(end - count, end)]
+
+
+def _norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """Return what an RMS norm makes of rows, computed in 32 bits."""
+    wide = x.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = (length * length).div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    return (wide * scale).to(x.dtype) * norm.weight
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer has nothing but what is computed here."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (isinstance(mlp.act_fn, (nn.SiLU, type(ACT2FN['silu']))) and all(
+        _kind(parts[0]) and len({_kind(part) for part in parts}) == 1 for parts in (
+            [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])))
+
+
+def _kind(part: nn.Module) -> tuple[int, bool] | None:
+    """Return the bits of a linear layer, 16 of a plain one, and whether it has a bias."""
+    if not isinstance(part, QuantisedLinear) and type(part) is not nn.Linear:
+        return None
+    return _stored(part).bits, part.bias is not None
+
+
+def _stored(part: nn.Linear | QuantisedLinear) -> Weight:
+    return part.stored if isinstance(part, QuantisedLinear) else Weight(part.weight)
+
+
+def _join(parts: Iterable[nn.Linear | QuantisedLinear]) -> Joined:
+    """Return layers as one; their weights become views of its."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return Joined(_stored(parts[0]), parts[0].bias)
+    ends, whole = [part.out_features for part in parts], list[torch.Tensor | None]()
+    names = (('values', 'scales', 'bias') if isinstance(parts[0], QuantisedLinear) else
+             ('weight', 'bias'))
+    for name in names:
+        if getattr(parts[0], name) is None:
+            whole.append(None)
+            continue
+        joined = torch.cat([getattr(part, name).detach() for part in parts])
+        for part, view in zip(parts, joined.split(ends)):
+            getattr(part, name).data = view
+        whole.append(joined)
+    *weight, bias = whole
+    assert weight[0] is not None
+    return Joined(Weight(*weight), bias)

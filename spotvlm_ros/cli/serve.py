@@ -81,11 +81,11 @@ def _embedded(arguments: argparse.Namespace, path: Path, stack: ExitStack,
               stop: StopSignal) -> None:
     """Serve in one process, started again when it ends; raise ServerError."""
     from ..cloud.client import read_api_key
-    from ..cloud.server import batching_command, EmbeddedServer
+    from ..cloud.server import EmbeddedServer, serve_command
     key = read_api_key()
     server = EmbeddedServer(
         str(path), port=arguments.port, threads=arguments.threads, key=key,
-        command=batching_command(arguments.max_batch, arguments.keys))
+        command=serve_command(arguments.max_batch, arguments.keys))
     stack.callback(server.stop)
     print(f'serving {path} at {server.url}', flush=True)
     if not key:

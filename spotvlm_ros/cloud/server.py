@@ -51,14 +51,9 @@ class ServerError(RuntimeError):
     """The server could not be started; the message has what it said last."""
 
 
-def serve_command(model: str, socket_number: int) -> list[str]:
-    """Return the command that serves a checkpoint on an inherited socket."""
-    return [*PYTHON, '-m', 'spotvlm_ros.cloud.serving', model, str(socket_number)]
-
-
-def batching_command(max_batch: int, keys: Path | None = None
-                     ) -> Callable[[str, int], Sequence[str]]:
-    """Return what serves a checkpoint to several robots at once; ``keys``: a file of theirs."""
+def serve_command(max_batch: int = 8, keys: Path | None = None
+                  ) -> Callable[[str, int], Sequence[str]]:
+    """Return what serves a checkpoint on an inherited socket; ``keys``: a file with robots'."""
     more = ['--max-batch', str(max_batch)] + (['--keys', str(keys)] if keys else [])
     return lambda model, socket_number: [
         *PYTHON, '-m', 'spotvlm_ros.serving.main', model, str(socket_number), *more]
@@ -77,7 +72,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, model: str, *, port: int = 0, threads: int = 1, key: str = '',
-                 command: Callable[[str, int], Sequence[str]] = serve_command) -> None:
+                 command: Callable[[str, int], Sequence[str]] = serve_command()) -> None:
         """Take a port, any free one for 0; nothing is started yet. Raise ServerError."""
         self.model, self.key = model, key or secrets.token_urlsafe(32)
         try:
@@ -214,8 +209,8 @@ class EmbeddedServer:
             connection.close()
 
     def _warm_up(self, timeout_s: float) -> None:
-        """Ask about a grey image: the first request is slow, and should not be a keyframe."""
-        grey = cv2.imencode('.png', np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
+        """Ask about a grey image: the first of its size is slow, and should not be a keyframe."""
+        grey = cv2.imencode('.png', np.full((480, 640, 3), 128, np.uint8))[1].tobytes()
         url = 'data:image/png;base64,' + base64.b64encode(grey).decode('ascii')
         content = [{'type': 'image_url', 'image_url': {'url': url}},
                    {'type': 'text', 'text': 'ready?'}]

@@ -16,7 +16,8 @@
 """
 What may be asked of the server, and how it says no.
 
-Nothing in a request is fetched or opened: pictures are in the request itself.
+Nothing in a request is fetched or opened: pictures are in the request itself. A field that is not
+known is refused.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import JSONResponse, Response
 
-from ..cloud.chat import Message, Strict
+MAX_BODY = 2**26  # bytes of a request
 
 
 class Refused(Exception):
@@ -45,6 +46,37 @@ class Refused(Exception):
         headers = {'Retry-After': str(self.retry_after_s)} if self.retry_after_s > 0 else None
         return JSONResponse({'error': {'message': str(self), 'type': self.reason}}, self.status,
                             headers)
+
+
+class Strict(BaseModel):
+    """What has no other fields than these."""
+
+    model_config = ConfigDict(extra='forbid', strict=True)
+
+
+class _Picture(Strict):
+    url: Annotated[str, StringConstraints(pattern=r'^data:image/(jpeg|png|webp);base64,')]
+
+
+class PicturePart(Strict):
+    """A picture that is in the request itself."""
+
+    type: Literal['image_url']  # noqa: A003
+    image_url: _Picture
+
+
+class TextPart(Strict):
+    """Some text."""
+
+    type: Literal['text']  # noqa: A003
+    text: str
+
+
+class Message(Strict):
+    """A turn of the chat."""
+
+    role: Literal['system', 'user', 'assistant']
+    content: str | list[TextPart | PicturePart]
 
 
 class _JsonSchema(Strict):

@@ -29,9 +29,8 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .alone import Alone
-from .chat import ChatRequest
+from .chat import ChatRequest, PicturePart
 from .constraints import Constrained, Constraints
-from ..cloud.chat import PicturePart
 from ..edge.loading import load_checkpoint
 
 MAX_TOKENS = 512        # of a reply, where a request does not say

@@ -36,11 +36,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message as Event, Receive, Scope, Send
 
 from .batcher import Batcher
-from .chat import ChatRequest, Refused
+from .chat import ChatRequest, MAX_BODY, Refused
 from .checkpoint import Prepared, Reply
 from .keys import Keys, Robot
 from .meters import Meters
-from ..cloud.chat import MAX_BODY
 
 MOST_WAITING = 256   # requests; what more would come has to wait elsewhere
 READERS = 4          # threads; one gives a GPU 50 pictures a second, and no more
@@ -88,7 +87,7 @@ class Service:
 
     async def __call__(self, request: Request) -> Response:
         """Answer."""
-        route = f'{request.method} {request.url.path}'
+        route = f'{request.method} {request.scope["path"]}'
         robot = self._keys.robot(request.headers.get('authorization', ''))
         if robot is None:
             return Refused(401, 'the key is missing or wrong', 'key').response()

@@ -53,7 +53,7 @@ MODES = {'--multi-process': ('camera', 'edge', 'context', 'cloud', 'server'),
 # What a victim is to give, as a sign that it is back.
 SIGNS = {'camera': 'edge', 'edge': 'edge', 'context': 'contexts', 'cloud': 'cloud',
          'server': 'cloud', 'composed': 'edge'}
-WORDS = {'server': 'spotvlm_ros.cloud.serving'}  # in the command of a victim, else its name
+WORDS = {'server': 'spotvlm_ros.serving.main'}  # in the command of a victim, else its name
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import psutil
 
 from ...cloud.client import cloud_server, CloudServer
 from ...cloud.errors import KEY_ENV
-from ...cloud.server import batching_command, HOST, START_S
+from ...cloud.server import HOST, serve_command, START_S
 from ...config.nodes import ServerConfig
 from ...system.processes import Child, PYTHON
 
@@ -57,7 +57,7 @@ def command_of(name: str, options: Options, port: int, socket_number: int) -> li
                 str(options.model), '--host', HOST, '--port', str(port), '--device', 'cpu',
                 '--log-level', 'error']
     if name == 'batching':
-        return [*batching_command(options.max_batch)(str(options.model), socket_number)]
+        return [*serve_command(options.max_batch)(str(options.model), socket_number)]
     return [*PYTHON, '-m', 'spotvlm_ros.cli', 'serve', '--ray', '--replicas',
             str(options.replicas), '--model', str(options.model), '--port', str(port), '--threads',
             str(options.threads), '--max-batch', str(options.max_batch)]
@@ -70,6 +70,7 @@ class Server:
         """Take a port; nothing is started yet."""
         self._socket = socket.create_server((HOST, 0))
         self.port = int(self._socket.getsockname()[1])
+        self.url = f'http://{HOST}:{self.port}/v1'
         self.name, self.key = name, secrets.token_urlsafe(32)
         self._command = command_of(name, options, self.port, self._socket.fileno())
         self._env = ENVIRONMENT | {KEY_ENV: self.key, 'OMP_NUM_THREADS': str(options.threads)}
@@ -116,8 +117,7 @@ class Server:
 
     def to_ask(self) -> CloudServer:
         """Return it as robots know it."""
-        server = cloud_server(ServerConfig(base_url=f'http://{HOST}:{self.port}/v1',
-                                           model=self._model))
+        server = cloud_server(ServerConfig(base_url=self.url, model=self._model))
         return replace(server, api_key=self.key)
 
     @property

@@ -37,7 +37,6 @@ from torch.ao.quantization import quantize_dynamic
 from transformers import PreTrainedModel
 
 from .result import PerfResult, print_results, write_results
-from ...cloud.server import EmbeddedServer
 from ...config.nodes import EdgeConfig
 from ...edge.answer import EdgeVLM
 from ...edge.model import EdgeModel, ModelInputs
@@ -140,11 +139,12 @@ class CpuComparison:
     def against_server(self, repeats: int) -> None:
         """Answer about unchanged scenes by the engine and by `transformers serve`."""
         from openai import OpenAI  # not on a GPU machine, where this is not measured
-        with EmbeddedServer(str(self.path), threads=self.threads) as server, \
+        from ..faults.servers import Options, Server
+        with Server('transformers', Options(self.path, self.threads)) as server, \
                 OpenAI(base_url=server.url, api_key=server.key, timeout=60.0,
                        max_retries=0) as client:
             def serve(frame: Image, given: Sample) -> str:
-                return served(client, server.model, self.engine.model_inputs(
+                return served(client, str(self.path), self.engine.model_inputs(
                     frame, SCENE, given.context, given.stamp_ns), SCENE.max_new_tokens)
             for given in self.samples:
                 for repeat in range(repeats):

@@ -33,6 +33,7 @@ from spotvlm_ros.method.transfer import Transfer
 from spotvlm_ros.mini.training.fit import Plan
 from spotvlm_ros.mini.training.rendering import PER_JOB, SILENT, Store
 from spotvlm_ros.training import learners, main, material, pasting, pasts
+from spotvlm_ros.training.coach import Coach, Point
 from spotvlm_ros.training.context import SimulatedCloud
 from spotvlm_ros.training.delays import Delays, delays_of
 from spotvlm_ros.training.material import keyframe_before
@@ -277,6 +278,16 @@ def command(worlds: Path, out: Path, *more: str) -> list[str]:
             '--validation', 'south', '--out', str(out), '--device', 'cpu', '--workers', '1',
             '--frames', '40', '--first', '40', '--steps', '3', '--batch', '4', '--score', '4',
             *more]
+
+
+@pytest.mark.parametrize('right,best', [
+    ([0.9, 0.4, 0.5, 0.6, 0.7, 0.6, 0.5], 60), ([0.3], 10), ([0.5, 0.4], 20)])
+def test_one_validation_that_did_well_by_chance_is_not_the_best(tmp_path, right, best):
+    """The mean of three decides, as soon as there are three; of fewer, all there are."""
+    curve = [Point(10 * i, 0.0, {'context': 0.1}, {'context': share})
+             for i, share in enumerate(right, 1)]
+    coach = Coach(None, Plan(1, 1, 1.0, 1.0, 1), tmp_path, torch.nn.Linear(1, 1), curve=curve)
+    assert coach.load_best().step == best
 
 
 def test_a_training_that_is_cut_off_goes_on(worlds, tmp_path, monkeypatch, capsys):

@@ -136,9 +136,10 @@ class Coach:
                 for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     def _best_place(self) -> int:
-        lately = [self.curve[max(0, i - SMOOTH):i] for i in range(1, len(self.curve) + 1)]
-        worth = [sum(point.worth for point in few) / len(few) for few in lately]
-        return worth.index(max(worth)) if worth else -1
+        first = min(SMOOTH, len(self.curve))    # the mean of fewer says less
+        worth = [sum(point.worth for point in self.curve[end - first:end])
+                 for end in range(first, len(self.curve) + 1)]
+        return first - 1 + worth.index(max(worth))
 
     def _validate(self, progress: Progress) -> None:
         begin = time.monotonic()

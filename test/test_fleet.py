@@ -100,6 +100,7 @@ def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeyp
     monkeypatch.setattr('spotvlm_ros.serving.service.Service',
                         lambda model, keys, given: limits.append(given))
     monkeypatch.setattr(gpu, 'load', lambda *args: None)
+    monkeypatch.setattr(gpu, '_asked', lambda *args: [])
     gpu.serve(name, 'cuda', 1)
     asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
     assert asked.config.model in limits[0].names

@@ -97,27 +97,34 @@ def serve(name: str, device: str, port: int) -> None:
     import uvicorn
 
     from ...serving.service import App, Limits, Service
-    service = Service(load(name, device), Keys([('robots', Robot('robots'))]),
+    model = load(name, device)
+    for asked in _asked(model, name):  # the first batch takes seconds
+        model.answer([asked], lambda i: False)
+    service = Service(model, Keys([('robots', Robot('robots'))]),
                       Limits((name, str(checkpoint_path(name))), MAX_BATCH))  # robots name either
     uvicorn.run(App(service), port=port, lifespan='off', log_level='warning', access_log=False)
+
+
+def _asked(model: Checkpoint, name: str) -> list[Prepared]:
+    chat = ChatRequest.model_validate({'model': name, 'messages': [
+        {'role': 'user', 'content': 'What?'}]})
+    return requests(model, 'driving', name) if name == MINIATURE else [
+        model.prepare(chat) for _ in range(2)]
 
 
 def curve_of(name: str, device: str) -> Curve:
     """Measure."""
     model = load(name, device)
-    chat = ChatRequest.model_validate({'model': name, 'messages': [
-        {'role': 'user', 'content': 'What?'}]})
-    asked = requests(model, 'driving', name) if name == MINIATURE else [
-        model.prepare(chat) for _ in range(2)]
-    sizes, rounds = ((1, 2, 4, 8, 16, 32), 5) if name == MINIATURE else ((1, 4, 8, 16, 32), 2)
+    asked = _asked(model, name)
+    sizes, rounds = ((1, 2, 4, 8, 16, 32), 5) if name == MINIATURE else ((1, 4, 8, 16, 32), 1)
     return measure(name, model.answer, asked, sizes, rounds)
 
 
-def measured_robots(name: str, device: str, counts: Sequence[int], port: int,
-                    seconds: float) -> list[Mapping[str, object]]:
+def measured_robots(name: str, counts: Sequence[int], port: int,
+                    arguments: argparse.Namespace) -> list[Mapping[str, object]]:
     """Return what simulated robots get of the app, in real time."""
     process = subprocess.Popen([sys.executable, '-m', __spec__.name, '--serve', name, '--device',
-                                device, '--port', str(port)])
+                                arguments.device, '--port', str(port)])
     try:
         until = time.monotonic() + 90.0
         while not _answers(port):
@@ -126,11 +133,11 @@ def measured_robots(name: str, device: str, counts: Sequence[int], port: int,
             time.sleep(0.2)
         server = replace(cloud_server(ServerConfig(
             base_url=f'http://127.0.0.1:{port}/v1', model=name)), api_key='robots')
-        fleet = Fleet(server, load_profile('driving').queries('cloud'))
+        fleet = Fleet(server, load_profile('driving').queries('cloud'), arguments.in_flight)
         rows = []
         print(HEADING)
         for count in counts:
-            rows.append(carry(count, fleet, seconds, name[:12]))
+            rows.append(carry(count, fleet, arguments.seconds, name[:12]))
             print(rows[-1], flush=True)
             if not rows[-1].answers_per_s:
                 print(f'robots get no answers of {name}: this says nothing of how many it carries')
@@ -166,12 +173,13 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
         replace(plan, fresh_s=fresh_s), MOST_ROBOTS // 2) for fresh_s in FRESH_S}
     show(f'robots per GPU, computed, by age of fresh context: {computed}')
     most = max(computed.values())
-    counts = sorted({max(1, min(MOST_ROBOTS, int(share * most))) for share in SHARES})
+    counts = arguments.robots or sorted({max(1, min(MOST_ROBOTS, int(share * most)))
+                                         for share in SHARES})
     show(FLEET_HEADING)
     expected = [simulate(replace(plan, robots=count)) for count in counts]
     for outcome in expected:
         show(str(outcome))
-    rows = measured_robots(name, arguments.device, counts, port, arguments.seconds)
+    rows = measured_robots(name, counts, port, arguments)
     return {'curve': asdict(curve), 'robots_per_gpu_computed': computed,
             'computed': [asdict(o) for o in expected], 'measured': rows}
 
@@ -183,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--models', nargs='+', default=[MINIATURE, 'Qwen2.5-VL-7B'])
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--seconds', type=float, default=10.0, help='of each number of robots')
+    parser.add_argument('--robots', type=int, nargs='+', help='default: by what is computed')
+    parser.add_argument('--in-flight', type=int, default=2, help='requests under way per robot')
     parser.add_argument('--out', type=Path, default=Path('out/fleet_gpu.json'))
     parser.add_argument('--serve', help=argparse.SUPPRESS)
     parser.add_argument('--port', type=int, default=8077)

@@ -25,9 +25,12 @@ import pytest
 pytest.importorskip('rclpy')
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
+from spotvlm_msgs.msg import Answer  # noqa: E402
 from spotvlm_ros.config.profiles import find_profile  # noqa: E402
+from spotvlm_ros.nodes.base import latched  # noqa: E402
 from spotvlm_ros.nodes.edge import EdgeNode  # noqa: E402
 from spotvlm_ros.nodes.image_topic import ImageTopic  # noqa: E402
+from spotvlm_ros.nodes.publishers import who_publishes  # noqa: E402
 from spotvlm_ros.system.middleware import PROFILES  # noqa: E402
 from spotvlm_ros.system.processes import PYTHON  # noqa: E402
 from test_nodes_graph import graph, overlay  # noqa: E402
@@ -91,6 +94,30 @@ def test_what_the_user_says_holds(tmp_path):
     over = overlay(tmp_path, edge={'qos_overrides./image.subscription.reliability': 'best_effort'})
     with graph(lambda: [EdgeNode(load=FakeEdge().load)], files=('driving', over)) as (_, running):
         wait_for(lambda: offered(running.nodes[1]) == [BEST_EFFORT])
+
+
+def test_who_asks_for_more_than_is_offered_is_told_what_to_set(tmp_path):
+    over = overlay(tmp_path, edge={'qos_overrides./image.subscription.reliability': 'reliable',
+                                   'qos_overrides./image.subscription.durability':
+                                   'transient_local'})
+    with graph(lambda: [EdgeNode(load=FakeEdge().load)], files=('driving', over)) as (probe, run):
+        probe.destroy_publisher(probe.image)
+        poor = probe.create_publisher(Image, 'image', QoSProfile(depth=1, reliability=BEST_EFFORT))
+        asked = 'qos_overrides./image.subscription.reliability to '
+        # The node that knows of the event, what it tells the world, and what another one can see.
+        wait_for(lambda: ' to what it offers' in run.nodes[1].newest_problem)
+        wait_for(lambda: int(probe.health.get('edge', (b'', ''))[0][0]) > 0
+                 and 'set qos_overrides./image' in probe.health['edge'][1])
+        assert f'set {asked}best_effort, or leave it out' in who_publishes(probe, '/image', 'raw')
+        assert probe.count('edge', 'qos_mismatch') >= 1
+        assert poor.get_subscription_count() == 0
+
+
+def test_who_subscribes_to_answers_in_vain_is_told_of():
+    with graph(lambda: [EdgeNode(load=FakeEdge().load)]) as (probe, run):
+        probe.create_subscription(Answer, 'answers', lambda m: None, latched(1))
+        wait_for(lambda: probe.count('edge', 'qos_mismatch') >= 1)
+        assert 'of /answers asks for another durability' in run.nodes[1].newest_problem
 
 
 @pytest.mark.alone

@@ -71,6 +71,7 @@ class Names:
 
 
 ANYWHERE = Names()
+REMEDY = 'a section is a line /**/edge:, below it ros__parameters:, below that what is set'
 
 
 def titled(tree: Mapping[object, object],
@@ -79,13 +80,13 @@ def titled(tree: Mapping[object, object],
     for key, body in tree.items():
         title = f'{above}/{str(key).strip("/")}' if above else str(key)
         if not isinstance(body, dict) or not body:
-            raise ParameterError(f'section {title} has no ros__parameters')
+            raise ParameterError(f'section {title} has no ros__parameters; {REMEDY}')
         if 'ros__parameters' not in body:
             yield from titled(body, title)
             continue
         parameters = body['ros__parameters']
         if not isinstance(parameters, dict):
-            raise ParameterError(f'section {title} has no ros__parameters')
+            raise ParameterError(f'section {title} has no ros__parameters; {REMEDY}')
         beside = [str(name) for name in body if name != 'ros__parameters']
         if beside:
             raise ParameterError(f'{title}: {beside[0]} stands beside ros__parameters and has no '

@@ -27,13 +27,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecyclePublisher, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, qos_profile_sensor_data, QoSPolicyKind, QoSProfile, \
-    ReliabilityPolicy
+from rclpy.qos import (DurabilityPolicy, qos_policy_name_from_kind, qos_profile_sensor_data,
+                       QoSPolicyKind, QoSProfile, ReliabilityPolicy)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from typing_extensions import Unpack  # Python 3.10 has none
 
-from .distribution import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
-                           SubscriptionEventCallbacks, UnsupportedEventTypeError)
+from .distribution import (
+    PublisherEventCallbacks, QoSMessageLostInfo, QoSOfferedIncompatibleQoSInfo,
+    QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks, UnsupportedEventTypeError)
 from .health import ERROR, Problems, Trouble
 from .parameters import Config, NodeOptions, ParameterNode
 
@@ -142,8 +143,15 @@ class SpotNode(ParameterNode[Config]):
 
     def advertise(self, kind: type, topic: str, qos: QoSProfile) -> LifecyclePublisher:
         """Create a publisher until cleanup, silent while the node is inactive."""
+        def incompatible(event: QoSOfferedIncompatibleQoSInfo) -> None:
+            policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
+            self.count_problem(
+                'qos_mismatch', f'a subscriber of {publisher.topic_name} asks for another '
+                f'{policy} than is offered and gets nothing; have it ask for less, or set '
+                f'qos_overrides.{publisher.topic_name}.publisher.{policy}')
         publisher = self.create_lifecycle_publisher(
-            kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            event_callbacks=PublisherEventCallbacks(incompatible_qos=incompatible))
         self._advertised.append(publisher)
         return publisher
 
@@ -160,9 +168,11 @@ class SpotNode(ParameterNode[Config]):
             if on_mismatch is not None and event.last_policy_kind == QoSPolicyKind.RELIABILITY:
                 on_mismatch()
                 return
+            policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
             self.count_problem(
-                'qos_mismatch', f'a publisher on {name} offers QoS that does not fit (policy '
-                f'{event.last_policy_kind}); set qos_overrides.{name}.subscription.* to match it')
+                'qos_mismatch', f'a publisher on {name} offers another {policy} than is asked '
+                f'for; see ros2 topic info -v {name}, and set '
+                f'qos_overrides.{name}.subscription.{policy} to what it offers')
 
         def lost(event: QoSMessageLostInfo) -> None:
             self.problem_counts['messages_lost'] += event.total_count_change

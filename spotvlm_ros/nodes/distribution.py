@@ -16,11 +16,14 @@
 """What rclpy calls differently in one distribution of ROS 2 and the next."""
 
 try:
-    from rclpy.event_handler import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
-                                     SubscriptionEventCallbacks, UnsupportedEventTypeError)
+    from rclpy.event_handler import (
+        PublisherEventCallbacks, QoSMessageLostInfo, QoSOfferedIncompatibleQoSInfo,
+        QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks, UnsupportedEventTypeError)
 except ImportError:  # Humble
-    from rclpy.qos_event import (QoSMessageLostInfo, QoSRequestedIncompatibleQoSInfo,
-                                 SubscriptionEventCallbacks, UnsupportedEventTypeError)
+    from rclpy.qos_event import (
+        PublisherEventCallbacks, QoSMessageLostInfo, QoSOfferedIncompatibleQoSInfo,
+        QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks, UnsupportedEventTypeError)
 
-__all__ = ['QoSMessageLostInfo', 'QoSRequestedIncompatibleQoSInfo', 'SubscriptionEventCallbacks',
+__all__ = ['PublisherEventCallbacks', 'QoSMessageLostInfo', 'QoSOfferedIncompatibleQoSInfo',
+           'QoSRequestedIncompatibleQoSInfo', 'SubscriptionEventCallbacks',
            'UnsupportedEventTypeError']

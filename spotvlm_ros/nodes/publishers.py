@@ -18,12 +18,14 @@
 from __future__ import annotations
 
 from rclpy.node import Node
-from rclpy.qos import qos_check_compatible, QoSCompatibility
+from rclpy.qos import (
+    DurabilityPolicy, qos_check_compatible, QoSCompatibility, QoSProfile, ReliabilityPolicy)
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CompressedImage, Image
 
 SUFFIX = '/compressed'  # of the topic beside image
 MOST = 4                # that are listed
+TAKERS = ('camera', 'edge', 'cloud', 'context')   # nodes that may take frames
 
 
 def image_topic(camera: str) -> str:
@@ -80,16 +82,26 @@ def _advice(node: Node, topic: str, transport: str) -> str:
 
 
 def _mismatch(node: Node, topic: str, publishers: list[TopicEndpointInfo]) -> str:
-    """Return why the node's own subscription does not match a publisher, '' where it does."""
+    """Return why a subscription of our nodes does not match a publisher, '' where all do."""
     for mine in node.get_subscriptions_info_by_topic(topic):
-        if (mine.node_name, mine.node_namespace) != (node.get_name(), node.get_namespace()):
+        if mine.node_namespace != node.get_namespace() or mine.node_name not in TAKERS:
             continue
         for publisher in publishers:
             fits, why = qos_check_compatible(publisher.qos_profile, mine.qos_profile)
             if fits == QoSCompatibility.ERROR:
-                return f'; its QoS does not fit ({why.strip(" ;")}): set ' \
-                    f'qos_overrides.{topic}.subscription.* to match it'
+                return f'; its QoS does not fit node {mine.node_name} ({why.strip(" ;")}): ' \
+                    f'{qos_remedy(topic, mine.qos_profile, publisher.qos_profile)}'
     return ''
+
+
+def qos_remedy(topic: str, asked: QoSProfile, offered: QoSProfile) -> str:
+    """Return which parameter of the subscription to set to what."""
+    for policy, weaker in (('reliability', ReliabilityPolicy.BEST_EFFORT),
+                           ('durability', DurabilityPolicy.VOLATILE)):
+        if getattr(offered, policy) == weaker != getattr(asked, policy):
+            return f'set qos_overrides.{topic}.subscription.{policy} to {weaker.name.lower()}, ' \
+                'or leave it out'
+    return f'set qos_overrides.{topic}.subscription.* to what is offered, or leave it out'
 
 
 def _describe(publisher: TopicEndpointInfo) -> str:

@@ -104,7 +104,8 @@ def test_an_edge_that_is_sure_and_wrong_gives_the_clouds_values_and_says_so(tmp_
         known = probe.diagnostics['edge']
         assert 'learned' in known['calibration_lamp_lamp']
         assert int(known['truths_unmatched']) * 4 < int(known['truths']) >= 20
-    assert replayed(tmp_path)['answers_different'] == 0
+    counts = replayed(tmp_path)
+    assert counts['answers_different'] == counts['confidences_different'] == 0
     assert replayed(tmp_path, lambda line: line['event'] != 'truth')['answers_different']
 
 

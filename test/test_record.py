@@ -112,6 +112,17 @@ def test_another_reply_is_noticed(folder, tmp_path, capsys):
     assert 'differ' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('change,same', [(0.001, True), (0.1, False)])
+def test_an_answer_that_was_less_sure_is_noticed(folder, tmp_path, capsys, change, same):
+    rows = [json.loads(line) for line in open(folder / 'edge.jsonl')][:3]
+    for fact in rows[1]['facts']:
+        fact['confidence'] -= change
+    (tmp_path / 'edge.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (tmp_path / 'frames').symlink_to(folder / 'frames')
+    counts = replay.replay_edge(tmp_path, replay.Pictures(tmp_path))
+    assert counts['confidences_different'] == (not same) and not counts['answers_different']
+
+
 def test_a_missing_picture_is_counted_not_guessed(folder, tmp_path, capsys):
     copy = tmp_path / 'copy'
     copy.mkdir()

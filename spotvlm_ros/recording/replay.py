@@ -52,6 +52,7 @@ from ..mini.worlds import make_world, World
 from ..system.progress import tracked
 
 MAX_LINE = 1 << 20  # longest line of a recording [bytes]; a longer one counts as torn
+AS_SURE = 0.01      # difference of confidences that another batch or CPU makes, at most
 MAX_WHY = 1000      # of an error shown [characters]
 Line = dict[str, JsonValue]
 
@@ -285,8 +286,11 @@ class EdgeReplay:
         again = self._model.answer(
             image, query, line.context, line.stamp_ns,
             judge=NotingJudge(judge, line.alone) if judge is not None else None)
-        same = again.text == line.text and _values(again.facts) == _values(line.facts)
-        return 'answers_equal' if same else 'answers_different'
+        if again.text != line.text or _values(again.facts) != _values(line.facts):
+            return 'answers_different'
+        sure = all(abs(a.confidence - b.confidence) <= AS_SURE
+                   for a, b in zip(again.facts, line.facts))
+        return 'answers_equal' if sure else 'confidences_different'
 
 
 def replay_edge(folder: Path, pictures: Pictures,
@@ -332,10 +336,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(', '.join(f'{n} {name.replace("_", " ")}' for name, n in counts.items()))
     damaged = [f'{counts[name]} {name.replace("_", " ")}'
                for name in ('lines_torn', 'files_cut_off', 'files_altered') if counts[name]]
-    differ = counts['contexts_different'] + counts['answers_different']
+    differ = counts['contexts_different'] + counts['answers_different'] + \
+        counts['confidences_different']
     lacking = counts['frames_missing'] + counts['not_recorded']
     if differ:
-        print(f'{differ} contexts or answers differ')
+        print(f'{differ} contexts, answers or their confidences differ')
     if lacking:
         print(f'{lacking} frames or lines are not in the recording; record to a faster disk')
     if damaged:

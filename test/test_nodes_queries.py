@@ -213,3 +213,6 @@ def test_a_recording_with_changes_is_replayed_equal(tmp_path, capsys):
     assert replay.main([str(tmp_path / 'rec')]) == 0, capsys.readouterr()
     lines = [json.loads(line) for line in open(tmp_path / 'rec' / 'context.jsonl')]
     assert [len(line['queries']) for line in lines if line['event'] == 'queries'] == [3, 3, 2]
+    lines = [json.loads(line) for line in open(tmp_path / 'rec' / 'edge.jsonl')]
+    assert all([f['key'] for f in line['own']] == [f['key'] for f in line['facts']]
+               for line in lines if line['event'] == 'answer')   # the edge alone, for the report

@@ -62,7 +62,8 @@ def recording(tmp_path_factory):
             number else edge.frame(now, np.full((48, 64, 3), 90, np.uint8), None, '')
         edge.write('answer', stamp_ns=now, query_id='scene', frame=where, text='',
                    context=plain(told) if told else None, facts=[plain(f) for f in facts],
-                   partial=False)
+                   partial=False, **({'own': [plain(Fact('light', 'red', now, 0.6))]}
+                                     if number > 3 else {}))
     context.close()
     edge.close()
     return folder
@@ -75,6 +76,7 @@ def test_a_recording_is_read_with_what_was_known_at_each_answer(recording):
     assert run.steps[6].cloud.values['light'] == 'green'  # that of the red light is on its way
     assert run.steps[7].cloud.values['light'] == 'red'
     assert run.steps[0].arrived_ns - run.steps[0].said.stamp_ns == NS // 10
+    assert run.steps[3].alone is None and run.steps[4].alone.values == {'light': 'red'}
     assert run.steps[0].truth == {} and set(run.steps[1].truth) >= {'light', 'lead'}
     assert run.steps[5].told.dropped == {'lead': int(Drop.CHANGED)}
     assert not +run.problems
@@ -119,13 +121,14 @@ def test_chromium_goes_through_the_run(recording, browser, tmp_path, width):  # 
     for dark in (False, True):
         page.resize(width, dark)
         page.check()
-    assert page.run('document.querySelectorAll(".strip").length') == 6
+    assert page.run('document.querySelectorAll(".strip").length') == 7
     page.run('document.getElementById("at").focus()')
     for _ in range(7):
         page.key('ArrowRight')
     assert 'answer 8 of 12' in page.text('where') and '100 ms after' in page.text('where')
     answers = page.text('answers')
     assert 'dropped: its pixels have changed' in answers and HOSTILE in answers
+    assert 'light: edge alone' in page.text('strips')
     assert page.run('document.querySelectorAll("#now-boxes rect").length') == 1
     assert page.errors == []
 

@@ -194,6 +194,21 @@ def test_ten_look_and_when_they_have_gone_nobody_is_served(running):
     assert running.looked == [True, False, True]
 
 
+def test_browsers_that_do_not_read_hold_nobody_up(running):
+    running.state.frame('', Picture(101 * NS, JPEG[:-2] + bytes(4 << 20), 640, 480))
+    stuck = [socket.create_connection(('127.0.0.1', running.port), timeout=5) for _ in range(10)]
+    for link in stuck:   # 4 MB each, of which nothing is ever taken
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.sendall(f'GET /next HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n'.encode())
+    wait_for(lambda: running.looked == [True], 5.0)
+    for number in range(5):
+        fill(running.state, light=f'light {number}')
+        seen, _ = running.newest(now=101 * NS)
+        assert seen['edge']['facts'][0]['value'] == f'light {number}'
+    for link in stuck:
+        link.close()
+
+
 def test_a_page_finds_the_server_again(running):
     version = running.newest()[0]['version']
     running.server.close()

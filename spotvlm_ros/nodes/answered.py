@@ -24,7 +24,7 @@ from spotvlm_msgs.msg import Answer, Fact as FactMsg
 from .convert import duration_msg, fact_msg, header_msg, MAX_FACTS
 from ..edge.answer import EdgeAnswer
 from ..frames.frame import Frame
-from ..method.facts import Context, NS, Query
+from ..method.facts import Context, Fact, NS, Query
 from ..recording.judged import NotingJudge
 
 
@@ -44,6 +44,12 @@ class AnsweredFrame:
     result: EdgeAnswer | None = None
     interrupted: bool = False
     judge: NotingJudge | None = None   # of the facts, where that is not the guard
+
+    @property
+    def own(self) -> tuple[Fact, ...]:
+        """Return what the pass without context said, where there was one to compare with."""
+        passes = self.judge.passes if self.judge is not None else None
+        return passes.first if passes is not None else ()
 
     @classmethod
     def unanswered(cls, frame: Frame, query: Query, model: str, now_ns: int) -> AnsweredFrame:

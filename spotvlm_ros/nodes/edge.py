@@ -417,7 +417,8 @@ class EdgeNode(SpotNode[EdgeConfig]):
             context=plain(context) if context is not None else None, text=result.text,
             facts=[plain(f) for f in result.facts], partial=result.partial,
             judged=answered.judge is not None,
-            alone=answered.judge is not None and answered.judge.alone)
+            alone=answered.judge is not None and answered.judge.alone,
+            own=[plain(f) for f in answered.own])
 
 
 def _pulse(query: Query) -> Pulse:

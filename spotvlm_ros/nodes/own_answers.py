@@ -44,12 +44,10 @@ class OwnAnswers:
 
     def publish(self, answered: AnsweredFrame) -> None:
         """Publish the pass without context of an answer; before the answer."""
-        judge = answered.judge
-        if judge is None or judge.passes is None or \
-                not self._publisher.get_subscription_count():
+        if not answered.own or not self._publisher.get_subscription_count():
             return
         of, stamp_ns = answered.message, answered.frame.stamp_ns
         self._publisher.publish(Answer(
             header=of.header, query_id=of.query_id, source=of.source, model=of.model,
             facts=[fact_msg(f, stamp_ns, Fact.ORIGIN_OWN)
-                   for f in judge.passes.first[:MAX_FACTS]]))
+                   for f in answered.own[:MAX_FACTS]]))

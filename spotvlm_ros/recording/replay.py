@@ -103,7 +103,8 @@ class AnswerLine:
     """
     An answered frame; ``query`` stands only where it is none of those at the start.
 
-    ``judged``: by the calibration; ``alone``: a pass with context was wanted and did not come.
+    ``judged``: by the calibration; ``alone``: a pass with context was wanted and did not come;
+    ``own``: what the pass without context said.
     """
 
     stamp_ns: int
@@ -116,6 +117,7 @@ class AnswerLine:
     query: Query | None = None
     judged: bool = False
     alone: bool = False
+    own: tuple[Fact, ...] = ()
 
 
 class Pictures:

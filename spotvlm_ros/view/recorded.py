@@ -57,6 +57,7 @@ class Step:
     arrived_ns: int = 0           # 0: not known
     told: Told | None = None
     cloud: Said | None = None
+    alone: Said | None = None     # the edge without context
     truth: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -160,7 +161,9 @@ def _step(answer: AnswerLine, at_ns: int, model: str, newest: _Newest) -> Step:
                               error='cut short' if answer.partial else ''), at_ns,
         None if context is None else Told(context.stamp_ns, context.facts, context.focus,
                                           context.dropped, context.text),
-        newest.at(answer.query_id, at_ns or answer.stamp_ns), _mini_truth(answer))
+        newest.at(answer.query_id, at_ns or answer.stamp_ns),
+        Said(answer.stamp_ns, answer.own, model=model) if answer.own else None,
+        _mini_truth(answer))
 
 
 def _mini_truth(answer: AnswerLine) -> dict[str, str]:
@@ -192,6 +195,8 @@ def _bag(folder: Path) -> Run:
         for one, query, source, _ in messages if source == CLOUD]
     truths = {stamp_ns(m.header.stamp): {f.key: f.value for f in m.facts}
               for m, _ in bag_messages(path, ANSWER, 'truth')}
+    alone = {(m.query_id, stamp_ns(m.header.stamp)): said(m)
+             for m, _ in bag_messages(path, ANSWER, 'alone')}   # answers/alone
     contexts: dict[str, list[Told]] = {}
     for message, _ in bag_messages(path, CONTEXT, 'context'):
         contexts.setdefault(message.query_id, []).append(told(message))
@@ -203,7 +208,8 @@ def _bag(folder: Path) -> Run:
             done_ns = one.stamp_ns + round(NS * sum(
                 one.stages_s[stage] for stage in ('wait', 'preprocess', 'model')))
             steps.append(Step(query, one, done_ns, numbered.get((query, one.sequence)),
-                              newest.at(query, one.stamp_ns), truths.get(one.stamp_ns, {})))
+                              newest.at(query, one.stamp_ns), alone.get((query, one.stamp_ns)),
+                              truths.get(one.stamp_ns, {})))
     return Run(folder.name, 'bag', steps, clouds, lambda stamps: _bag_images(folder, stamps))
 
 

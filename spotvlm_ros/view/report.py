@@ -79,7 +79,7 @@ def _plain(step: Step, begin_ns: int) -> Json:
     return {'t': round((now - begin_ns) / NS, 3), 'stamp': str(now),
             'late_s': None if late_s is None else round(late_s, 3), 'said': step.said.plain(now),
             'told': plain(step.told, now),
-            'cloud': plain(step.cloud, now), 'truth': truth}
+            'cloud': plain(step.cloud, now), 'alone': plain(step.alone, now), 'truth': truth}
 
 
 def _frames(run: Run, steps: Sequence[Step]) -> JsonValue:
@@ -130,12 +130,14 @@ def _by_key(run: Run) -> tuple[list[str], list[list[str]]]:
                               if s.told is not None and key in s.told.dropped)
             rows.append([
                 shown(f'{name}.{key}'), _right(known, [s.said.values[key] for s in known], key),
+                _right([s for s in known if s.alone is not None],
+                       [s.alone.values.get(key, '') for s in known if s.alone is not None], key),
                 _right(known, [s.cloud.values.get(key, '') if s.cloud else '' for s in known],
                        key), str(changes),
                 str(sum(s.told is not None and key in {f.key for f in s.told.facts} for s in of)),
                 '; '.join(f'{n} x {why}' for why, n in dropped.most_common()) or 'never'])
-    return ['fact', 'right', 'last of the cloud right', 'changes', 'times told',
-            'dropped from the context'], rows
+    return ['fact', 'right', 'edge alone right', 'last of the cloud right', 'changes',
+            'times told', 'dropped from the context'], rows
 
 
 def _right(steps: Sequence[Step], values: Sequence[str], key: str) -> str:

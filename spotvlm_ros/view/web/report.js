@@ -61,6 +61,9 @@ function choose(name) {
   colors.clear();
   for (const key of keys) {
     strips.push(strip(`${key}: answer`, (s) => (factOf(s.said, key) || {}).value));
+    if (steps.some((s) => factOf(s.alone, key))) {
+      strips.push(strip(`${key}: edge alone`, (s) => (factOf(s.alone, key) || {}).value));
+    }
     strips.push(strip(`${key}: cloud`, (s) => (factOf(s.cloud, key) || {}).value));
     if (steps.some((s) => key in s.truth)) strips.push(strip(`${key}: truth`, (s) => s.truth[key]));
   }
@@ -106,17 +109,18 @@ function show(at) {
   } else {
     $('now-caption').textContent = 'the frames are not at hand';
   }
-  const head = ['fact', 'answer', 'sure', 'cloud', 'context'], known = Object.keys(step.truth).length;
+  const head = ['fact', 'answer', 'sure', 'edge alone', 'cloud', 'context'], known = Object.keys(step.truth).length;
   if (known) head.push('truth');
   fill('answers', head, step.said.facts.map((fact) => {
     const cloud = factOf(step.cloud, fact.key), given = told && factOf(told, fact.key);
     const row = [fact.key, fact.value, `${fact.origin} ${percent(fact.confidence)}`.trim(),
+                 (factOf(step.alone, fact.key) || {value: ''}).value,
                  cloud ? `${cloud.value} (${seconds(cloud.age_s)} before)` : '',
                  given ? `told ${given.value}, ${seconds(given.age_s)} old`
                    : told && told.dropped[fact.key] ? `dropped: ${told.dropped[fact.key]}` : ''];
     if (known) row.push(step.truth[fact.key] || '');
     return row;
-  }).concat(step.said.facts.length ? [] : [['text', step.said.text, '',
+  }).concat(step.said.facts.length ? [] : [['text', step.said.text, '', '',
                                             step.cloud ? step.cloud.text : '', '']]));
 }
 

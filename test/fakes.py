@@ -114,7 +114,6 @@ class FakeServer:
         self.reply: Callable[[ChatRequest], tuple[int, bytes]] = self.fine
         self.content = SCENE_REPLY
         self.content_type = 'application/json'
-        self.headers: dict[str, str] = {}
         self.requests: list[ChatRequest] = []
         self.port = 0
         self.start()
@@ -143,8 +142,6 @@ class FakeServer:
                 self.send_response(status)
                 self.send_header('Content-Type', outer.content_type)
                 self.send_header('Content-Length', str(len(body)))
-                for name, value in outer.headers.items():
-                    self.send_header(name, value)
                 self.end_headers()
                 try:
                     self.wfile.write(body)

@@ -24,10 +24,8 @@ import pytest
 from spotvlm_ros.cloud.breaker import Breaker, State
 from spotvlm_ros.cloud.bridge import CloudBridge
 from spotvlm_ros.cloud.client import CloudClient, read_api_key
-from spotvlm_ros.cloud.errors import CloudRefused, KEY_ENV
+from spotvlm_ros.cloud.errors import KEY_ENV
 from spotvlm_ros.cloud.keyframe_encoder import EncodedKeyframe
-from spotvlm_ros.cloud.pool import Endpoint
-from spotvlm_ros.cloud.reply import RawReply
 from spotvlm_ros.config.nodes import EmulatedDelayConfig, RequestConfig
 from spotvlm_ros.method.facts import NS, Query
 
@@ -120,50 +118,6 @@ def test_server_comes_back(server, bridges):
     server.start()
     wait_for(lambda: (bridge.offer(next(stamps), keyframe), answers)[1], 5.0)
     assert bridge.breaker_state == State.CLOSED and not bridge.stats.last_error
-
-
-def test_a_busy_server_is_asked_what_is_urgent_first_and_the_rest_as_often_as_it_answers(
-        server, bridges):
-    server.headers = {'X-Queue-Wait-Ms': '4000'}
-    bridge, answers = bridges(server.url)
-
-    def ask_at(seconds):
-        asked = bridge.offer(round(seconds * NS), keyframe)
-        wait_for(lambda: bridge.in_flight == 0)
-        return asked
-    assert ask_at(1.0) == 'scene' and wait_for(lambda: answers)
-    assert ask_at(1.5) is None and not bridge.stats.skipped     # it is not due anyway
-    assert ask_at(2.5) is None and ask_at(3.5) is None          # others go first
-    assert bridge.report()['skipped.server_busy'] == 1 and bridge.report()['primary.busy_s'] == 4.0
-    bridge.urge('scene')
-    assert ask_at(3.6) == 'scene' and ask_at(7.5) is None and ask_at(7.6) == 'scene'
-    assert bridge.report()['skipped.server_busy'] == 2
-    server.headers = {'X-Queue-Wait-Ms': '300'}
-    assert ask_at(11.6) == 'scene' and ask_at(12.6) == 'scene'  # as ever
-
-
-@pytest.mark.parametrize('said,busy_s', [
-    ('', 0.0), ('-5', 0.0), ('many', 0.0), ('1e9', 0.0), ('nan', 0.0), ('9' * 10, 0.0),
-    ('1.5', 0.0), ('\xb2', 0.0), ('99', 0.0), ('2500', 2.5), ('9' * 9, 10.0)])
-def test_a_server_is_not_believed_to_be_busy_for_ever(server, bridges, said, busy_s):
-    server.headers = {'X-Queue-Wait-Ms': said}
-    bridge, answers = bridges(server.url)
-    bridge.offer(NS, keyframe)
-    wait_for(lambda: answers)
-    assert bridge.report()['primary.busy_s'] == busy_s
-
-
-@pytest.mark.parametrize('status', [429, 503])
-def test_a_server_that_has_refused_is_asked_as_before_bit_by_bit(status):
-    endpoint = Endpoint(cloud_server('http://127.0.0.1:1/v1', 'fake'), True)
-    for expected in (1.5, 3.0, 6.0, 10.0, 10.0):
-        endpoint.failed(CloudRefused('u', status, 1.5), 0.0, 100)
-        assert endpoint.busy_s == expected
-    for expected in (5.0, 2.5, 1.25, 0.625, 0.3125, 0.15625, 0.0, 0.0):
-        endpoint.succeeded(RawReply(), 1.0)
-        assert endpoint.busy_s == expected
-    endpoint.failed(CloudRefused('u', status), 0.0, 100)   # not told for how long
-    assert endpoint.busy_s == 0.0
 
 
 def test_unreadable_frame_is_not_the_servers_fault(server, bridges):

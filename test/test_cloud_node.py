@@ -28,7 +28,6 @@ rclpy = pytest.importorskip('rclpy', reason='needs ROS 2: make setup')
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
 from spotvlm_ros.bench.faults.chaos import ChaosServer  # noqa: E402
 from spotvlm_ros.bench.faults.chaos_faults import FAULTS  # noqa: E402
-from spotvlm_ros.cloud.reply import RawReply  # noqa: E402
 from spotvlm_ros.config.profiles import check_file  # noqa: E402
 from spotvlm_ros.config.spec import ParameterError  # noqa: E402
 from spotvlm_ros.frames.frame import Frame  # noqa: E402
@@ -94,7 +93,7 @@ def test_a_pause_that_the_server_asks_for_is_told_with_its_end(
             keep_sending(probe, sender(probe), lambda: probe.count('cloud', 'errors.http_429'))
             endpoint = running.nodes[-1]._bridge._pool.endpoints[0]
             left_s = endpoint.paused_until - time.monotonic()
-            endpoint.succeeded(RawReply(round_trip_s=0.1), time.monotonic())
+            endpoint.succeeded(0.1, time.monotonic())
             endpoint.breaker.failure(time.monotonic())
             wait_for(lambda: probe.health['cloud'][0] == DiagnosticStatus.WARN
                      and 'Retry-After' in probe.health['cloud'][1])

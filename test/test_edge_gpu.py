@@ -26,10 +26,11 @@ from spotvlm_ros.edge.gpu import kernels, layers as gpu
 from spotvlm_ros.edge.gpu.graphs import GraphBackend
 from spotvlm_ros.edge.gpu.kv_cache import StaticKVCache
 from spotvlm_ros.edge.grammar import FreeText
-from spotvlm_ros.edge.quantised import rounded
+from spotvlm_ros.edge.quantised import quantise, rounded
 import tiny
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+import transformers as hf
 
 
 def asked(family, model, processor):
@@ -213,6 +214,36 @@ def test_kernels_compute_what_the_plain_versions_do(heads, kv_heads, dim, width,
     same(kernels.fused_norm_swiglu, make(width), norm, weights(inner, width),
          weights(inner, width))
     same(kernels.linear_residual, make(inner), weights(width, inner), make(width))
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+@pytest.mark.parametrize('bits', [16, 8, 4])
+@pytest.mark.parametrize('shared', [True, False])
+def test_layers_of_a_prompt_compute_what_the_model_does(shared, bits):
+    torch.manual_seed(0)
+    config = hf.Qwen2Config(hidden_size=1024, num_hidden_layers=2, num_attention_heads=8,
+                            num_key_value_heads=2, intermediate_size=2048, vocab_size=100)
+    model = hf.Qwen2Model(config).to('cuda', torch.bfloat16).eval()
+    if bits < 16:
+        quantise([model.layers], bits, torch.device('cuda'))
+    embeds = torch.randn((1, 96, 1024), device='cuda', dtype=torch.bfloat16)
+    slots = torch.arange(20, 116, device='cuda')
+    mask = torch.where(torch.arange(128, device='cuda')[None] <= slots[:, None], 0.0, -1e30)
+    found = []
+    for own in (False, True):
+        cache = StaticKVCache(2, 2, 128, 128, embeds)
+        cache.slots = slots
+        joined = gpu.JoinedLayers(model.layers, gpu.OneTokenLayers(model.layers, 128).qkv)
+        joined._shares_heads &= shared
+        with joined.compiled() if own else nullcontext():
+            found.append(model(
+                inputs_embeds=embeds, attention_mask=mask[None, None].to(embeds.dtype),
+                position_ids=slots[None], past_key_values=cache, use_cache=True,
+            ).last_hidden_state.float())
+        found.append(cache.keys.float())
+    for one, other in zip(found[2:], found[:2]):
+        assert (one - other).norm() < 0.02 * other.norm()
 
 
 def test_packed_attention_sees_windows_as_the_model_does(monkeypatch):

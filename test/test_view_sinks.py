@@ -166,14 +166,6 @@ def test_without_its_library_a_view_says_what_to_install(module, view, word, mon
         open_view(view, live(), None, bool)
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    pytest.importorskip('rerun', reason='pip install rerun-sdk')
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(AddressError, match='name a file, as rerun:drive.rrd') as error:
-        open_view(f'rerun:{tmp_path}/file/drive.rrd', live(), None, bool)
-    assert '\n' not in str(error.value)
-
-
 def test_a_port_that_is_taken_is_named():
     pytest.importorskip('foxglove', reason='pip install foxglove-sdk')
     first = FoxgloveSink('t', SimpleNamespace(host='127.0.0.1', port=0))

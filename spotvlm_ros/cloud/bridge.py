@@ -124,8 +124,6 @@ class CloudBridge:
                 self._due_at = now
             if self.policy.requests:
                 self._newest[camera] = stamp_ns, load, now
-            if due is None:
-                self._note_yielding(stamp_ns, camera)
             if due is None or self._stopped or not self._may_send(due, now):
                 return None
             job = _Job(due, stamp_ns, load, now)
@@ -203,7 +201,6 @@ class CloudBridge:
         finally:
             with self._lock:
                 self._pool.end(request, reply, failure, len(keyframe.jpeg), self._now)
-                self.policy.busy_s = endpoint.busy_s
         answer = parse_reply(job.query, reply.text, job.stamp_ns,
                              (keyframe.width, keyframe.height), keyframe.scale,
                              endpoint.config.box_scale)
@@ -367,21 +364,12 @@ class CloudBridge:
         picked = self._pool.pick(now) if self.policy.has_room else 'in_flight'
         if isinstance(picked, str):
             self._note_budget(due, picked, now)
-            self._note_skip(due, picked)
+            if due.id not in self._skip_noted:
+                self.stats.count_skipped(picked)
+            self._skip_noted.add(due.id)
             return False
         self._skip_noted.discard(due.id)
         return True
-
-    def _note_yielding(self, stamp_ns: int, camera: str) -> None:
-        """Count a keyframe once that is left to others because the server is busy."""
-        kept_back = self.policy.yields(stamp_ns, camera)
-        if kept_back is not None:
-            self._note_skip(kept_back, 'server_busy')
-
-    def _note_skip(self, query: Query, why: str) -> None:
-        if query.id not in self._skip_noted:
-            self.stats.count_skipped(why)
-        self._skip_noted.add(query.id)
 
     def _note_budget(self, query: Query, why: str, now: float) -> None:
         if why.startswith('budget_'):

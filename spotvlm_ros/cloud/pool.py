@@ -45,8 +45,6 @@ IMPLAUSIBLE = 100    # times the guess
 PATIENCE = 3.0    # times the usual round trip
 LEAST_PATIENCE_S = 1.0
 SHRINK = 0.6     # after HTTP 413
-LONGEST_BUSY_S = 10.0  # that a server is believed to be busy for
-LEAST_BUSY_S = 0.1
 LEAST_BYTES = 8192  # a server that finds this too large takes no images
 
 
@@ -62,7 +60,6 @@ class Endpoint:
         self.in_flight = 0
         self.requests = self.answers = self.errors = self.usage_missing = 0
         self.paused_until = 0.0   # as the server has asked for, steady clock [s]
-        self.busy_s = 0.0         # how long a request takes, as the server has it
         self.max_image_bytes = 0  # what it found too large is not sent again
         self._costs: deque[Cost] = deque(maxlen=16)
         self._late = 0            # requests in a row without a reply in time
@@ -119,14 +116,11 @@ class Endpoint:
         end = datetime.now(timezone.utc) + timedelta(seconds=left_s)
         return f'{end:%Y-%m-%d %H:%M:%S} UTC'
 
-    def succeeded(self, reply: RawReply, now: float) -> None:
+    def succeeded(self, round_trip_s: float, now: float) -> None:
         """Note an answer."""
         self.answers += 1
-        # Who says nothing of queues, but has refused, is asked more often again bit by bit.
-        busy_s = reply.busy_s or self.busy_s / 2.0
-        self.busy_s = min(busy_s, LONGEST_BUSY_S) if busy_s >= LEAST_BUSY_S else 0.0
         self._late = 0
-        self._round_trips_s.append(reply.round_trip_s)
+        self._round_trips_s.append(round_trip_s)
         if now >= self.paused_until:
             self.breaker.success()
 
@@ -142,7 +136,6 @@ class Endpoint:
         elif error.retry_after_s:
             self.breaker.open_for(now, error.retry_after_s)
             self.paused_until = self.breaker.retry_at
-            self.busy_s = min(max(error.retry_after_s, 2.0 * self.busy_s), LONGEST_BUSY_S)
         elif error.status not in PASSING and self.breaker.state is not State.CLOSED:
             self.breaker.open_for(now, DENIED_S)
         else:
@@ -152,7 +145,7 @@ class Endpoint:
         """Return how the server is, for diagnostics."""
         return {f'{self.server.name}.{key}': value for key, value in (
             ('breaker', self.breaker.state.name.lower()), ('paused_until', self.pause(now)),
-            ('in_flight', self.in_flight), ('busy_s', round(self.busy_s, 3)),
+            ('in_flight', self.in_flight),
             ('requests', self.requests), ('answers', self.answers), ('errors', self.errors),
             ('dialect', self.client.dialect.name.lower()),
             ('usage_missing', self.usage_missing))}
@@ -239,7 +232,7 @@ class EndpointPool:
         if failure is not None:
             endpoint.failed(failure, now, jpeg_bytes)
         elif reply.round_trip_s:
-            endpoint.succeeded(reply, now)
+            endpoint.succeeded(reply.round_trip_s, now)
         else:
             endpoint.breaker.abandon(now)
 

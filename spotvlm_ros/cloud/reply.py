@@ -47,7 +47,6 @@ class RawReply:
     reasoned: bool = False  # reasoning came apart from the text
     round_trip_s: float = 0.0  # request to reply, emulated part included
     emulated_s: float = 0.0
-    busy_s: float = 0.0    # how long the server says that the next request would take
 
 
 def loads(data: bytes) -> object:

@@ -59,7 +59,6 @@ MAX_PARTS = 64          # of a message that is a list
 _REASONING = ('reasoning_content', 'reasoning')  # fields of a message: vLLM, OpenRouter
 DRAIN_S = 0.1           # longest wait for the end of a body whose end mark has come
 TIMEOUT_HEADER = 'X-Request-Timeout-Ms'  # a server that knows it need not compute in vain
-QUEUE_HEADER = 'x-queue-wait-ms'  # how long a server says that the next request would take
 HTTP = b'HTTP/1.'       # what a response begins with
 _METER: ContextVar[_Meter] = ContextVar('meter')  # of what the present task reads
 
@@ -127,7 +126,6 @@ class Transport:
                    for name, value in response.headers}
         if response.status != 200:
             raise CloudRefused(self.base_url, response.status, retry_after_s(headers))
-        reply.busy_s = _busy_s(headers.get(QUEUE_HEADER, ''))
         if headers.get('content-encoding', 'identity') != 'identity':
             raise CloudReplyError(f'{self.base_url} compresses its replies, which was not asked '
                                   'for; turn that off')
@@ -325,12 +323,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         now = _date(headers.get('date', '')) or datetime.now(timezone.utc)
         seconds = (until - now).total_seconds() if until else 0.0
     return min(seconds, LONGEST_RETRY_AFTER_S) if seconds > 0 else 0.0  # it may be no number
-
-
-def _busy_s(text: str) -> float:
-    """Return how long a server says that a request would take now [s], 0 where it says nothing."""
-    plain = text.isascii() and text.isdigit() and len(text) < 10
-    return int(text) / 1e3 if plain else 0.0
 
 
 def _date(text: str) -> datetime | None:

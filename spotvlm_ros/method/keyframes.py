@@ -44,20 +44,18 @@ RECENT = 8            # round trips that the number in flight is fitted to
 
 
 def next_keyframe(queries: Iterable[Query], last_sent_ns: Mapping[str, int], now_ns: int,
-                  urgent: Collection[str] = (), busy_s: float = 0.0) -> Query | None:
+                  urgent: Collection[str] = ()) -> Query | None:
     """
     Return the query to ask the cloud about the frame acquired at ``now_ns``, None if none is due.
 
     The most overdue query goes first. ``last_sent_ns`` holds the stamp of the last frame sent for
     each query, ``urgent`` the queries whose scene has changed or whose edge answers are unsure.
-    The others are asked no more often than a busy server takes to answer, ``busy_s``.
     """
     best, best_overdue = None, 0.0
     for query in queries:
         if query.cloud_period_s <= 0:  # 0 = never ask the cloud
             continue
-        period = NS * (query.cloud_period_s * URGENT_SHARE if query.id in urgent else
-                       max(query.cloud_period_s, busy_s))
+        period = query.cloud_period_s * NS * (URGENT_SHARE if query.id in urgent else 1.0)
         sent = last_sent_ns.get(query.id)
         overdue = float('inf') if sent is None else (now_ns - sent) / period
         if overdue >= 1.0 and overdue > best_overdue:
@@ -127,7 +125,6 @@ class KeyframePolicy(Generic[R]):
         self.max_in_flight = max_in_flight
         self.requests: list[R] = []      # under way
         self.urged = 0                   # times that a query was brought forward
-        self.busy_s = 0.0                # how long the server says that a request takes now
         self._queries = {q.id: q for q in queries}
         self._last_sent_ns: dict[str, int] = {}
         self._urgent: set[str] = set()
@@ -146,14 +143,7 @@ class KeyframePolicy(Generic[R]):
     def due(self, stamp_ns: int, camera: str = '') -> Query | None:
         """Return the query that a camera's frame is to be sent for, room or not."""
         return next_keyframe([q for q in self._queries.values() if q.camera == camera],
-                             self._last_sent_ns, stamp_ns, self._urgent, self.busy_s)
-
-    def yields(self, stamp_ns: int, camera: str = '') -> Query | None:
-        """Return the query that a frame is not sent for because the server is busy."""
-        busy_s, self.busy_s = self.busy_s, 0.0
-        due = self.due(stamp_ns, camera)
-        self.busy_s = busy_s
-        return due if busy_s and due is not None else None
+                             self._last_sent_ns, stamp_ns, self._urgent)
 
     def urge(self, query_id: str) -> None:
         """Bring a query forward: its scene has changed, or the edge is unsure."""

@@ -23,7 +23,6 @@ channel that nobody has subscribed to is given nothing.
 from __future__ import annotations
 
 from importlib.util import find_spec
-import logging
 from typing import Any
 
 from pydantic import JsonValue
@@ -50,7 +49,6 @@ class FoxgloveSink:
             raise AddressError('--view foxglove needs foxglove-sdk: pip install foxglove-sdk')
         import foxglove
         from foxglove import channels
-        logging.getLogger('foxglove').addHandler(logging.NullHandler())  # of who comes and goes
         self._context = foxglove.Context()
         self._images: dict[str, tuple[Any, Any]] = {}   # channels by camera
         self._said = {source: foxglove.Channel(topic, context=self._context)

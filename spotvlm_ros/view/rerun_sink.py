@@ -52,9 +52,9 @@ class RerunSink:
             else:
                 self._stream.spawn()
         except (OSError, RuntimeError, ValueError) as error:
-            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise AddressError(f'--view rerun:{where}: {why}; name a file, as rerun:drive.rrd, or '
-                               'a viewer, as rerun:rerun+http://127.0.0.1:9876/proxy') from error
+            raise AddressError(f'--view rerun:{where}: {error}; name a file, as rerun:drive.rrd, '
+                               'or a viewer, as rerun:rerun+http://127.0.0.1:9876/proxy'
+                               ) from error
 
     def wanted(self) -> bool:
         """Return that it is: a file and a viewer take all."""

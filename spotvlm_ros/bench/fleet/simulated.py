@@ -88,20 +88,18 @@ class Region:
         self._replicas = [Batcher(self._compute, max_batch, Meters()) for _ in range(replicas)]
         self.busy_s = 0.0     # of all replicas
 
-    async def ask(self, robot: str, until: float) -> float:
-        """Return, when the reply is there, how long the next would take. Raise CloudError."""
+    async def ask(self, robot: str, until: float) -> None:
+        """Return when the reply is there. Raise CloudError."""
         if self.down:
             await asyncio.sleep(CONNECT_S)
             raise CloudUnreachable(f'{self.name} is down')
         one, other = (self._random.choice(self._replicas) for _ in range(2))
-        replica = min(one, other, key=lambda r: r.under_way)
         try:
-            await replica.ask(_Asked(), robot, until)
+            await min(one, other, key=lambda r: r.under_way).ask(_Asked(), robot, until)
         except Refused as refusal:
             self.refused += 1
             raise CloudRefused(self.name, refusal.status, refusal.retry_after_s) from None
         self.answered += 1
-        return replica.wait_s
 
     def close(self) -> None:
         """End."""
@@ -139,7 +137,7 @@ class _Client:
                     raise CloudUnreachable('the connection is broken')
                 await asyncio.sleep(both_s / 2 + upload_s)
                 reply.sent = loop.time()
-                reply.busy_s = await self._region.ask(self._robot, began + deadline_s)
+                await self._region.ask(self._robot, began + deadline_s)
                 await asyncio.sleep(both_s / 2)
         except TimeoutError:
             raise CloudTimeout('no reply in time') from None

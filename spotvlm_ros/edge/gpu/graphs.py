@@ -35,7 +35,8 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from .kv_cache import StaticKVCache
-from .layers import CompiledLayers, KernelError, OneTokenLayers, pad_gated_mlps, PatchLinear
+from .layers import (CompiledLayers, JoinedLayers, KernelError, OneTokenLayers, pad_gated_mlps,
+                     PatchLinear)
 from ..engine import batched_position_ids, PrefixState, Prompt, Step, TokenIds
 from ..families import ImageFeatures, input_shapes, ModelFamily
 from ..grammar import DraftTree, Logits
@@ -94,9 +95,10 @@ class GraphBackend:
             pad_gated_mlps(family.vision_tower.modules())
             PatchLinear.replace_in(family.vision_tower.modules())
         self._tokens = tokens = next(n for n in LENGTHS if n >= min(tokens, LENGTHS[-1]))
-        self._one_token_layers = (OneTokenLayers(family.decoder.layers, tokens)
-                                  if OneTokenLayers.supports(family.decoder.layers)
-                                  else self._layers)
+        self._one_token_layers: CompiledLayers | OneTokenLayers = self._layers
+        if OneTokenLayers.supports(family.decoder.layers):
+            self._one_token_layers = one = OneTokenLayers(family.decoder.layers, tokens)
+            self._layers = JoinedLayers(family.decoder.layers, one.qkv)
         self._cache = StaticKVCache(config.num_hidden_layers, config.num_key_value_heads or heads,
                                     tokens, dim, weight)
         self._bias = torch.zeros(tokens, dtype=self._dtype, device=self._device)  # per KV slot

@@ -29,28 +29,19 @@ builds.
 
 from __future__ import annotations
 
-from subprocess import SubprocessError
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
-from ..quantised import GROUP, Weight, WORDS
+from .products import triton
+from ..quantised import Weight
 
-# What is raised where there is no C compiler, or a GPU is too small.
-FAILURES: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
-try:
-    import triton
-    from triton import language as tl
-    FAILURES += triton.TritonError,
-except ImportError:      # no CUDA build: the plain versions are all there is
-    triton = None
+if triton is not None:
+    from .products import (dot_products, HIGH, launch_options, LOW, tile_shape, tl, WARPS,
+                           wait_for_previous, weight_parts)
 
-MAX_TILE = {16: 8192, 8: 8192, 4: 16384}   # numbers of a weight that a program holds, by bits
-MAX_TILE_WIDTH = 2048    # most of them of one row
-MIN_PROGRAMS = 264       # of a product: two for each of the 132 multiprocessors of an H100
 TOKENS = 64              # of the KV cache that a program of attention covers
-WARPS = 4
 
 
 class RMSNorm(NamedTuple):
@@ -148,152 +139,11 @@ def _rms_norm(x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
 
 if triton is not None:
     @triton.jit
-    def _wait_for_previous(OVERLAP: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Wait for the kernel before this one; the next one may begin, and wait for this one."""
-        if OVERLAP:
-            tl.extra.cuda.gdc_wait()
-            tl.extra.cuda.gdc_launch_dependents()
-
-    @triton.jit
-    def _load_weights(at, rows, columns):  # type: ignore[no-untyped-def]
-        """Read what is not read again in this pass; what is may stay in the cache."""
-        return tl.load(at, mask=rows[:, None] & columns[None, :], other=0,
-                       eviction_policy='evict_first')
-
-    _GROUP, _WORDS = tl.constexpr(GROUP), tl.constexpr(WORDS)
-
-    @triton.jit
-    def _load_words(values, scales, rows, groups, within,  # type: ignore[no-untyped-def]
-                    n_in: tl.constexpr):
-        """Return words, rows x groups x _WORDS, and the scales of groups."""
-        there = within[:, None] & (groups < n_in // _GROUP)[None, :]
-        at = rows.to(tl.int64)[:, None] * (n_in // _GROUP) + groups[None, :]
-        words = at[:, :, None] * _WORDS + tl.arange(0, _WORDS)[None, None, :]
-        return (tl.load(values + words, mask=there[:, :, None], other=0,
-                        eviction_policy='evict_first'),
-                tl.load(scales + at, mask=there, other=0.0).to(tl.float32))
-
-    @triton.jit
-    def _number(words, k: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Return the k-th weight of each word, without a conversion: as the end of a float's."""
-        bits = ((words >> (4 * k)) & 15) | 0x4B000000   # 2^23 and the number
-        return bits.to(tl.float32, bitcast=True) - 8388616.0
-
-    @triton.jit
-    def _group_products(x, norm, w, v, groups, n_in: tl.constexpr,  # type: ignore[no-untyped-def]
-                        NORM: tl.constexpr, TWO: tl.constexpr):
-        """Return groups of two weights times x, rows x groups each, and the squares of x."""
-        left, words = (groups < n_in // _GROUP)[:, None], tl.arange(0, _WORDS)
-        dots = tl.zeros(w.shape, tl.float32)
-        other = tl.zeros(w.shape, tl.float32)
-        squares = tl.zeros((w.shape[1], _WORDS), tl.float32)
-        for k in tl.static_range(_GROUP // _WORDS):
-            column = groups[:, None] * _GROUP + _WORDS * k + words[None, :]
-            part = tl.load(x + column, mask=left, other=0.0).to(tl.float32)
-            if NORM:
-                squares += part * part
-                part *= tl.load(norm + column, mask=left, other=0.0).to(tl.float32)
-            dots += _number(w, k) * part[None, :, :]
-            if TWO:
-                other += _number(v, k) * part[None, :, :]
-        return tl.sum(dots, 2), tl.sum(other, 2), squares
-
-    @triton.jit
-    def _dot_products_of_words(  # type: ignore[no-untyped-def]
-            x, norm, eps, first, scales, second, more_scales, rows, others, within,
-            n_in: tl.constexpr, IN: tl.constexpr, NORM: tl.constexpr, TWO: tl.constexpr,
-            OVERLAP: tl.constexpr):
-        """Return what `_dot_products` does, of weights in 4 bits."""
-        GROUPS: tl.constexpr = IN // _GROUP
-        groups = tl.arange(0, GROUPS)
-        w, s = _load_words(first, scales, rows, groups, within, n_in)
-        v, t = w, s
-        if TWO:
-            v, t = _load_words(second, more_scales, others, groups, within, n_in)
-        _wait_for_previous(OVERLAP)
-        dots, other, squares = _group_products(x, norm, w, v, groups, n_in, NORM, TWO)
-        sums, more = dots * s, other * t
-        for begin in tl.range(GROUPS, n_in // _GROUP, GROUPS, num_stages=3):
-            here = begin + groups
-            w, s = _load_words(first, scales, rows, here, within, n_in)
-            v, t = w, s
-            if TWO:
-                v, t = _load_words(second, more_scales, others, here, within, n_in)
-            dots, other, part = _group_products(x, norm, w, v, here, n_in, NORM, TWO)
-            sums += dots * s
-            if TWO:
-                more += other * t
-            squares += part
-        first_dots, second_dots = tl.sum(sums, 1), tl.sum(more, 1)
-        if NORM:
-            scale = tl.rsqrt(tl.sum(squares) / n_in + eps)
-            first_dots, second_dots = first_dots * scale, second_dots * scale
-        return first_dots, second_dots
-
-    @triton.jit
-    def _dot_products_of_numbers(  # type: ignore[no-untyped-def]
-            x, norm, eps, first, scales, second, more_scales, rows, others, within,
-            n_in: tl.constexpr, IN: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr,
-            TWO: tl.constexpr, OVERLAP: tl.constexpr):
-        """Return what `_dot_products` does, of plain weights, or of 8 bits where SCALED."""
-        columns = tl.arange(0, IN)
-        at = rows.to(tl.int64)[:, None] * n_in + columns[None, :]
-        to = others.to(tl.int64)[:, None] * n_in + columns[None, :]
-        left = columns < n_in
-        w = _load_weights(first + at, within, left)
-        if TWO:
-            v = _load_weights(second + to, within, left)
-        if NORM:
-            times = tl.load(norm + columns, mask=left, other=0.0).to(tl.float32)
-        _wait_for_previous(OVERLAP)
-        part = tl.load(x + columns, mask=left, other=0.0).to(tl.float32)
-        squares = part * part
-        if NORM:
-            part *= times
-        sums = w.to(tl.float32) * part[None, :]
-        more = sums
-        if TWO:
-            more = v.to(tl.float32) * part[None, :]
-        for begin in tl.range(IN, n_in, IN, num_stages=3):
-            left = (begin + columns) < n_in
-            w = _load_weights(first + at + begin, within, left)
-            if TWO:
-                v = _load_weights(second + to + begin, within, left)
-            part = tl.load(x + begin + columns, mask=left, other=0.0).to(tl.float32)
-            if NORM:
-                squares += part * part
-                part *= tl.load(norm + begin + columns, mask=left, other=0.0).to(tl.float32)
-            sums += w.to(tl.float32) * part[None, :]
-            if TWO:
-                more += v.to(tl.float32) * part[None, :]
-        dots, other = tl.sum(sums, 1), tl.sum(more, 1)
-        if SCALED:
-            dots *= tl.load(scales + rows, mask=within, other=0.0).to(tl.float32)
-            other *= tl.load(more_scales + others, mask=within, other=0.0).to(tl.float32)
-        if NORM:
-            scale = tl.rsqrt(tl.sum(squares) / n_in + eps)
-            dots, other = dots * scale, other * scale
-        return dots, other
-
-    @triton.jit
-    def _dot_products(  # type: ignore[no-untyped-def]
-            x, norm, eps, first, scales, second, more_scales, rows, others, within,
-            n_in: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, NORM: tl.constexpr,
-            TWO: tl.constexpr, OVERLAP: tl.constexpr):
-        """Return rows of one weight, and others of a second, times x; weights are read first."""
-        if BITS == 4:
-            return _dot_products_of_words(x, norm, eps, first, scales, second, more_scales, rows,
-                                          others, within, n_in, IN, NORM, TWO, OVERLAP)
-        else:  # noqa: RET505 (of two returns one is compiled)
-            return _dot_products_of_numbers(x, norm, eps, first, scales, second, more_scales, rows,
-                                            others, within, n_in, IN, BITS == 8, NORM, TWO,
-                                            OVERLAP)
-
-    @triton.jit
     def _norm_qkv_rope_kernel(  # type: ignore[no-untyped-def]
             x, norm, eps, weight, scales, bias, cos, sin, keys, values, slot, query, heads,
-            kv_heads, tokens, n_in: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
-            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, OVERLAP: tl.constexpr):
+            kv_heads, tokens, low, high, n_in: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
+            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, STAGES: tl.constexpr,
+            OVERLAP: tl.constexpr):
         """Compute two numbers, half a head apart, of each of OUT places: they turn together."""
         HALF: tl.constexpr = D // 2
         number = tl.program_id(0) * OUT + tl.arange(0, OUT)
@@ -305,8 +155,8 @@ if triton is not None:
         cos_b = tl.load(cos + i + HALF, mask=turns, other=1.0).to(tl.float32)
         sin_b = tl.load(sin + i + HALF, mask=turns, other=0.0).to(tl.float32)
         at = tl.load(slot)
-        a, b = _dot_products(x, norm, eps, weight, scales, weight, scales, row, row + HALF, within,
-                             n_in, IN, BITS, True, True, OVERLAP)
+        a, b = dot_products(x, norm, eps, weight, scales, weight, scales, row, row + HALF, within,
+                            low, high, n_in, IN, BITS, True, True, STAGES, OVERLAP)
         if BIAS:
             a += tl.load(bias + row, mask=within, other=0.0).to(tl.float32)
             b += tl.load(bias + row + HALF, mask=within, other=0.0).to(tl.float32)
@@ -342,7 +192,7 @@ if triton is not None:
         k = tl.load(keys + here[None, :] + at[:, None] * D, mask=old, other=0.0)
         v = tl.load(values + here[None, :] + at[:, None] * D, mask=old, other=0.0)
         added = tl.load(mask + at, mask=at <= last, other=float('-inf')).to(tl.float32)
-        _wait_for_previous(OVERLAP)
+        wait_for_previous(OVERLAP)
         q = tl.load(query + head * D + dims, mask=inside, other=0.0).to(tl.float32) * scaling
         now = (at == last)[:, None]  # what the kernel before this one wrote
         k = tl.where(now, tl.load(keys + here + last * D, mask=inside, other=0.0)[None, :], k)
@@ -373,54 +223,37 @@ if triton is not None:
 
     @triton.jit
     def _norm_swiglu_kernel(  # type: ignore[no-untyped-def]
-            x, norm, eps, gate, gate_scales, up, up_scales, out, n_out, n_in: tl.constexpr,
-            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, OVERLAP: tl.constexpr):
+            x, norm, eps, gate, gate_scales, up, up_scales, out, n_out, low, high,
+            n_in: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
+            STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
-        a, b = _dot_products(x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within,
-                             n_in, IN, BITS, True, True, OVERLAP)
+        a, b = dot_products(x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within,
+                            low, high, n_in, IN, BITS, True, True, STAGES, OVERLAP)
         tl.store(out + rows, (a * tl.sigmoid(a) * b).to(out.dtype.element_ty), mask=within)
 
     @triton.jit
     def _linear_residual_kernel(  # type: ignore[no-untyped-def]
-            x, weight, scales, residual, out, n_out, n_in: tl.constexpr, OUT: tl.constexpr,
-            IN: tl.constexpr, BITS: tl.constexpr, OVERLAP: tl.constexpr):
+            x, weight, scales, residual, out, n_out, low, high, n_in: tl.constexpr,
+            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, STAGES: tl.constexpr,
+            OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
-        sums, _ = _dot_products(x, x, 0.0, weight, scales, weight, scales, rows, rows, within,
-                                n_in, IN, BITS, False, False, OVERLAP)
+        sums, _ = dot_products(x, x, 0.0, weight, scales, weight, scales, rows, rows, within,
+                               low, high, n_in, IN, BITS, False, False, STAGES, OVERLAP)
         sums += tl.load(residual + rows, mask=within, other=0.0).to(tl.float32)
         tl.store(out + rows, sums.to(out.dtype.element_ty), mask=within)
-
-    def _launch_options(like: torch.Tensor) -> dict[str, bool | int]:
-        """Return how to run a kernel: on Hopper it begins while the one before it ends."""
-        overlap = (torch.cuda.get_device_capability(like.device)[0] >= 9
-                   and hasattr(tl.extra.cuda, 'gdc_wait'))
-        return {'OVERLAP': overlap, 'num_warps': WARPS,
-                **({'launch_pdl': True} if overlap else {})}
-
-    def _tile_shape(n_out: int, weight: Weight, two: bool) -> dict[str, int]:
-        """Return how many outputs a program computes, and how many inputs it reads at once."""
-        width = min(MAX_TILE_WIDTH, triton.next_power_of_2(weight.n_in))
-        most, largest = max(1, n_out // MIN_PROGRAMS), MAX_TILE[weight.bits] // (1 + two)
-        return {'OUT': min(largest // width, 1 << (most.bit_length() - 1)), 'IN': width,
-                'BITS': weight.bits}
-
-    def _stored(weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return numbers and scales; where there are none, what is not read."""
-        return weight.values, weight.values if weight.scales is None else weight.scales
 
     def _launch_norm_qkv_rope(x: torch.Tensor, norm: RMSNorm, weight: Weight,
                               bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor,
                               cache: LayerKV) -> torch.Tensor:
         (_, kv_heads, tokens, dim), n_out = cache.keys.shape, len(weight.values)
         query = x.new_empty((n_out // dim - 2 * kv_heads, dim))
-        # Few enough programs to run all at once.
-        tile = _tile_shape(n_out // 2, weight, weight.bits == 4)
+        tile = tile_shape(n_out // 2, weight, False)   # few programs: all run at once
         _norm_qkv_rope_kernel[(triton.cdiv(n_out // 2, tile['OUT']),)](
-            x, *norm, *_stored(weight), x if bias is None else bias, cos, sin, *cache, query,
-            len(query), kv_heads, tokens, weight.n_in, dim, bias is not None, **tile,
-            **_launch_options(x))
+            x, *norm, *weight_parts(weight), x if bias is None else bias, cos, sin, *cache, query,
+            len(query), kv_heads, tokens, LOW, HIGH, weight.n_in, dim, bias is not None, **tile,
+            **launch_options(x))
         return query
 
     def _launch_decode_attention(query: torch.Tensor, cache: LayerKV, mask: torch.Tensor,
@@ -430,22 +263,23 @@ if triton is not None:
         _decode_attention_kernel[(parts, heads)](
             query, cache.keys, cache.values, mask, cache.slot, *scratch, out, scaling, tokens,
             heads // kv_heads, dim, triton.next_power_of_2(dim), TOKENS,
-            triton.next_power_of_2(parts), **_launch_options(query))
+            triton.next_power_of_2(parts), num_warps=WARPS, **launch_options(query))
         return out
 
     def _launch_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight,
                             up: Weight) -> torch.Tensor:
         n_out = len(gate.values)
-        tile, out = _tile_shape(n_out, gate, True), x.new_empty(n_out)
+        tile, out = tile_shape(n_out, gate, True), x.new_empty(n_out)
         _norm_swiglu_kernel[(triton.cdiv(n_out, tile['OUT']),)](
-            x, *norm, *_stored(gate), *_stored(up), out, n_out, gate.n_in, **tile,
-            **_launch_options(x))
+            x, *norm, *weight_parts(gate), *weight_parts(up), out, n_out, LOW, HIGH, gate.n_in,
+            **tile, **launch_options(x))
         return out
 
     def _launch_linear_residual(x: torch.Tensor, weight: Weight,
                                 residual: torch.Tensor) -> torch.Tensor:
         n_out = len(weight.values)
-        tile, out = _tile_shape(n_out, weight, False), torch.empty_like(residual)
+        tile, out = tile_shape(n_out, weight, False), torch.empty_like(residual)
         _linear_residual_kernel[(triton.cdiv(n_out, tile['OUT']),)](
-            x, *_stored(weight), residual, out, n_out, weight.n_in, **tile, **_launch_options(x))
+            x, *weight_parts(weight), residual, out, n_out, LOW, HIGH, weight.n_in, **tile,
+            **launch_options(x))
         return out

@@ -31,10 +31,12 @@ from typing import TypeAlias
 import torch
 from torch import nn
 from torch._inductor import config as inductor
+from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from . import kernels
-from .kv_cache import StaticKVCache
+from .kv_cache import LayerCache, StaticKVCache
+from .products import FAILURES
 from ..quantised import QuantisedLinear, Weight
 
 MLP_MULTIPLE = 64   # matrix products are fast with sides that are multiples of 8
@@ -51,11 +53,13 @@ Linear: TypeAlias = tuple[Weight, torch.Tensor | None]   # weight, n_out x n_in,
 class CompiledLayers:
     """Layers of one kind, which share the code that is compiled for the first of them."""
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
+    def __init__(self, layers: Iterable[nn.Module],
+                 run: Callable[..., LayerOutput] | None = None) -> None:
         """Compile nothing yet: the first forward pass of each shape does."""
         self._layers = list(layers)
         on_gpu = bool(self._layers) and next(self._layers[0].parameters()).is_cuda
-        self._run = torch.compile(_run, dynamic=False, options=PDL_OPTIONS if on_gpu else None)
+        self._run = torch.compile(run or _run, dynamic=False,
+                                  options=PDL_OPTIONS if on_gpu else None)
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -77,6 +81,67 @@ def _run(layer: nn.Module, *args: object, **kwargs: object) -> LayerOutput:
     return output
 
 
+class JoinedLayers(CompiledLayers):
+    """
+    Decoder layers of the usual make, compiled for passes of many tokens.
+
+    Queries, keys and values are one product, and keys and values are not copied for each of the
+    heads that share them, where attention on this GPU needs no copies.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], qkv: list[Linear]) -> None:
+        """Take the joined weights of `OneTokenLayers`."""
+        super().__init__(layers, _run_joined)
+        self._qkv = qkv
+        self._shares_heads = _attention_shares_heads(self._layers[0].self_attn, qkv[0][0])
+
+    def _forward(self, layer: nn.Module, index: int, *args: object,
+                 past_key_values: StaticKVCache | None = None, **inputs: object) -> LayerOutput:
+        assert past_key_values is not None
+        output: LayerOutput = self._run(
+            layer, self._qkv[index], *args, past_key_values.layer(index),
+            inputs['position_embeddings'], inputs['attention_mask'], self._shares_heads)
+        return output
+
+
+def _run_joined(layer: nn.Module, qkv: Linear, hidden: torch.Tensor, cache: LayerCache,
+                rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor,
+                shares_heads: bool) -> torch.Tensor:
+    """Return what a layer makes of tokens, 1 x tokens x width."""
+    attention, (weight, bias) = layer.self_attn, qkv
+    heads = functional.linear(layer.input_layernorm(hidden), weight.plain(), bias).unflatten(
+        -1, (-1, attention.head_dim)).transpose(1, 2)
+    kv_heads = cache.keys.shape[1]
+    rotated, values = heads[:, :-kv_heads], heads[:, -kv_heads:]
+    first, second = rotated.chunk(2, -1)
+    cos, sin = rotation
+    rotated = rotated * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+    query = rotated[:, :-kv_heads]
+    keys, values = cache.update(rotated[:, -kv_heads:], values)
+    if not shares_heads:
+        each = query.shape[1] // kv_heads
+        keys, values = (x.repeat_interleave(each, 1) for x in (keys, values))
+    mixed = functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=shares_heads)
+    hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    added: torch.Tensor = layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden + added
+
+
+def _attention_shares_heads(attention: nn.Module, like: Weight) -> bool:
+    """Return whether there is fast attention to keys that several heads share (cuDNN's)."""
+    if not like.values.is_cuda or not hasattr(torch.backends.cuda, 'can_use_cudnn_attention'):
+        return False
+    dim, dtype = attention.head_dim, attention.o_proj.weight.dtype
+    query, keys = (torch.zeros((1, heads, 64, dim), dtype=dtype, device=like.values.device)
+                   for heads in (attention.o_proj.in_features // dim,
+                                 attention.k_proj.out_features // dim))
+    mask = query.new_zeros((1, 1, 64, 64))
+    return bool(torch.backends.cuda.cudnn_sdp_enabled() and
+                torch.backends.cuda.can_use_cudnn_attention(torch.backends.cuda.SDPAParams(
+                    query, keys, keys, mask, 0.0, False, True)))
+
+
 class KernelError(RuntimeError):
     """Kernels of our own cannot be compiled here, or this GPU cannot run them."""
 
@@ -96,8 +161,8 @@ class OneTokenLayers:
         ``tokens``: the size of the KV cache.
         """
         self._layers = list(layers)
-        self._qkv = [_join([getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'])
-                     for layer in self._layers]
+        self.qkv = [_join([getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'])
+                    for layer in self._layers]
         attention = self._layers[0].self_attn
         self._scratch = kernels.attention_scratch(
             attention.q_proj.out_features // attention.head_dim, tokens, attention.head_dim,
@@ -114,13 +179,13 @@ class OneTokenLayers:
         """Return what a layer makes of one token, 1 x 1 x width; raise KernelError."""
         cache, (cos, sin) = past_key_values.layer(index), inputs['position_embeddings']
         try:
-            return self._compute(layer, self._qkv[index], hidden_states[0, 0],
+            return self._compute(layer, self.qkv[index], hidden_states[0, 0],
                                  kernels.LayerKV(cache.keys, cache.values, cache.slots),
                                  inputs['attention_mask'][0, 0, 0],
                                  (cos[0, 0], sin[0, 0]))
         except torch.OutOfMemoryError:
             raise
-        except kernels.FAILURES as error:
+        except FAILURES as error:
             raise KernelError(str(error)) from error
 
     def _compute(self, layer: nn.Module, qkv: Linear, x: torch.Tensor, cache: kernels.LayerKV,
@@ -208,8 +273,8 @@ class PatchLinear(nn.Conv3d):
         """Return one output per patch, n x out x 1 x 1 x 1."""
         if x.shape[2:] != self.kernel_size or self.dilation != (1, 1, 1):
             return super().forward(x)
-        return nn.functional.linear(x.flatten(1), self.weight.flatten(1),
-                                    self.bias)[..., None, None, None]
+        return functional.linear(x.flatten(1), self.weight.flatten(1),
+                                 self.bias)[..., None, None, None]
 
 
 def pad_gated_mlps(modules: Iterable[nn.Module]) -> None:
@@ -234,4 +299,4 @@ def pad_gated_mlps(modules: Iterable[nn.Module]) -> None:
 
 
 def _padded(weight: nn.Parameter, sides: tuple[int, ...]) -> nn.Parameter:
-    return nn.Parameter(nn.functional.pad(weight.detach(), sides), requires_grad=False)
+    return nn.Parameter(functional.pad(weight.detach(), sides), requires_grad=False)

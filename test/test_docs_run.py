@@ -180,7 +180,7 @@ def reader(server, tmp_path, monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     write_bag(tmp_path / 'drive')
     Path('door.yaml').write_text('rate_hz: 0.5\n')
-    camera, camera, reading = Camera('/robot1/image'), Reader(server.url)
+    camera, reading = Camera('/robot1/image'), Reader(server.url)
     try:
         yield reading
         reading.interrupt()

@@ -40,12 +40,12 @@ PRECISIONS = {torch.float32: 'f32', torch.bfloat16: 'bf16', torch.float16: 'f16'
 
 
 class _Module(nn.Module):
-    def __init__(self, tower: Tower) -> None:
+    def __init__(self, tower: Tower, dtype: torch.dtype) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.dtype = tower, dtype
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.tower(pixel_values)
+        return self.tower(pixel_values.to(self.dtype)).float()   # numpy knows no bfloat16
 
 
 def check_backend(backend: VisionBackend, device: str) -> None:
@@ -73,7 +73,8 @@ def compile_tower(tower: Tower, pixels: torch.Tensor) -> Tower | None:
     try:
         with warnings.catch_warnings():  # of what is constant in a trace: all but pixels is
             warnings.simplefilter('ignore')
-            model = openvino.convert_model(_Module(tower).eval(), example_input=pixels.clone())
+            model = openvino.convert_model(_Module(tower, dtype).eval(),
+                                           example_input=pixels.float())
         model.reshape(list(pixels.shape))
         compiled = openvino.Core().compile_model(model, 'CPU', {
             'INFERENCE_PRECISION_HINT': PRECISIONS[dtype], 'PERFORMANCE_HINT': 'LATENCY',

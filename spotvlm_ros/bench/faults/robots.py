@@ -136,10 +136,12 @@ class SimulatedRobot:
 
     def _drive(self) -> None:
         """Offer frames, and note how old the newest answer to the first query is."""
-        sent, newest = 0, self._began
-        while not self._ended.wait(1.0 / CAMERA_HZ):
+        sent, newest, stamp = 0, self._began, time.monotonic_ns()
+        while not self._ended.wait(max(0.0, (stamp - time.monotonic_ns()) / 1e9)):
             now, keyframe = time.monotonic_ns(), self._keyframes[sent % DISTINCT]
-            self.bridge.offer(now, lambda keyframe=keyframe: keyframe)  # type: ignore[misc]
+            # As a camera's, stamps do not jitter: a query is due at the frame a period later.
+            self.bridge.offer(stamp, lambda keyframe=keyframe: keyframe)  # type: ignore[misc]
+            stamp += round(1e9 / CAMERA_HZ)
             self.offers_s.append((time.monotonic_ns() - now) / 1e9)
             sent += 1
             newest = max([newest, *(a.stamp_ns for a in self.answers[-4:]

@@ -17,6 +17,7 @@
 
 import pytest
 from spotvlm_ros.bench.perf import cameras as cameras_perf, edge_cpu as edge_perf, edge_gpu
+from spotvlm_ros.bench.perf import edge_shape
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 
 
@@ -38,6 +39,18 @@ def test_gpu_rows_on_shapes_so_small_that_a_cpu_runs_them():
                     'engine_16_unchanged', 'engine_choice', 'vision'):
             assert rows[f'edge_gpu_{name}_{way}_ms'].value > 0
         assert rows[f'edge_gpu_{name}_tokens_as_generate'].value == edge_gpu.ANSWER
+
+
+def test_rows_of_a_shape_on_a_cpu(monkeypatch, capsys):
+    """Every way that can be is measured and tells its progress; base of all is `generate`."""
+    monkeypatch.setattr(edge_shape, 'SHAPES', edge_gpu.tiny_shapes())
+    monkeypatch.setattr(edge_shape, 'find_spec', lambda name: None)
+    rows = {r.name: r for r in edge_shape.shape_rows('tiny-smol', 64, 1, rounds=1)}
+    ways = [way for way in edge_shape.WAYS if 'openvino' not in way]
+    assert list(rows) == [f'edge_shape_tiny-smol_64_{way}_ms' for way in ways]
+    assert rows['edge_shape_tiny-smol_64_generate_ms'].ratio == 1.0
+    said = capsys.readouterr().out
+    assert said.count('turn 1') == len(ways) and said.count('left out') == 3
 
 
 @pytest.mark.alone

@@ -244,6 +244,8 @@ def test_the_vision_tower_by_openvino_says_the_same(family):
             for backend in ('openvino', 'torch')]
     assert said(ways[0]) == said(ways[1])
     assert [way.formats.endswith(' by openvino') for way in ways] == [True, False]
+    half = tiny.edge_model(model.bfloat16(), processor, vision_backend='openvino')
+    assert said(half) and half.formats.endswith(' by openvino'), 'numpy knows no bfloat16'
 
 
 def test_openvino_is_asked_for_where_it_cannot_be(folder, monkeypatch):

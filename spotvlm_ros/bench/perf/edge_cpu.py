@@ -247,7 +247,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument('--cases', default='', help='GPU: names of the shapes, by comma')
     parser.add_argument('--formats', action='store_true',
                         help='GPU: with weights of 16, 8 and 4 bits, too')
-    parser.add_argument('--limit', type=float, default=460.0, help='GPU: begin no case after [s]')
+    parser.add_argument('--limit', type=float, default=460.0,
+                        help='GPU, shapes: begin no case and no turn after [s]')
     parser.add_argument('--out', type=Path, help='file to write the rows to')
     parser.add_argument('--shape', default='', help='on a CPU: random weights, as SmolVLM-256M')
     parser.add_argument('--views', type=int, nargs='+', default=[512, 256],
@@ -268,7 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.shape:
             from .edge_shape import shape_rows
             rows = [row for view in args.views
-                    for row in shape_rows(args.shape, view, args.threads)]
+                    for row in shape_rows(args.shape, view, args.threads,
+                                          args.limit / len(args.views))]
         elif args.gpu:
             from .edge_gpu import gpu_rows
             rows = gpu_rows(args.cases, args.limit, args.formats)

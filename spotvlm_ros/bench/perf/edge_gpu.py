@@ -151,7 +151,7 @@ class Case:
         dtype = torch.bfloat16 if device == 'cuda' else torch.float32
         torch.manual_seed(0)
         with torch.device(device):
-            self.model = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+            self.model = self.make_model(config, dtype).eval().requires_grad_(False)
         self.label = name + LABELS[bits]
         if bits in (8, 4):
             parts = Parts(self.model)
@@ -166,6 +166,10 @@ class Case:
         self.rng = np.random.default_rng(0)
         self.question = self._words(QUESTION)
         self.frames = 0
+
+    def make_model(self, config: hf.PretrainedConfig, dtype: torch.dtype) -> hf.PreTrainedModel:
+        """Return a model with random weights."""
+        return hf.AutoModelForImageTextToText.from_config(config, dtype=dtype)
 
     @cached_property
     def engine(self) -> Engine:

@@ -24,13 +24,15 @@ answer. The base is `generate` on the model as a checkpoint in 32 bits is loaded
 from __future__ import annotations
 
 from collections.abc import Mapping
+import copy
 from dataclasses import replace
-from functools import cached_property
-import itertools
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
 import time
 
 import numpy as np
 import torch
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from .edge_gpu import Case, Chip, HISTORY, SHAPES
 from .result import PerfResult
@@ -45,6 +47,7 @@ from ...system.machine import machine
 FP32, BF16 = EdgeConfig(dtype='fp32'), EdgeConfig(dtype='bf16')
 WAYS: Mapping[str, EdgeConfig] = {
     'generate': replace(FP32, engine='generate'),
+    'generate_static': replace(FP32, engine='generate'),
     'generate_bf16': replace(BF16, engine='generate'),
     'engine_fp32': replace(FP32, vision_backend='torch'),
     'engine_fp32_openvino': replace(FP32, vision_backend='openvino'),
@@ -53,19 +56,31 @@ WAYS: Mapping[str, EdgeConfig] = {
     'engine_bf16_int8_openvino': replace(BF16, quantization='int8', vision_backend='openvino')}
 
 
+@lru_cache(1)
+def base_model(name: str, view: int) -> PreTrainedModel:
+    """Return a model of a shape for views of a side in pixels, in 32 bits."""
+    config = SHAPES[name]()
+    config.vision_config.image_size = view
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
 class CpuCase(Case):
     """A model on a CPU, in the formats of one of WAYS."""
 
     def __init__(self, name: str, view: int, way: str) -> None:
         """Make the model, for views of a side in pixels."""
-        config = SHAPES[name]()
-        config.vision_config.image_size = view
-        super().__init__(name, config, 'cpu', Chip(1.0, 1.0))
-        self.config = WAYS[way]
+        self.way, self.config = way, WAYS[way]
+        super().__init__(name, base_model(name, view).config, 'cpu', Chip(1.0, 1.0))
         self.model = place(self.model, self.config, 0)
         if self.config.dtype == 'fp32' and self.config.engine == 'fast':
             replace_gelu_tanh(self.model)
         self.vision = {'pixel_values': self.vision['pixel_values'].to(self.model.dtype)}
+
+    def make_model(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        """Return a copy of the model of the shape."""
+        return copy.deepcopy(base_model(self.name, config.vision_config.image_size))
 
     @cached_property
     def engine(self) -> Engine:
@@ -90,23 +105,37 @@ class CpuCase(Case):
         if self.config.engine == 'fast':
             self.free('changed', history, [])
         else:
-            self.generate(history, False)
+            self.generate(history, self.way == 'generate_static')
+
+    @property
+    def there(self) -> bool:
+        """Whether what it is named for computed it."""
+        return (self.config.vision_backend != 'openvino' or self.config.engine != 'fast'
+                or self.backend.vision_by == 'openvino')
 
 
 @torch.inference_mode()
-def shape_rows(name: str, view: int, threads: int, rounds: int = 5) -> list[PerfResult]:
-    """Return what each way takes, in turns."""
+def shape_rows(name: str, view: int, threads: int, limit_s: float = 200.0,
+               rounds: int = 5) -> list[PerfResult]:
+    """Return what each way takes, in turns; no turn begins after ``limit_s``."""
     torch.set_num_threads(threads)
-    cases = {way: CpuCase(name, view, way) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn, (way, case) in itertools.product(range(rounds + 1), cases.items()):
-        begin = time.perf_counter()
-        case.answer()
-        if turn:   # the first compiles and warms up
-            times[way].append(time.perf_counter() - begin)
+    begin, times = time.perf_counter(), dict[str, list[float]]()
+    cases = {way: CpuCase(name, view, way) for way in WAYS
+             if find_spec('openvino') is not None or WAYS[way].vision_backend != 'openvino'}
+    for turn in range(rounds + 1):
+        if turn > 1 and time.perf_counter() - begin > limit_s:
+            print(f'{limit_s:g} s are over: {turn - 1} turns', flush=True)
+            break
+        for way, case in cases.items():
+            start = time.perf_counter()
+            case.answer()
+            took = time.perf_counter() - start
+            print(f'{view} pixels, turn {turn}, {way}: {took:.2f} s', flush=True)
+            if turn:   # the first compiles and warms up
+                times.setdefault(way, []).append(took)
     base, rows = float(np.median(times['generate'])), list[PerfResult]()
-    for way, case in cases.items():
-        if case.config.vision_backend == 'openvino' and case.backend.vision_by != 'openvino':
+    for way in WAYS:
+        if way not in cases or not cases[way].there:
             print(f'{way}: left out, OpenVINO is not installed or did not give the same')
             continue
         p50 = float(np.median(times[way]))

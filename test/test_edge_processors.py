@@ -17,11 +17,14 @@
 Processors as the families ship them.
 
 data/processors.json has the settings of published checkpoints: sizes, tiles, patches and tokens.
-The models here have their vision towers' sizes in pixels, and next to no weights.
+The models here have their vision towers' sizes in pixels, and next to no weights. As a program
+this file prints how long inputs take.
 """
 
 import json
 from pathlib import Path
+import tempfile
+import timeit
 
 import numpy as np
 import pytest
@@ -124,3 +127,23 @@ def test_the_first_token_comes_once(written, tmp_path):
     for make in (model.inputs, model.inputs.process):
         ids = make(messages(QUERY, None, 0, 1), [view])['input_ids'][0].tolist()
         assert ids[0] == 1 and ids.count(1) == 1
+
+
+def main(folder):
+    """Print how long inputs of two views take, for each of the published settings."""
+    torch.set_num_threads(1)
+    for name in PUBLISHED:
+        write(name, folder / name)
+        model, chat = load(folder / name), messages(QUERY, None, 0, 2)
+        views = [np.random.default_rng(k).integers(0, 256, (*model.view_size, 3), dtype=np.uint8)
+                 for k in range(2)]
+        took = []
+        for make in (model.inputs, model.inputs.process):
+            times = timeit.repeat(lambda make=make: make(chat, views), number=1, repeat=15)
+            took.append(f'{1e3 * np.median(times):.1f} ms')
+        print(f'{name}: views of {model.view_size[0]} pixels, inputs', ', processor '.join(took))
+
+
+if __name__ == '__main__':
+    with tempfile.TemporaryDirectory() as temporary:
+        main(Path(temporary))

@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from transformers import ProcessorMixin
@@ -92,9 +93,9 @@ class InputProcessor:
         """Find out what the processor does; return whether `_build` gives the same."""
         images, self._tokenizer = self.processor.image_processor, self.processor.tokenizer
         self._image_token = str(self.processor.image_token)
-        self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(images.image_std).view(1, 3, 1, 1)
-        self._scale = float(images.rescale_factor)
+        mean, std = (torch.tensor(x)[:, None] for x in (images.image_mean, images.image_std))
+        levels = torch.arange(256.0).expand(3, -1) * float(images.rescale_factor)
+        self._levels = ((levels - mean) / std).numpy()   # channels x what each value becomes
         blank = np.zeros((view_size[1], view_size[0], 3), dtype=np.uint8)
         one = self.processor(images=[blank], text=self._image_token, return_tensors='pt')
         lead = self._lead()
@@ -135,8 +136,7 @@ class InputProcessor:
 
     def _build(self, chat: Sequence[Message], views: Sequence[Image]) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([self.encode(chat)])
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous().float()
-        pixels.mul_(self._scale).sub_(self._mean).div_(self._std)
+        pixels = self._scaled(views)
         inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids)}
         if self._patches is not None:
             inputs['pixel_values'] = as_patches(pixels, *self._patches)
@@ -150,6 +150,14 @@ class InputProcessor:
         if self._mask_shape is not None:
             inputs['pixel_attention_mask'] = self._mask.expand(1, len(views), *self._mask_shape)
         return inputs
+
+    def _scaled(self, views: Sequence[Image]) -> torch.Tensor:
+        """Return pixels as the model takes them, views x 3 x height x width."""
+        pixels = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
+        for view, planes in zip(views, pixels):
+            for channel, levels, plane in zip(cv2.split(view), self._levels, planes):
+                cv2.LUT(channel, levels, plane)
+        return torch.from_numpy(pixels)
 
     def encode(self, chat: Sequence[Message]) -> list[int]:
         """Return the tokens of a chat, from memory where it was seen lately."""

@@ -50,7 +50,7 @@ from test_process import write_bag  # noqa: E402
 NEEDS = {'a GPU', 'a camera', 'a robot', 'a server', 'minutes', 'hours', 'ROS 2 with its tools',
          'Docker', 'recordings', 'a git server'}
 BLOCK = re.compile(r'(?:<!-- (?P<mark>[a-z ]+): (?P<names>[^>]*) -->)?\s*'
-                   r'^```(?P<language>\w*)\n(?P<lines>.*?)^```', re.MULTILINE | re.DOTALL)
+                   r'^ *```(?P<language>\w*)\n(?P<lines>.*?)^ *```', re.MULTILINE | re.DOTALL)
 SPOTVLM = re.compile(r'(?:\.venv/bin/)?spotvlm ')
 
 

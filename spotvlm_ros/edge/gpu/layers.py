@@ -100,15 +100,19 @@ class JoinedLayers(CompiledLayers):
         assert past_key_values is not None
         output: LayerOutput = self._run(
             layer, self._qkv[index], *args, past_key_values.layer(index),
-            inputs['position_embeddings'], inputs['attention_mask'], self._shares_heads)
+            inputs['position_embeddings'], (inputs['attention_mask'], self._shares_heads))
         return output
 
 
 def _run_joined(layer: nn.Module, qkv: Linear, hidden: torch.Tensor, cache: LayerCache,
-                rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor,
-                shares_heads: bool) -> torch.Tensor:
-    """Return what a layer makes of tokens, 1 x tokens x width."""
-    attention, (weight, bias) = layer.self_attn, qkv
+                rotation: tuple[torch.Tensor, torch.Tensor],
+                attends: tuple[torch.Tensor, bool]) -> torch.Tensor:
+    """
+    Return what a layer makes of tokens, 1 x tokens x width.
+
+    ``attends``: a mask over slots, and whether attention takes keys that heads share.
+    """
+    attention, (weight, bias), (mask, shares_heads) = layer.self_attn, qkv, attends
     heads = functional.linear(layer.input_layernorm(hidden), weight.plain(), bias).unflatten(
         -1, (-1, attention.head_dim)).transpose(1, 2)
     kv_heads = cache.keys.shape[1]

@@ -43,6 +43,9 @@ Tensors = Mapping[str, torch.Tensor]
 BoolArray = npt.NDArray[np.bool_]
 DecoderMask: TypeAlias = torch.Tensor | dict[str, torch.Tensor]   # or one per kind of layer
 Layout: TypeAlias = dict[str, torch.Tensor | int]
+# Decoder layers that differ in nothing but sizes and biases.
+LLAMA_LIKE = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer',
+              'Qwen2_5_VLDecoderLayer')
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,8 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from .engine import batched_position_ids
-from .families import ModelFamily
-from .quantised import product, QuantisedLinear, Weight
-
-# Layers that differ in nothing but sizes and biases.
-LLAMA_LIKE = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer',
-              'Qwen2_5_VLDecoderLayer')
+from .families import LLAMA_LIKE, ModelFamily
+from .quantised import Joined, joined, QuantisedLinear, stored
 
 
 class KeysAndValues(Protocol):
@@ -57,17 +53,6 @@ class Turn(NamedTuple):
     mask: torch.Tensor | None   # 1 x 1 x tokens x keys, added to the attention; None: all before
     tokens: int
     wanted: int                 # last tokens of which hidden states are returned
-
-
-class Joined(NamedTuple):
-    """Linear layers of the same input as one."""
-
-    weight: Weight
-    bias: torch.Tensor | None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of all, one after the other."""
-        return product(x, self.weight, self.bias)
 
 
 class Layer(NamedTuple):
@@ -89,9 +74,9 @@ class PlainDecoder:
         self._decoder = family.decoder
         self._layers = [
             Layer(layer.input_layernorm, layer.post_attention_layernorm,
-                  _join(getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'),
-                  _join([layer.self_attn.o_proj]),
-                  _join([layer.mlp.gate_proj, layer.mlp.up_proj]), _join([layer.mlp.down_proj]))
+                  joined(getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'),
+                  joined([layer.self_attn.o_proj]),
+                  joined([layer.mlp.gate_proj, layer.mlp.up_proj]), joined([layer.mlp.down_proj]))
             for layer in family.decoder.layers]
         attention = family.decoder.layers[0].self_attn
         self._dim, self._scaling = attention.head_dim, attention.scaling
@@ -185,29 +170,4 @@ def _kind(part: nn.Module) -> tuple[int, bool] | None:
     """Return the bits of a linear layer, 16 of a plain one, and whether it has a bias."""
     if not isinstance(part, QuantisedLinear) and type(part) is not nn.Linear:
         return None
-    return _stored(part).bits, part.bias is not None
-
-
-def _stored(part: nn.Linear | QuantisedLinear) -> Weight:
-    return part.stored if isinstance(part, QuantisedLinear) else Weight(part.weight)
-
-
-def _join(parts: Iterable[nn.Linear | QuantisedLinear]) -> Joined:
-    """Return layers as one; their weights become views of its."""
-    parts = list(parts)
-    if len(parts) == 1:
-        return Joined(_stored(parts[0]), parts[0].bias)
-    ends, whole = [part.out_features for part in parts], list[torch.Tensor | None]()
-    names = (('values', 'scales', 'bias') if isinstance(parts[0], QuantisedLinear) else
-             ('weight', 'bias'))
-    for name in names:
-        if getattr(parts[0], name) is None:
-            whole.append(None)
-            continue
-        joined = torch.cat([getattr(part, name).detach() for part in parts])
-        for part, view in zip(parts, joined.split(ends)):
-            getattr(part, name).data = view
-        whole.append(joined)
-    *weight, bias = whole
-    assert weight[0] is not None
-    return Joined(Weight(*weight), bias)
+    return stored(part).bits, part.bias is not None

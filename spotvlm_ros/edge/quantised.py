@@ -141,6 +141,44 @@ def product(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch
     return found if bias is None else found + bias
 
 
+class Joined(NamedTuple):
+    """Linear layers of the same input as one."""
+
+    weight: Weight                # all n_out x n_in
+    bias: torch.Tensor | None     # all n_out
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of all, one after the other."""
+        return product(x, self.weight, self.bias)
+
+
+def stored(part: nn.Linear | QuantisedLinear) -> Weight:
+    """Return the weight of a linear layer as it is stored."""
+    return part.stored if isinstance(part, QuantisedLinear) else Weight(part.weight)
+
+
+def joined(parts: Iterable[nn.Linear | QuantisedLinear]) -> Joined:
+    """Return layers of equal kind as one; their weights and biases become views of its."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return Joined(stored(parts[0]), parts[0].bias)
+    names = (('values', 'scales', 'bias') if isinstance(parts[0], QuantisedLinear) else
+             ('weight', 'bias'))
+    ends, tensors = [part.out_features for part in parts], list[torch.Tensor | None]()
+    for name in names:
+        if getattr(parts[0], name) is None:
+            tensors.append(None)
+            continue
+        whole = torch.cat([getattr(part, name).detach() for part in parts])
+        for part, view in zip(parts, whole.split(ends)):
+            setattr(part, name, view if name in ('values', 'scales') else
+                    nn.Parameter(view, requires_grad=False))
+        tensors.append(whole)
+    *weight, bias = tensors
+    assert weight[0] is not None
+    return Joined(Weight(*weight), bias)
+
+
 def can_quantise(linear: nn.Module, bits: int) -> bool:
     """Return whether a module is a linear layer whose weight can have so few bits."""
     return type(linear) is nn.Linear and (bits == 8 or linear.in_features % GROUP == 0)

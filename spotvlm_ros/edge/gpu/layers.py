@@ -37,17 +37,14 @@ from transformers.activations import ACT2FN
 from . import kernels
 from .kv_cache import LayerCache, StaticKVCache
 from .products import FAILURES
-from ..quantised import QuantisedLinear, Weight
+from ..families import LLAMA_LIKE
+from ..quantised import Joined, joined, QuantisedLinear, stored, Weight
 
 MLP_MULTIPLE = 64   # matrix products are fast with sides that are multiples of 8
 MAX_SHAPES = 64     # that code is compiled for
 # A kernel begins while the one before it ends, where torch and the GPU know how (Hopper).
 PDL_OPTIONS = ({'triton.enable_pdl': True} if hasattr(inductor.triton, 'enable_pdl') else {})
-# Layers that differ in nothing but sizes and biases.
-LLAMA_LIKE = ('LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer',
-              'Qwen2_5_VLDecoderLayer')
 LayerOutput: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
-Linear: TypeAlias = tuple[Weight, torch.Tensor | None]   # weight, n_out x n_in, and bias
 
 
 class CompiledLayers:
@@ -89,7 +86,7 @@ class JoinedLayers(CompiledLayers):
     heads that share them, where attention on this GPU needs no copies.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], qkv: list[Linear]) -> None:
+    def __init__(self, layers: Iterable[nn.Module], qkv: list[Joined]) -> None:
         """Take the joined weights of `OneTokenLayers`."""
         super().__init__(layers, _run_joined)
         self._qkv = qkv
@@ -104,7 +101,7 @@ class JoinedLayers(CompiledLayers):
         return output
 
 
-def _run_joined(layer: nn.Module, qkv: Linear, hidden: torch.Tensor, cache: LayerCache,
+def _run_joined(layer: nn.Module, qkv: Joined, hidden: torch.Tensor, cache: LayerCache,
                 rotation: tuple[torch.Tensor, torch.Tensor],
                 attends: tuple[torch.Tensor, bool]) -> torch.Tensor:
     """
@@ -165,7 +162,7 @@ class OneTokenLayers:
         ``tokens``: the size of the KV cache.
         """
         self._layers = list(layers)
-        self.qkv = [_join([getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'])
+        self.qkv = [joined([getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'])
                     for layer in self._layers]
         attention = self._layers[0].self_attn
         self._scratch = kernels.attention_scratch(
@@ -192,7 +189,7 @@ class OneTokenLayers:
         except FAILURES as error:
             raise KernelError(str(error)) from error
 
-    def _compute(self, layer: nn.Module, qkv: Linear, x: torch.Tensor, cache: kernels.LayerKV,
+    def _compute(self, layer: nn.Module, qkv: Joined, x: torch.Tensor, cache: kernels.LayerKV,
                  mask: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return what a layer makes of ``x``, width, with a ``mask`` over tokens."""
         attention, mlp = layer.self_attn, layer.mlp
@@ -200,9 +197,9 @@ class OneTokenLayers:
             layer.input_layernorm, layer.post_attention_layernorm))
         query = kernels.fused_norm_qkv_rope(x, before, *qkv, *rotation, cache)
         heads = kernels.decode_attention(query, cache, mask, attention.scaling, self._scratch)
-        x = kernels.linear_residual(heads.flatten(), _stored(attention.o_proj), x)
-        inner = kernels.fused_norm_swiglu(x, after, *map(_stored, (mlp.gate_proj, mlp.up_proj)))
-        return kernels.linear_residual(inner, _stored(mlp.down_proj), x)[None, None]
+        x = kernels.linear_residual(heads.flatten(), stored(attention.o_proj), x)
+        inner = kernels.fused_norm_swiglu(x, after, *map(stored, (mlp.gate_proj, mlp.up_proj)))
+        return kernels.linear_residual(inner, stored(mlp.down_proj), x)[None, None]
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -222,29 +219,6 @@ def _kind(part: nn.Module) -> int:
     """Return the bits of a linear layer, 16 of a plain one; 0 of anything else."""
     return (part.stored.bits if isinstance(part, QuantisedLinear) else
             16 * (type(part) is nn.Linear))
-
-
-def _stored(part: nn.Linear | QuantisedLinear) -> Weight:
-    return part.stored if isinstance(part, QuantisedLinear) else Weight(part.weight)
-
-
-def _join(parts: list[nn.Linear | QuantisedLinear]) -> Linear:
-    """Return weights and biases as one; those of the parts become views of them."""
-    names = (('values', 'scales', 'bias') if isinstance(parts[0], QuantisedLinear) else
-             ('weight', 'bias'))
-    ends, whole = [part.out_features for part in parts], list[torch.Tensor | None]()
-    for name in names:
-        if getattr(parts[0], name) is None:
-            whole.append(None)
-            continue
-        joined = torch.cat([getattr(part, name).detach() for part in parts])
-        for part, view in zip(parts, joined.split(ends)):
-            setattr(part, name, view if name in ('values', 'scales') else
-                    nn.Parameter(view, requires_grad=False))
-        whole.append(joined)
-    *weight, bias = whole
-    assert weight[0] is not None
-    return Weight(*weight), bias
 
 
 @contextmanager

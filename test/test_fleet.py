@@ -16,18 +16,21 @@
 """Fleets in simulated time: no second is waited for, and the same fleet gives the same."""
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 import json
+import threading
 import time
 
 import pytest
 from spotvlm_ros.bench.fleet import gpu
 from spotvlm_ros.bench.fleet.clock import SimulatedLoop
-from spotvlm_ros.bench.fleet.curve import Curve, read_curve
+from spotvlm_ros.bench.fleet.curve import beside, Curve, read_curve
 from spotvlm_ros.bench.fleet.main import main, Plan, recovery_s, robots_per_replica, simulate
 from spotvlm_ros.bench.fleet.simulated import NETWORKS, Setting
 from spotvlm_ros.cloud.client import cloud_server
 from spotvlm_ros.config.nodes import ServerConfig
+from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.method.facts import Query
 
 QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=1.0,
@@ -72,6 +75,39 @@ def test_a_server_that_batches_carries_more_and_one_too_full_sheds_load_but_answ
     assert over.wanted * 64 > 0.8 * full.wanted * 16
 
 
+def test_what_requests_take_to_be_made_ready_is_computed_as_it_was_measured_on_a_gpu():
+    """The curve of an H100 alone promised 63 robots; 31 were carried, and 47 got 67 %."""
+    curve = Curve('mini', (1, 2, 4, 8, 16, 32), (0.159, 0.274, 0.274, 0.202, 0.216, 0.292),
+                  prepare_s=0.02, slows_s=0.019)
+    setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'])
+    for robots, answers_per_s, *ages_s in ((15, 16.1, 1.2, 2.1), (47, 39.4, 3.2, 4.8)):
+        outcome = simulate(Plan(curve, setting, robots, max_batch=32, seconds=10.0))
+        assert outcome.answers_per_s == pytest.approx(answers_per_s, rel=0.15)
+        assert [outcome.age_p50_s, outcome.age_p95_s] == pytest.approx(ages_s, abs=0.25)
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_a_curve_says_by_how_much_requests_made_ready_hold_batches_up(monkeypatch, shared):
+    monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 0.3)
+    one_core = threading.Lock()
+
+    def answer(batch, gone):
+        for _ in range(8):
+            with one_core if shared else nullcontext():
+                time.sleep(0.005)
+
+    def prepare():
+        with one_core:
+            time.sleep(0.004)
+    curve = beside(Curve('c', (8,), (0.04,)), answer, [None], [prepare])
+    assert 0.003 < curve.prepare_s < 0.05
+    assert curve.slows_s > 0.5 * curve.prepare_s - 0.001 if shared else (
+        curve.slows_s < 0.3 * curve.prepare_s)
+    monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 60.0)
+    with pytest.raises(ZeroDivisionError):
+        beside(curve, answer, [None], [lambda: 1 // 0])
+
+
 def test_robots_of_a_region_that_is_down_ask_the_other():
     plan = replace(PLAN, robots=8, regions=2, outage_s=(5.0, 15.0), seconds=25.0)
     outcome = simulate(plan)
@@ -89,8 +125,9 @@ def test_the_command_reads_a_curve_and_writes_what_it_has_computed(tmp_path, cap
     written = json.loads(out.read_text())
     assert [f['robots'] for f in written['fleets']] == [2, 5] and written['scale']
     assert 'computed' in capsys.readouterr().out
-    curve.write_text(json.dumps({'name': 'm', 'sizes': [4, 1], 'seconds': [0.9, 1.2]}))
-    assert main(['--curve', str(curve)]) == 2
+    for wrong in ({'sizes': [4, 1]}, {'prepare_s': -1.0}, {'slows_s': 'long'}):
+        curve.write_text(json.dumps({'name': 'm', 'sizes': [1, 4], 'seconds': [0.9, 1.2]} | wrong))
+        assert main(['--curve', str(curve)]) == 2 and str(curve) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['spot-mini-cloud', 'Qwen2.5-VL-7B'])
@@ -100,7 +137,8 @@ def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeyp
     monkeypatch.setattr('spotvlm_ros.serving.service.Service',
                         lambda model, keys, given: limits.append(given))
     monkeypatch.setattr(gpu, 'load', lambda *args: None)
-    monkeypatch.setattr(gpu, '_asked', lambda *args: [])
+    monkeypatch.setattr(gpu, 'requests', lambda *args: [None])
+    monkeypatch.setattr(gpu, 'WARM', ())
     gpu.serve(name, 'cuda', 1)
     asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
     assert asked.config.model in limits[0].names

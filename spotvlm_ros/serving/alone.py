@@ -24,16 +24,18 @@ reply; each token is the likeliest, as without.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from .constraints import Held
+from .pictures import Pictures
 from ..edge.cpu import replace_gelu_tanh
 from ..edge.engine import Engine, PrefixState, Prompt, Step
 from ..edge.families import (
-    DecoderMask, ImageFeatures, input_shapes, model_family, Tensors, use_maskable_attention)
+    DecoderMask, ImageFeatures, model_family, Tensors, use_maskable_attention)
 from ..edge.grammar import DraftTree, Logits
 from ..edge.precision import cast_vision, multiplies
 from ..edge.torch_backend import TorchBackend
@@ -41,7 +43,6 @@ from ..edge.torch_backend import TorchBackend
 DRAFT = 8        # tokens at once; each takes a thirtieth of a pass
 CONTEXT = 6      # tokens that are looked at, to say what follows
 MOST = 20_000    # contexts that are kept
-SHAPES = 8       # of pictures; the engine keeps something for each
 
 
 class Habits:
@@ -80,7 +81,7 @@ class Alone:
     def __init__(self, engine: Engine, ends: Collection[int]) -> None:
         """Begin; ``ends``: the tokens that end a reply."""
         self._engine, self._ends, self._habits = engine, frozenset(ends), Habits()
-        self._shapes: set[Hashable] = set()
+        self._pictures = Pictures()
 
     @classmethod
     def of(cls, model: PreTrainedModel, ends: Collection[int]) -> Alone | None:
@@ -100,18 +101,17 @@ class Alone:
         return self._engine.family.vision_dtype
 
     def takes(self, inputs: Tensors) -> bool:
-        """Whether a prompt has pictures of a usual size, and no pixels that are padding."""
-        if 'pixel_values' not in inputs or not inputs.get('pixel_attention_mask',
-                                                          torch.ones(1)).all():
-            return False
-        shapes = input_shapes(inputs)
-        if len(self._shapes) < SHAPES:
-            self._shapes.add(shapes)
-        return shapes in self._shapes
+        """Whether a prompt can be computed like this."""
+        return self._pictures.usual(inputs)
 
-    def answer(self, inputs: Tensors, limit: int, held: Held | None,
-               gone: Callable[[], bool]) -> list[int]:
-        """Return the likeliest tokens, within a schema; fewer when ``gone``."""
+    def answer(self, prompts: Sequence[Tensors], limits: Sequence[int],
+               held: Sequence[Held | None], gone: Callable[[int], bool]) -> list[list[int]]:
+        """Return the likeliest tokens of each reply, within its schema; fewer where ``gone``."""
+        return [self._one(*asked, partial(gone, i))
+                for i, asked in enumerate(zip(prompts, limits, held))]
+
+    def _one(self, inputs: Tensors, limit: int, held: Held | None,
+             gone: Callable[[], bool]) -> list[int]:
         inputs = {name: value.to(self.vision_dtype) if value.is_floating_point() else value
                   for name, value in inputs.items()}
         # No two pictures are the same: none is looked for among those before.

@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from .alone import Alone
 from .chat import ChatRequest, PicturePart
 from .constraints import Constrained, Constraints
+from .graphed import Graphed
 from ..edge.loading import load_checkpoint
 
 MAX_TOKENS = 512        # of a reply, where a request does not say
@@ -71,7 +71,7 @@ class Reply:
 class Checkpoint:
     """Model and processor; `prepare` may run beside `answer`."""
 
-    _alone: Alone | None = None   # where batches gain nothing
+    _fast: Alone | Graphed | None = None   # what is faster than `generate`
 
     def __init__(self, path: Path, device: str = 'cpu') -> None:
         """Load. Raise FileNotFoundError or ValueError, with the remedy."""
@@ -80,7 +80,7 @@ class Checkpoint:
         self._tokenizer = self._processor.tokenizer
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
-        self._alone = Alone.of(self._model, self._ends)
+        self._fast = Alone.of(self._model, self._ends) or Graphed.of(self._model, self._ends)
         pad = self._tokenizer.pad_token_id
         self._pad = min(self._ends) if pad is None else pad
         self._constraints = Constraints(
@@ -88,12 +88,12 @@ class Checkpoint:
 
     def at_once(self, most: int) -> int:
         """Return how many requests it pays to compute at once."""
-        return most if self._alone is None else 1
+        return 1 if isinstance(self._fast, Alone) else most
 
     def prepare(self, chat: ChatRequest) -> Prepared:
         """Return a request in tensors; raise ValueError where it cannot be one."""
         turns = [{'role': m.role, 'content': m.content if isinstance(m.content, str) else [
-            {'type': 'image', 'image': _picture(p.image_url.url)} if isinstance(p, PicturePart)
+            {'type': 'image', 'image': picture(p.image_url.url)} if isinstance(p, PicturePart)
             else {'type': 'text', 'text': p.text} for p in m.content]} for m in chat.messages]
         schema = chat.schema_text
         if schema:
@@ -112,13 +112,13 @@ class Checkpoint:
 
     def answer(self, batch: Sequence[Prepared], gone: Callable[[int], bool]) -> list[Reply]:
         """Return the replies to a batch of one kind; what is ``gone`` need not be gone on with."""
-        alone = self._alone
-        if alone is None or batch[0].sampling.temperature or not all(
-                alone.takes(p.inputs) for p in batch):
+        fast = self._fast
+        if fast is None or batch[0].sampling.temperature or not all(
+                fast.takes(p.inputs) for p in batch):
             return self.together(batch, gone)
-        return [self._reply(p, alone.answer(
-            p.inputs, p.max_tokens, self._constraints.held(p.schema), partial(gone, i)))
-            for i, p in enumerate(batch)]
+        return [self._reply(p, row) for p, row in zip(batch, fast.answer(
+            [p.inputs for p in batch], [p.max_tokens for p in batch],
+            [self._constraints.held(p.schema) if p.schema else None for p in batch], gone))]
 
     def together(self, batch: Sequence[Prepared], gone: Callable[[int], bool]) -> list[Reply]:
         """Return the replies to a batch of one kind, a pass for each token of the longest."""
@@ -141,7 +141,7 @@ class Checkpoint:
     def _joined(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return the inputs of a batch: what has one value a token is padded on the left."""
         longest = max(part['input_ids'].shape[1] for part in parts)
-        dtype = self._model.dtype if self._alone is None else self._alone.vision_dtype
+        dtype = self._model.dtype if self._fast is None else self._fast.vision_dtype
         joined = {}
         for name in parts[0]:
             rows = [part[name] for part in parts]
@@ -176,7 +176,7 @@ class _Ends(StoppingCriteria):
                              for i, limit in enumerate(self._limits)], device=input_ids.device)
 
 
-def _picture(url: str) -> Image.Image:
+def picture(url: str) -> Image.Image:
     """Return the picture in a data URL; raise ValueError."""
     try:
         image = Image.open(BytesIO(base64.b64decode(url.partition(',')[2], validate=True)),

@@ -27,6 +27,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+import gc
 import http.client
 import json
 from pathlib import Path
@@ -36,10 +37,11 @@ import time
 
 import torch
 from transformers import AutoModelForImageTextToText
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .curve import Curve, measure
+from .curve import Curve, ROUNDS, SIZES
 from .main import HEADING as FLEET_HEADING, Plan, robots_per_replica, simulate
-from .measured import requests
+from .measured import measured_curve, requests
 from .simulated import NETWORKS, Setting
 from ..faults.robots import carry, Fleet, HEADING
 from ..perf.edge_gpu import inputs_of, SHAPES, tiny_shapes
@@ -47,16 +49,18 @@ from ...cloud.client import cloud_server
 from ...config.nodes import ServerConfig
 from ...config.profiles import load_profile
 from ...mini.shipped import checkpoint_path
-from ...serving.chat import ChatRequest
-from ...serving.checkpoint import Checkpoint, Prepared, Reply, Sampling
+from ...serving.chat import ChatRequest, PicturePart
+from ...serving.checkpoint import Checkpoint, picture, Prepared, Reply, Sampling
+from ...serving.graphed import Graphed
 from ...serving.keys import Keys, Robot
 
 MINIATURE = 'spot-mini-cloud'
 TOKENS = 100       # of each reply of random weights, about what facts and boxes take
 QUESTION = 160     # tokens of text in their prompts
 MAX_BATCH = 32
+WARM = (1, 2, 4, 8, 16)  # requests in the batches that a server computes before it is asked
 MOST_ROBOTS = 96   # that this process can be
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the robots that it computes, for as many as are there then
+SHARES = (0.5, 0.8, 1.0, 1.3)  # of the robots that it computes, for as many as are there then
 FRESH_S = (3.0, 6.0)  # ages that context may have; the second is that of the shortest-lived fact
 
 
@@ -70,12 +74,18 @@ class RandomCheckpoint(Checkpoint):
         with torch.device(device):
             self._model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
         self._ends, self._pad = frozenset({-1}), 0
-        self._vision, self._image = inputs_of(config, device, dtype)
+        self._fast = Graphed.of(self._model, self._ends)
+        self._vision, self._image = inputs_of(config, 'cpu', dtype)
+        self._pictures = Qwen2VLImageProcessorPil() if shape.startswith('Qwen') else None
 
     def prepare(self, chat: ChatRequest) -> Prepared:
-        """Return a request of the usual size, whatever was asked."""
+        """Return a request about the picture, or one of its size; the text is made up."""
         ids = torch.tensor([[*self._image, *torch.randint(1000, 40000, (QUESTION,)).tolist()]])
         inputs = {'input_ids': ids, 'attention_mask': torch.ones_like(ids), **self._vision}
+        if self._pictures is not None:
+            inputs |= self._pictures([picture(part.image_url.url) for part in
+                                      chat.messages[-1].content if isinstance(part, PicturePart)],
+                                     return_tensors='pt')
         if 'image_grid_thw' in inputs:
             inputs['mm_token_type_ids'] = (ids == self._image[0]).int()
         return Prepared(inputs, '', Sampling(), TOKENS)
@@ -98,26 +108,18 @@ def serve(name: str, device: str, port: int) -> None:
 
     from ...serving.service import App, Limits, Service
     model = load(name, device)
-    for asked in _asked(model, name):  # the first batch takes seconds
-        model.answer([asked], lambda i: False)
+    asked = requests(model, 'driving', name)
+    for size in WARM:  # the first batch of a size takes seconds
+        model.answer([asked[i % len(asked)] for i in range(size)], lambda i: False)
     service = Service(model, Keys([('robots', Robot('robots'))]),
                       Limits((name, str(checkpoint_path(name))), MAX_BATCH))  # robots name either
     uvicorn.run(App(service), port=port, lifespan='off', log_level='warning', access_log=False)
 
 
-def _asked(model: Checkpoint, name: str) -> list[Prepared]:
-    chat = ChatRequest.model_validate({'model': name, 'messages': [
-        {'role': 'user', 'content': 'What?'}]})
-    return requests(model, 'driving', name) if name == MINIATURE else [
-        model.prepare(chat) for _ in range(2)]
-
-
 def curve_of(name: str, device: str) -> Curve:
     """Measure."""
-    model = load(name, device)
-    asked = _asked(model, name)
-    sizes, rounds = ((1, 2, 4, 8, 16, 32), 5) if name == MINIATURE else ((1, 4, 8, 16, 32), 1)
-    return measure(name, model.answer, asked, sizes, rounds)
+    return measured_curve(load(name, device), name, 'driving', SIZES,
+                          ROUNDS if name == MINIATURE else 1)
 
 
 def measured_robots(name: str, counts: Sequence[int], port: int,
@@ -163,16 +165,17 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
         show: Callable[[str], None] = partial(print, flush=True)) -> dict[str, object]:
     """Measure one model, compute, and compare."""
     curve = curve_of(name, arguments.device)
+    gc.collect()
     if arguments.device == 'cuda':
         torch.cuda.empty_cache()
-    show(f'{name}: ' + '  '.join(f'{s}: {curve.batch_s(s):.3f} s, {curve.per_s(s):.1f}/s'
-                                 for s in curve.sizes))
-    setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'])
+    show(f'{name}: {curve}')
+    setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'],
+                      arguments.in_flight)
     plan = Plan(curve, setting, 1, max_batch=MAX_BATCH, seconds=15.0)
     computed = {f'{fresh_s:g} s': robots_per_replica(
         replace(plan, fresh_s=fresh_s), MOST_ROBOTS // 2) for fresh_s in FRESH_S}
     show(f'robots per GPU, computed, by age of fresh context: {computed}')
-    most = max(computed.values())
+    most = computed[f'{FRESH_S[0]:g} s']
     counts = arguments.robots or sorted({max(1, min(MOST_ROBOTS, int(share * most)))
                                          for share in SHARES})
     show(FLEET_HEADING)

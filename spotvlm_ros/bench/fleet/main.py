@@ -35,11 +35,12 @@ from .clock import SimulatedLoop
 from .curve import Curve, read_curve, write_curve
 from .simulated import KEYFRAME, Network, NETWORKS, Region, Robot, Setting
 from ...config.profiles import load_profile
+from ...mini.shipped import checkpoint_path
 
 SETTLE_S = 10.0        # of simulated time before anything is counted
 FRESH = 0.95           # share of the time that context is to be fresh
 MOST = 1 << 14         # robots tried on one replica
-HEADING = ('robots  replicas  fresh   age p50, p95      wanted  refused  errors  busy')
+HEADING = ('robots  replicas  fresh   age p50, p95      answers/s  wanted  refused  errors  busy')
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Outcome:
     fresh: float
     age_p50_s: float
     age_p95_s: float
+    answers_per_s: float
     wanted: float
     refused: float
     errors: float        # other than refusals
@@ -76,7 +78,8 @@ class Outcome:
     def __str__(self) -> str:
         """Return a line below HEADING."""
         return (f'{self.robots:6}  {self.replicas:8}  {self.fresh:5.1%}  {self.age_p50_s:5.2f} s '
-                f'{self.age_p95_s:6.2f} s  {self.wanted:6.1%}  {self.refused:7.1%}  '
+                f'{self.age_p95_s:6.2f} s  {self.answers_per_s:9.2f}  '
+                f'{self.wanted:6.1%}  {self.refused:7.1%}  '
                 f'{self.errors:6.1%}  {self.busy:5.1%}')
 
 
@@ -115,6 +118,7 @@ async def _simulated(plan: Plan) -> Outcome:
         plan.robots, plan.replicas * plan.regions,
         fresh=sum(age <= plan.fresh_s for age in ages) / len(ages),
         age_p50_s=ages[len(ages) // 2], age_p95_s=ages[int(0.95 * len(ages))],
+        answers_per_s=round(sum(r.answers for r in robots) / plan.seconds, 2),
         wanted=sum(r.answers for r in robots) / wanted, refused=refused / requests,
         errors=(sum(s.errors for s in stats) - refused) / requests,
         busy=sum(r.busy_s for r in regions) / (end_s * plan.replicas * plan.regions),
@@ -162,7 +166,10 @@ def at_scale(robots: int, per_replica: int, plan: Plan, cost: float) -> dict[str
 def _measured(arguments: argparse.Namespace) -> Curve:
     """Measure the curve of a checkpoint, on keyframes of the miniature world."""
     from .measured import measured_curve
-    curve = measured_curve(arguments.measure, arguments.device, arguments.profile)
+    from ...serving.checkpoint import Checkpoint
+    path = checkpoint_path(arguments.measure)
+    curve = replace(measured_curve(Checkpoint(path, arguments.device), str(path),
+                                   arguments.profile), name=path.name)
     write_curve(curve, arguments.curve)
     print(f'wrote {arguments.curve}')
     return curve
@@ -207,8 +214,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print)
                 fresh_s=arguments.fresh, seed=arguments.seed)
     show(f'{curve.name} ({curve.measured_on or "not measured"}), network {network.name}: '
          f'{network.delay.text}; all figures are computed')
-    show('  '.join(f'{size}: {curve.batch_s(size):.3f} s, {curve.per_s(size):.1f}/s'
-                   for size in curve.sizes))
+    show(str(curve))
     per_replica = robots_per_replica(plan)
     show(f'robots per replica, context younger than {plan.fresh_s:g} s {FRESH:.0%} of the time: '
          f'{per_replica}')

@@ -18,7 +18,8 @@ Robots, servers and networks of a fleet that exists in simulated time only.
 
 Of the real thing are: the bridge with its keyframe policy, breakers, budgets and retries, the
 parser of replies, and the batcher with its queue, turns and admission. Modelled are: the model (a
-measured batch curve), the network (a trace) and the router (the lesser queue of two, as Ray's).
+measured batch curve), what makes requests ready for it (one after the other, and batches take
+longer meanwhile), the network (a trace) and the router (the lesser queue of two, as Ray's).
 """
 
 from __future__ import annotations
@@ -76,6 +77,40 @@ class _Asked:
     kind: str = ''
 
 
+class _Replica:
+    """A process that makes requests ready and computes them."""
+
+    def __init__(self, curve: Curve, max_batch: int) -> None:
+        self.busy_s, self.under_way = 0.0, 0
+        self._curve, self._readers, self._read = curve, asyncio.Lock(), 0
+        self._batcher: Batcher[_Asked, None] = Batcher(self._compute, max_batch, Meters())
+
+    async def ask(self, robot: str, until: float) -> None:
+        """Return when the reply is there. Raise Refused."""
+        self.under_way += 1
+        try:
+            self._batcher.admit(until)
+            if self._curve.prepare_s:
+                async with self._readers:
+                    await asyncio.sleep(self._curve.prepare_s)
+            self._read += 1
+            await self._batcher.ask(_Asked(), robot, until)
+        finally:
+            self.under_way -= 1
+
+    def close(self) -> None:
+        """End."""
+        self._batcher.close()
+
+    async def _compute(self, batch: Sequence[_Asked], gone: object) -> Sequence[None]:
+        read, left_s = self._read, self._curve.batch_s(len(batch))
+        while left_s > 0:
+            self.busy_s += left_s
+            await asyncio.sleep(left_s)
+            left_s, read = (self._read - read) * self._curve.slows_s, self._read
+        return [None] * len(batch)
+
+
 class Region:
     """Replicas of a model behind one address."""
 
@@ -84,9 +119,12 @@ class Region:
         self.name, self.down = name, False
         self.answered = self.refused = 0
         self._random = random.Random(f'region {name} {seed}')
-        self._curve = curve
-        self._replicas = [Batcher(self._compute, max_batch, Meters()) for _ in range(replicas)]
-        self.busy_s = 0.0     # of all replicas
+        self._replicas = [_Replica(curve, max_batch) for _ in range(replicas)]
+
+    @property
+    def busy_s(self) -> float:
+        """Return for how long replicas have computed, all together."""
+        return sum(replica.busy_s for replica in self._replicas)
 
     async def ask(self, robot: str, until: float) -> None:
         """Return when the reply is there. Raise CloudError."""
@@ -95,7 +133,7 @@ class Region:
             raise CloudUnreachable(f'{self.name} is down')
         one, other = (self._random.choice(self._replicas) for _ in range(2))
         try:
-            await min(one, other, key=lambda r: r.under_way).ask(_Asked(), robot, until)
+            await min(one, other, key=lambda r: r.under_way).ask(robot, until)
         except Refused as refusal:
             self.refused += 1
             raise CloudRefused(self.name, refusal.status, refusal.retry_after_s) from None
@@ -105,12 +143,6 @@ class Region:
         """End."""
         for replica in self._replicas:
             replica.close()
-
-    async def _compute(self, batch: Sequence[_Asked], gone: object) -> Sequence[None]:
-        took_s = self._curve.batch_s(len(batch))
-        self.busy_s += took_s
-        await asyncio.sleep(took_s)
-        return [None] * len(batch)
 
 
 class _Client:

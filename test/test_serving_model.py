@@ -24,7 +24,7 @@ from spotvlm_ros.cloud.wording import response_format
 from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.edge.engine import Engine
 from spotvlm_ros.mini.shipped import checkpoint_path
-from spotvlm_ros.serving.alone import Alone, Habits
+from spotvlm_ros.serving.alone import Habits
 from spotvlm_ros.serving.chat import ChatRequest
 from test_cloud_server import chat, GREY
 
@@ -71,13 +71,6 @@ def test_drafts_save_passes_and_change_no_reply(checkpoint, asked, monkeypatch, 
         checkpoint.together([p], NOBODY) for p in limited]
     checkpoint.answer(asked[2:5], NOBODY)
     assert sum(d.passes for d in counted[-3:]) < 0.7 * sum(len(d.tokens) for d in counted[-3:])
-
-
-def test_what_is_kept_for_sizes_of_pictures_has_an_end(checkpoint, asked, monkeypatch):
-    alone = Alone(None, [2])
-    monkeypatch.setattr('spotvlm_ros.serving.alone.SHAPES', 1)
-    assert alone.takes(asked[0].inputs) and alone.takes(asked[1].inputs)
-    assert not alone.takes(checkpoint.prepare(question('What?')).inputs)
 
 
 def test_habits_are_those_of_the_longest_context_and_of_late():

@@ -16,6 +16,7 @@
 """The guard's two passes as one say what each says alone; so do layers without their modules."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -145,10 +146,10 @@ def test_layers_without_their_modules_give_the_same(checkpoints, family, bits):
     with torch.inference_mode():
         wanted = usual()
         assert PlainDecoder.supports(parts)
-        for given in (mask, None):
+        for given, count in itertools.product((mask, None), (2, 1)):
             found = PlainDecoder(parts)(embeds, torch.arange(9).expand(axes, 9),
-                                        [Turn(cache(), given, 9, 2)])
-            assert torch.allclose(found, wanted[-2:], atol=1e-5)
+                                        [Turn(cache(), given, 9, count)])
+            assert torch.allclose(found, wanted[-count:], atol=1e-5)
         assert torch.allclose(usual(), wanted, atol=1e-5)
 
 

@@ -131,14 +131,18 @@ class PlainDecoder:
             end = begin + tokens
             keys, values = cache.update(key[:, :, begin:end], value[:, :, begin:end], index)
             asked = count if wanted else tokens
-            if mask is None and asked < tokens:
+            if mask is None and 1 < asked < tokens:
                 mask = torch.ones(tokens, keys.shape[2], dtype=torch.bool,
                                   device=keys.device).tril()[None, None]
+            mask = None if mask is None else mask[:, :, -asked:]
+            rows = query[:, :, end - asked:end]
+            if asked == 1:   # heads of equal keys as rows: in 16 bits a quarter of the time
+                rows = rows.reshape(1, self._pairs, -1, self._dim)
             seen = functional.scaled_dot_product_attention(
-                query[:, :, end - asked:end], keys, values,
-                None if mask is None else mask[:, :, -asked:], is_causal=mask is None,
-                scale=self._scaling, enable_gqa=self._heads != self._pairs)
-            parts.append(seen[0].transpose(0, 1).flatten(1))
+                rows, keys, values, mask, is_causal=mask is None and asked > 1,
+                scale=self._scaling, enable_gqa=self._heads != self._pairs and asked > 1)
+            seen = seen.reshape(self._heads, asked, self._dim)
+            parts.append(seen.transpose(0, 1).flatten(1))
             begin = end
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -23,7 +23,7 @@ import math
 import numpy as np
 import pytest
 
-from spotvlm_ros.bench.spotbench import cells, stats, systems
+from spotvlm_ros.bench.spotbench import cells, report, stats, systems
 from spotvlm_ros.bench.spotbench.delays import (
     DeliveredReply, HEADLINE, NEVER, SimulatedCloud, Trace, TRACES)
 from spotvlm_ros.bench.spotbench.models import CachedAnswer
@@ -248,3 +248,15 @@ def test_tuning_and_test_episodes_are_apart():
     assert not {e.seed for name in SETS for e in episodes('test', name, 900)} & {
         e.seed for name in SETS for e in episodes('test-calibration', name, 900)}
     assert {e.condition for e in episodes('tune', 'driving adverse', 4)} == {'rain', 'night'}
+
+
+def test_delays_are_shown_one_by_one_where_there_are_many():
+    def table(delays):
+        found = [cells.Cell('all sets', name, delay, 'all', metric, 0.5, (0.4, 0.6), 3)
+                 for delay in delays for name, metric in (
+                     ('full', 'accuracy'), ('full', 'gain'), ('full', 'harm'))]
+        return report.delay_rows(cells.CellTable(found))[1]
+    assert table([HEADLINE, NEVER]) == []
+    rows = table(TRACES)
+    assert [row[0] for row in rows] == list(TRACES)
+    assert rows[0][3:] == ['50.0 [40.0, 60.0]', '+50.0 [+40.0, +60.0]', '50.0 [40.0, 60.0]']

@@ -26,13 +26,14 @@ from pathlib import Path
 from .cells import ALL_SETS, Cell, CellTable
 from .cloud_said import HEAD
 from .controls import CONTROLS, OTHER
-from .delays import HEADLINE, NEVER
+from .delays import HEADLINE, NEVER, TRACES
 from .plots import draw_all, whole
 from .systems import ALONE, BOUND, bounded, CALIBRATED, FULL, SYSTEMS, TUNED_ODDS
 from ...system.markdown import table as markdown_table
 from ...view.parts import document, heading, note as html_note, table as html_table
 
 Rows = list[list[str]]
+FEW_DELAYS = 4  # are not shown one by one
 SHOWN = 6       # sequences of own data that stand in the tables one by one
 ORACLE = 'cloud, zero latency (oracle)'
 MARKS = ('<!-- results: made by `spotvlm bench --report --update docs/benchmark.md` -->',
@@ -137,6 +138,17 @@ def slice_rows(table: CellTable, prefix: str) -> tuple[list[str], Rows]:
     return [prefix.strip(), ALONE, FULL], rows
 
 
+def delay_rows(table: CellTable) -> tuple[list[str], Rows]:
+    """Return what the full method gains under each delay, where there are more than a few."""
+    rows = [[delay, *(text(table.get(whole(table), name, delay))
+                      for name in ('hold', 'fusion', FULL)),
+             text(table.get(whole(table), FULL, delay, 'all', 'gain'), True),
+             text(table.get(whole(table), FULL, delay, metric='harm'))] for delay in TRACES]
+    found = [row for row in rows if row[3]]
+    return ['delay', 'hold', 'fusion', FULL, 'full minus edge alone', 'harm'], (
+        found if len(found) > FEW_DELAYS else [])
+
+
 def said_rows(meta: Mapping[str, object]) -> tuple[list[str], Rows]:
     """Return what the cloud said of its own frames, where the run kept that."""
     said = meta.get('cloud_said')
@@ -164,6 +176,8 @@ def sections(table: CellTable, meta: Mapping[str, object],
          'not repeat what it is told.', control_rows(table)),
         ('Tasks', 'Percent of facts right, all sets.', slice_rows(table, 'task ')),
         ('Keys', 'Percent of facts right, all sets.', slice_rows(table, 'key ')),
+        ('Delays', 'Percent of facts right, all sets; differences in points, paired. Harm: facts '
+         'that were right without the cloud.', delay_rows(table)),
         ('Check of the check', 'Scored against labels of another time every system must fall to '
          'chance. Beside: the truth of the right time scored so, and the majority class.',
          check_rows(table))]

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -277,3 +278,46 @@ def test_stills_of_an_unknown_class_are_told(tmp_path):
     (path / '2').rename(path / 'fist')
     with pytest.raises(LabelError, match='fist.*values: {fist: none}'):
         import_labels('stills', path, None, tmp_path / 'out', DIGITS)
+
+
+def held(tmp_path: Path, height: str) -> tuple[Path, Path]:
+    """Write a photograph of a hand on a pale wall, a blue room and the rule; return both."""
+    wall = np.full((100, 100, 3), 220, np.uint8)
+    cv2.ellipse(wall, (50, 55), (20, 30), 0, 0, 360, (200, 120, 80), -1)
+    (tmp_path / 'hands/1').mkdir(parents=True)
+    (tmp_path / 'hands/1/IMG_1.JPG').write_bytes(encode_jpeg(wall))
+    (tmp_path / 'rooms').mkdir()
+    (tmp_path / 'rooms/1.jpg').write_bytes(encode_jpeg(np.full((120, 200, 3), (0, 0, 90),
+                                                               np.uint8)))
+    rule = tmp_path / 'rule.yaml'
+    rule.write_text(f'{{scenes: ../rooms, height: {height}, sequences: 1, seed: 3}}')
+    return tmp_path / 'hands', rule
+
+
+def test_hands_are_held_into_scenes_where_the_labels_say(tmp_path):
+    path, rule = held(tmp_path, '[0.4, 0.4]')
+    found = open_labelled(import_labels('stills', path, rule, tmp_path / 'out', DIGITS)[0], DIGITS)
+    assert found.size == (200, 120) and len(found.labels) > 10
+    places = set()
+    for label in found.labels:
+        region, rgb = label.regions['digit'], found.image(found.stamp_of(label))
+        ys, xs = np.nonzero(rgb[:, :, 0].astype(int) - rgb[:, :, 2] > 40)
+        seen = Region(float(xs.min()), float(ys.min()), float(np.ptp(xs)), float(np.ptp(ys)))
+        assert region.iou(seen) > 0.6 and 0.2 < region.h / 120 < 0.4
+        places.add(round(region.x))
+    assert len(places) > 3      # it is never held still
+    assert 'held into other pictures' in found.header.labelled_by
+
+
+@pytest.mark.parametrize('broken, message', [
+    (lambda p: (p / 'rooms/1.jpg').unlink(), 'rooms: no pictures there'),
+    (lambda p: (p / 'rooms/1.jpg').write_bytes(b'no'), 'rooms/1.jpg: .*; replace the file'),
+    (lambda p: (p / 'hands/1/IMG_1.JPG').write_bytes(encode_jpeg(np.full(
+        (100, 100, 3), 220, np.uint8))), 'IMG_1.JPG shows no hand.* leave scenes out'),
+    (lambda p: (p / 'rule.yaml').write_text('{scenes: ../rooms, height: [0.4, 0.1]}'),
+     'height: .*the smaller one first')])
+def test_what_cannot_be_held_into_scenes_is_told(tmp_path, broken, message):
+    path, rule = held(tmp_path, '[0.4, 0.4]')
+    broken(tmp_path)
+    with pytest.raises(LabelError, match=message):
+        import_labels('stills', path, rule, tmp_path / 'out', DIGITS)

@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 import pytest
 from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.labels.schema import Header, Label, write_labels
-from spotvlm_ros.method.facts import Fact, NS, Region, Source, Turn
+from spotvlm_ros.method.facts import Context, Fact, NS, Region, Source, Turn
 from spotvlm_ros.method.guard import OFF
 from spotvlm_ros.method.transfer import Transfer
 from spotvlm_ros.mini.training.fit import Plan
@@ -37,7 +38,7 @@ from spotvlm_ros.training.coach import Coach, Point
 from spotvlm_ros.training.context import SimulatedCloud
 from spotvlm_ros.training.delays import Delays, delays_of
 from spotvlm_ros.training.material import keyframe_before
-from spotvlm_ros.training.samples import LabelJob, mirrored, Sampler, Variety
+from spotvlm_ros.training.samples import answer_ids, Example, LabelJob, mirrored, Sampler, Variety
 from spotvlm_ros.training.student import (
     add_adapters, freeze, made_student, open_student, room_for)
 from spotvlm_ros.training.tracks import track
@@ -145,6 +146,19 @@ def test_a_context_is_that_of_the_robot(clips, age_s):
         assert context.focus.keys() == real.focus.keys() and context.dropped == real.dropped
         dropped += bool(context.dropped)
     assert compared and dropped
+
+
+@pytest.mark.parametrize('profile', ['real/digits', 'real/lights', 'hri', 'driving'])
+def test_there_is_room_for_every_answer(student, profile):
+    """A value that takes more tokens alone may take fewer behind its key."""
+    for query in (q for q in load_profile(profile).queries() if q.choices):
+        for key, values in query.choices.items():
+            for value in values:
+                example = Example(np.zeros((48, 48, 3), np.uint8), query, Context(query.id, 0, ()),
+                                  0, tuple(Fact(k, value if k == key else v[0], 0)
+                                           for k, v in query.choices.items()))
+                assert len(answer_ids(student.edge, example)[0]) <= room_for(
+                    student, [query]).answer
 
 
 def test_a_sample_is_what_the_robot_gives_its_model(clips, student, monkeypatch):

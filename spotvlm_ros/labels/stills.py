@@ -27,8 +27,12 @@ from them, nor how fast it is seen. A rule file, YAML, may say
     seconds: 6.0               # that each is held, on the mean
     rate_hz: 5.0
     seed: 1
+    scenes: ../rooms           # pictures, from here: hands are cut out and held into one of them
+    height: [0.12, 0.35]       # of the scene's, that a photograph of a hand would have there
 
 Without ``people`` stills are dealt to sequences at random: the same people are in all of them.
+With ``scenes`` labels have regions, which the flow of the robot carries as others. Hands are what
+is warmer than a pale wall.
 """
 
 from __future__ import annotations
@@ -39,20 +43,23 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator, ValidationError
 
 from .schema import first_error, Header, Label, LabelError, write_labels
 from .sequences import FILE, JPEG_QUALITY, new_folder
+from .stage import read_picture, scenes_in, Stage
 from ..config.strict_yaml import read_yaml
-from ..frames.pixels import decode_compressed, encode_jpeg, FrameError, Image
+from ..frames.pixels import encode_jpeg, Image
 from ..frames.source_frame import natural_order
 from ..frames.sources import IMAGE_SUFFIXES
-from ..method.facts import Query
+from ..method.facts import Query, Region
 
 ZOOM = 1.12            # so that the shake shows nothing of what is beyond the picture's edges
 SHAKE = 0.03           # of the width, standard deviation
 TURN = 2.0             # degrees, likewise
 STEADY = 0.8           # of the shake that is left after a frame
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class StillsRule(BaseModel):
@@ -68,6 +75,14 @@ class StillsRule(BaseModel):
     seconds: Annotated[float, Field(ge=0.2, le=60)] = 6.0
     rate_hz: Annotated[float, Field(ge=0.5, le=30)] = 5.0
     seed: int = 1
+    scenes: str = ''
+    height: tuple[Share, Share] = (0.12, 0.35)
+
+    @model_validator(mode='after')
+    def _rising(self) -> StillsRule:
+        if self.height[0] > self.height[1]:
+            raise ValueError(f'height: {list(self.height)} falls; name the smaller one first')
+        return self
 
 
 def import_stills(path: Path, rule_file: Path | None, out: Path, query: Query) -> list[Path]:
@@ -78,12 +93,14 @@ def import_stills(path: Path, rule_file: Path | None, out: Path, query: Query) -
         raise LabelError(f'{rule_file or path}: key {key!r}: query {query.id} has '
                          f'{", ".join(query.keys)}; name one of them as key in the rule file')
     found = _photographs(path, rule, query.choices[key])
+    scenes = scenes_in(path / rule.scenes) if rule.scenes else []
     rng = np.random.default_rng(rule.seed)
     written = []
     for number, stills in enumerate(_dealt(found, rule, rng)):
         folder = out / f'{path.resolve().name}-{number:02}'
         new_folder(folder)
-        _write(folder, stills, key, rule, rng)
+        stage = Stage(scenes[int(rng.integers(len(scenes)))], rule.height, rng) if scenes else None
+        _write(folder, (key, stills), stage, rule, rng)
         written.append(folder)
     return written
 
@@ -137,32 +154,38 @@ def _dealt(found: dict[object, list[tuple[Path, str]]], rule: StillsRule,
     return [[hand[i] for i in rng.permutation(len(hand))[:rule.stills]] for hand in hands]
 
 
-def _write(folder: Path, stills: list[tuple[Path, str]], key: str, rule: StillsRule,
-           rng: np.random.Generator) -> None:
-    labels: list[Label] = []
+def _write(folder: Path, shown: tuple[str, list[tuple[Path, str]]], stage: Stage | None,
+           rule: StillsRule, rng: np.random.Generator) -> None:
+    (key, stills), labels = shown, list[Label]()
     shake, size = np.zeros(4), None
     for file, value in stills:
-        try:
-            rgb = decode_compressed(file.read_bytes())
-        except (OSError, FrameError) as error:
-            raise LabelError(f'{file}: {error}; replace the file, or take it out') from error
+        rgb = stage.hand(file) if stage is not None else read_picture(file)
         size = size or (rgb.shape[1], rgb.shape[0])
-        rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+        still = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
         for _ in range(max(1, round(rule.seconds * rng.uniform(0.5, 1.5) * rule.rate_hz))):
             shake = STEADY * shake + np.sqrt(1 - STEADY ** 2) * rng.normal(size=4)
+            frame, region = stage.frame(rgb, rng) if stage is not None else (still, None)
+            frame, region = _shaken(frame, region, shake)
             name = f'{len(labels):06}.jpg'
-            (folder / name).write_bytes(encode_jpeg(_shaken(rgb, shake), JPEG_QUALITY))
-            labels.append(Label(len(labels) / rule.rate_hz, {key: value}, {}, image=name))
+            (folder / name).write_bytes(encode_jpeg(frame, JPEG_QUALITY))
+            labels.append(Label(len(labels) / rule.rate_hz, {key: value},
+                                {} if region is None else {key: region}, image=name))
     write_labels(folder / FILE, labels, Header(
         recording='.', kind='images', labelled_by=f'folders of stills, {folder.name}; their order '
-        f'in time is random, the shake of the camera made (seed {rule.seed})'))
+        f'in time is random, the shake of the camera made (seed {rule.seed})'
+        + '; hands cut out and held into other pictures' * (stage is not None)))
 
 
-def _shaken(rgb: Image, shake: np.ndarray) -> Image:
-    """Return a picture, zoomed in, moved and turned a bit."""
+def _shaken(rgb: Image, region: Region | None, shake: np.ndarray) -> tuple[Image, Region | None]:
+    """Return a picture, zoomed in, moved and turned a bit, and where a region of it is then."""
     height, width = rgb.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(TURN * shake[2]),
-                                     ZOOM * (1 + SHAKE * float(shake[3])))
+    zoom = ZOOM * (1 + SHAKE * float(shake[3]))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(TURN * shake[2]), zoom)
     matrix[:, 2] += SHAKE * width * np.clip(shake[:2], -2, 2)
-    return np.asarray(cv2.warpAffine(rgb, matrix, (width, height), flags=cv2.INTER_LINEAR,
-                                     borderMode=cv2.BORDER_REFLECT_101), np.uint8)
+    moved = np.asarray(cv2.warpAffine(rgb, matrix, (width, height), flags=cv2.INTER_LINEAR,
+                                      borderMode=cv2.BORDER_REFLECT_101), np.uint8)
+    if region is None:
+        return moved, None
+    x, y = (float(v) for v in matrix @ (region.x + region.w / 2, region.y + region.h / 2, 1.0))
+    w, h = zoom * region.w, zoom * region.h
+    return moved, Region(x - w / 2, y - h / 2, w, h).clipped(width, height)

@@ -156,8 +156,8 @@ def room_for(student: Student, queries: Iterable[Query], least: Room | None = No
         for key, values in query.choices.items():
             for value in values:
                 _check_spelling(student, query, key, value)
-        facts = tuple(Fact(key, max(values, key=lambda v: _count(edge, v)), 0)
-                      for key, values in query.choices.items())
+        facts = tuple(max((Fact(key, value, 0) for value in values), key=lambda fact: _count(
+            edge, answer_text(query, [fact]))) for key, values in query.choices.items())
         tokens = _count(edge, answer_text(query, facts)) + 1
         if tokens > query.max_new_tokens:
             raise ValueError(

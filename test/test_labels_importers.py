@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import json
 from pathlib import Path
+import re
 
 import cv2
 import numpy as np
@@ -124,28 +125,72 @@ def yolo_emptied(root: Path) -> Path:
     return root
 
 
+def outlined(made: Callable[[Path], Path], name: str) -> Callable[[Path], Path]:
+    """Return what writes a data set with outlines in the place of boxes."""
+    def corners(found: re.Match[str]) -> str:
+        x, y, w, h = (float(n) for n in found.groups()[1:])
+        x, y, w, h = (x - w / 2, y - h / 2, x + w / 2, y + h / 2) if made is yolo else (x, y, w, h)
+        points = ((x, y), (w, y), (w, h), (x, h))
+        if made is yolo:
+            return found[1] + ''.join(f' {a} {b}' for a, b in points)
+        return f'<polygon{found[1]} points="{";".join(f"{a},{b}" for a, b in points)}" '
+    pattern = r'(\d) (\S+) (\S+) (\S+) (\S+)' if made is yolo else (
+        r'<box([^>]*?) xtl="(\S+)" ytl="(\S+)" xbr="(\S+)" ybr="(\S+)" ')
+
+    def write(root: Path) -> Path:
+        path = made(root)
+        for file in root.glob(name):
+            text = file.read_text()
+            file.write_text(re.sub(pattern, corners, text))
+            assert file.read_text() != text
+        return path
+    write.__name__ = made.__name__
+    return write
+
+
+def mot_2015(root: Path) -> Path:
+    """Write rows as those of 2015 are: no class, and no place in the world."""
+    path = mot(root)
+    rows = [row.split(',') for row in (path / 'gt' / 'gt.txt').read_text().splitlines()]
+    (path / 'gt' / 'gt.txt').write_text('\n'.join(
+        ','.join([*row[:7], '-1', '-1', '-1']) for row in rows if row[7] == '1'))
+    return path
+
+
 @pytest.fixture
 def rule(tmp_path: Path) -> Path:
     (tmp_path / 'rule.yaml').write_text(RULE)
     return tmp_path / 'rule.yaml'
 
 
-@pytest.mark.parametrize('made', [coco, yolo, mot, cvat, cvat_video], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('made', [
+    coco, yolo, mot, mot_2015, cvat, cvat_video, outlined(yolo, 'labels/*.txt'),
+    outlined(cvat, 'annotations.xml'), outlined(cvat_video, 'annotations.xml')])
 def test_boxes_of_every_format_become_the_same_facts(tmp_path, rule, made):
-    path = made(tmp_path / 'set')
+    path, people = made(tmp_path / 'set'), made in (mot, mot_2015)
     out, = import_labels(made.__name__.partition('_')[0], path, rule, tmp_path / 'out', QUERY)
     found = open_labelled(out, QUERY)
-    facts = [{**f, 'light': 'none'} for f in FACTS] if made is mot else FACTS
+    facts = [{**f, 'light': 'none'} for f in FACTS] if people else FACTS
     assert [label.facts for label in found.labels] == facts
     assert [label.t for label in found.labels] == pytest.approx(
-        [i * (0.04 if made is mot else 0.1) for i in range(4)])
+        [i * (0.04 if people else 0.1) for i in range(4)])
     last = found.labels[3].regions
-    assert last['nearest'] == Region(0, 10, 10, 30) and last['people'] == Region(0, 10, 38, 30)
-    if made is not mot:   # cut off at the edge of the picture
-        assert last['light'] == Region(60, 0, 4, 9)
-        assert found.labels[0].regions['light'] == Region(10, 5, 4, 8)
+    assert near(last['nearest'], 0, 10, 10, 30) and near(last['people'], 0, 10, 38, 30)
+    if not people:   # cut off at the edge of the picture
+        assert near(last['light'], 60, 0, 4, 9)
+        assert near(found.labels[0].regions['light'], 10, 5, 4, 8)
     assert found.header is not None and found.header.labelled_by.startswith(
         made.__name__.partition('_')[0])
+
+
+def near(region: Region, *numbers: float) -> bool:
+    return numbers == pytest.approx((region.x, region.y, region.w, region.h), abs=1e-6)
+
+
+def test_boxes_that_are_nowhere_are_counted(tmp_path, rule, capsys):
+    made = edited(coco, 'labels.json', lambda s: s.replace('[30, 5, 2, 4]', '[3000, 5, 2, 4]'))
+    import_labels('coco', made(tmp_path / 'set'), rule, tmp_path / 'out', QUERY)
+    assert 'out: 1 boxes are outside of their pictures' in capsys.readouterr().out
 
 
 BOMB = ('<!DOCTYPE a [<!ENTITY b "xxxxxxxxxx"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
@@ -184,6 +229,9 @@ def edited(made: Callable[[Path], Path], name: str, change: Callable[[str], str]
      ('is about lamp_green', 'lump_red', 'use its names')),
     (edited(yolo, 'labels/8.txt', lambda s: '7' + s[1:]), ('8.txt: line 1', 'class 7', 'names')),
     (edited(yolo, 'labels/8.txt', lambda s: '0 0.5 0.5 1e400 0.1'), ('line 1', '5 numbers')),
+    (edited(yolo, 'labels/8.txt', lambda s: '0 12 9 4 8'), ('line 1', '12 is no share', 'divide')),
+    (edited(cvat, 'annotations.xml', lambda s: s.replace('<box', '<mask', 1)),
+     ('8.png: mask lamp_red', 'draw a box')),
     (edited(yolo, 'data.yaml', lambda s: 'names: 3'), ('data.yaml', 'write names: [person')),
     (edited(mot, 'gt/gt.txt', lambda s: s + '\n99,1,1,1,1,1,1,1,1'), ('line 7', 'frame 99')),
     (edited(mot, 'seqinfo.ini', lambda s: 'frameRate=25'), ('seqinfo.ini', '[Sequence]')),

@@ -27,6 +27,7 @@ import configparser
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
+import re
 from typing import Annotated
 from xml.etree.ElementTree import Element, ParseError
 
@@ -42,6 +43,7 @@ from ..method.facts import Region
 from ..method.prompt import printable
 from ..system.text_file import read_text_file
 
+YOLO_MOST = 2.0     # of the picture's sides; boxes may stand out of it
 RATE_HZ = 10.0      # of frames whose times are not told
 MOT_CLASSES = ('', 'pedestrian', 'person on vehicle', 'car', 'bicycle', 'motorbike',
                'non motorized vehicle', 'static person', 'distractor', 'occluder',
@@ -80,7 +82,8 @@ def yolo(path: Path) -> list[Shot]:
     """
     Read a folder of pictures with a text file each: beside it, or in labels/ for images/.
 
-    Names of the classes stand in data.yaml, classes.txt or obj.names. No file: no boxes.
+    Names of the classes stand in data.yaml, classes.txt or obj.names. No file: no boxes. Outlines
+    (more than a box and its confidence, in pairs) count as the boxes around them.
     """
     names, found, shots = _yolo_names(path), 0, []
     for image in sorted(_places(path).values(), key=lambda p: (str(p.parent), natural_order(p))):
@@ -94,18 +97,37 @@ def yolo(path: Path) -> list[Shot]:
             for number, line in enumerate(_text(file).splitlines(), 1):
                 if line.strip():
                     where = f'{file}: line {number}'
-                    index, *at = _numbers(where, line.split()[:5], 5)
+                    index, *at = _numbers(where, line.split(), 5)
                     if int(index) not in names:
                         raise LabelError(f'{where}: class {index:g} has no name; complete the '
                                          'names in data.yaml or classes.txt')
-                    x, y, w, h = at
-                    shot.boxes.append(Box(names[int(index)], Region(
-                        (x - w / 2) * width, (y - h / 2) * height, w * width, h * height)))
+                    shot.boxes.append(Box(names[int(index)], _yolo_region(
+                        where, at, (width, height))))
         shots.append(shot)
     if not found:
         raise LabelError(f'{path}: no picture has a text file with its boxes; put 0001.txt beside '
                          '0001.jpg, or into labels/ where that is in images/')
     return shots
+
+
+def _yolo_region(where: str, at: Sequence[float], size: tuple[int, int]) -> Region:
+    """Return a box of shares of the picture as pixels; raise LabelError."""
+    outline = len(at) > 5 and len(at) % 2 == 0
+    if any(abs(n) > YOLO_MOST for n in (at if outline else at[:4])):
+        raise LabelError(f'{where}: {max(at, key=abs):g} is no share of the picture; divide '
+                         'pixels by its width and height')
+    if outline:
+        return _around(at[::2], at[1::2], size)
+    x, y, w, h = at[:4]
+    return Region((x - w / 2) * size[0], (y - h / 2) * size[1], w * size[0], h * size[1])
+
+
+def _around(xs: Sequence[float], ys: Sequence[float], scale: tuple[float, float] = (1, 1),
+            ) -> Region:
+    """Return the box around the points of an outline."""
+    (left, right), (top, bottom) = (min(xs), max(xs)), (min(ys), max(ys))
+    return Region(left * scale[0], top * scale[1], (right - left) * scale[0],
+                  (bottom - top) * scale[1])
 
 
 def mot(path: Path) -> list[Shot]:
@@ -132,28 +154,32 @@ def mot(path: Path) -> list[Shot]:
         if not 1 <= frame <= len(shots):
             raise LabelError(f'{where}: frame {frame:g}, and {folder} has {len(shots)} pictures; '
                              'complete them')
-        kind = int(rest[0]) if rest else 1
+        kind = abs(int(rest[0])) if rest else 1     # -1 in the sets of 2015: all are pedestrians
         if counts and 0 < kind < len(MOT_CLASSES):
             shots[int(frame) - 1].boxes.append(Box(MOT_CLASSES[kind], Region(x, y, w, h)))
     return shots
 
 
 def cvat(path: Path) -> list[Shot]:
-    """Read "CVAT for images" or "CVAT for video" 1.1 (XML), or the only XML in a folder."""
+    """
+    Read "CVAT for images" or "CVAT for video" 1.1 (XML), or the only XML in a folder.
+
+    Polygons and lines of points count as the boxes around them.
+    """
     file = _only(path, '*.xml', 'CVAT file')
     root, folder = _xml(file), path if path.is_dir() else file.parent
     if root.find('track') is None:
         find = _finder(file, folder)
         shots = [Shot(find(node.get('name', '')), None,
-                      [_cvat_box(file, node.get('name', ''), box, box.get('label', ''))
-                       for box in node.iter('box')]) for node in root.iter('image')]
+                      [_cvat_box(file, node.get('name', ''), shape, shape.get('label', ''))
+                       for shape in node if shape.tag != 'tag']) for node in root.iter('image')]
         if not shots:
             raise LabelError(f'{file} has neither images nor tracks; export it as CVAT for images '
                              '1.1 or CVAT for video 1.1')
         return shots
     shots = [Shot(p) for p in sorted(_places(folder).values(), key=natural_order)]
     for track in root.iter('track'):
-        for box in track.iter('box'):
+        for box in track:
             frame, = _numbers(str(file), [box.get('frame', '')], 1)
             if not 0 <= frame < len(shots):
                 raise LabelError(f'{file}: frame {frame:g}, and beside it are {len(shots)} '
@@ -234,9 +260,16 @@ def _xml(file: Path) -> Element:
     return root
 
 
-def _cvat_box(file: Path, where: str, box: Element, name: str) -> Box:
+def _cvat_box(file: Path, where: str, shape: Element, name: str) -> Box:
+    where = f'{file}: {printable(where)}'
+    if points := shape.get('points'):
+        numbers = _numbers(where, re.split('[,;]', points), 4)
+        return Box(name, _around(numbers[::2], numbers[1::2]))
+    if shape.tag != 'box':
+        raise LabelError(f'{where}: {printable(shape.tag)} {printable(name)} has neither corners '
+                         'nor points; draw a box or a polygon')
     left, top, right, bottom = _numbers(
-        f'{file}: {printable(where)}', [box.get(a, '') for a in ('xtl', 'ytl', 'xbr', 'ybr')], 4)
+        where, [shape.get(a, '') for a in ('xtl', 'ytl', 'xbr', 'ybr')], 4)
     return Box(name, Region(left, top, right - left, bottom - top))
 
 

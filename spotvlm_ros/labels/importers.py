@@ -86,11 +86,13 @@ def _check_classes(rule: Path, rules: Rules, shots: Sequence[Shot]) -> None:
 
 
 def _write(folder: Path, shots: Sequence[Shot], rules: Rules, query: Query, said_by: str) -> None:
-    labels = []
+    labels, left_out = [], 0
     new_folder(folder)
     for number, shot in enumerate(shots):
         size = picture_size(shot.file)
-        facts, regions = facts_of(rules, query, list(_within(shot, size)), size)
+        boxes = list(_within(shot, size))
+        left_out += len(shot.boxes) - len(boxes)
+        facts, regions = facts_of(rules, query, boxes, size)
         name, data = f'{number:06}.jpg', shot.file.read_bytes()
         if not is_jpeg(data):
             data = encode_jpeg(decode_compressed(data), JPEG_QUALITY)
@@ -99,6 +101,9 @@ def _write(folder: Path, shots: Sequence[Shot], rules: Rules, query: Query, said
         labels.append(Label(t, facts, regions, image=name))
     write_labels(folder / FILE, labels, Header(recording='.', kind='images', query=query.id,
                                                labelled_by=said_by))
+    if left_out:
+        print(f'{folder}: {left_out} boxes are outside of their pictures or less than a pixel '
+              'wide, and do not count')
 
 
 def _within(shot: Shot, size: tuple[int, int]) -> Iterable[Box]:

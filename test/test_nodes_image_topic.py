@@ -96,6 +96,18 @@ def test_what_the_user_says_holds(tmp_path):
         wait_for(lambda: offered(running.nodes[1]) == [BEST_EFFORT])
 
 
+def test_what_the_user_says_of_topics_that_are_not_there_is_named(tmp_path):
+    over = overlay(tmp_path, edge={'qos_overrides./imgae.subscription.reliability': 'reliable',
+                                   'qos_overrides./image.subscription.reliability': 'best_effort'})
+    with graph(lambda: [EdgeNode(load=FakeEdge().load)], files=('driving', over)) as (_, running):
+        node = running.nodes[1]
+        wait_for(lambda: offered(node) == [BEST_EFFORT])
+        assert node.problem_counts['qos_without_effect'] == 1
+        assert node.newest_problem.startswith(
+            'qos_overrides./imgae.subscription.reliability has no effect: the node has only ')
+        assert '/image.subscription, ' in node.newest_problem
+
+
 def test_who_asks_for_more_than_is_offered_is_told_what_to_set(tmp_path):
     over = overlay(tmp_path, edge={'qos_overrides./image.subscription.reliability': 'reliable',
                                    'qos_overrides./image.subscription.durability':

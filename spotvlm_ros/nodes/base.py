@@ -43,6 +43,7 @@ DOUBLES_S = 3.0       # other graphs and cameras are looked for this often
 SENSOR = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability,
                     durability=qos_profile_sensor_data.durability)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+QOS_OVERRIDES = 'qos_overrides.'
 LINGERING = '(one that was killed is seen for 20 s more)'
 M = TypeVar('M')  # a message
 P = ParamSpec('P')
@@ -193,7 +194,7 @@ class SpotNode(ParameterNode[Config]):
 
     def overrides_reliability(self, topic: str) -> bool:
         """Return whether the user says how reliably to subscribe to a topic, by its whole name."""
-        return f'qos_overrides.{topic}.subscription.reliability' in self._parameter_overrides
+        return f'{QOS_OVERRIDES}{topic}.subscription.reliability' in self._parameter_overrides
 
     def call_every(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call until deactivate, by the steady clock."""
@@ -270,6 +271,7 @@ class SpotNode(ParameterNode[Config]):
             super(SpotNode, self).on_activate(state)
             self._active = True
             self.start()
+            self._tell_unused_overrides()
         return self._transition('activate', begin, self._end, tell=self.traffic)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -328,6 +330,16 @@ class SpotNode(ParameterNode[Config]):
         self.release()
         while self._advertised:
             self.destroy_lifecycle_publisher(self._advertised.pop())
+
+    def _tell_unused_overrides(self) -> None:
+        """Name what the user says of topics that the node has not: ROS says nothing of it."""
+        declared = [name for name in self._parameters if name.startswith(QOS_OVERRIDES)]
+        has = sorted({name.removeprefix(QOS_OVERRIDES).rpartition('.')[0] for name in declared})
+        for name in sorted(self._parameter_overrides.keys() - declared):
+            if name.startswith(QOS_OVERRIDES):
+                self.count_problem('qos_without_effect', f'{name} has no effect: the node has '
+                                   f'only {", ".join(has)}; where nodes share a process, images '
+                                   'are taken by node camera: set it there')
 
     # Other graphs, clock and diagnostics
 

@@ -142,3 +142,12 @@ def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeyp
     gpu.serve(name, 'cuda', 1)
     asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
     assert asked.config.model in limits[0].names
+
+
+@pytest.mark.parametrize('robots', [1, 4, 12])
+def test_a_model_as_slow_as_its_answers_live_gives_late_answers_not_none(robots):
+    """All were refused and sent away for longer than the queue lasted: 12 %, 2 % and 0 answers."""
+    curve = Curve('7b', (1, 4, 8, 16, 32), (3.2, 4.7, 5.6, 6.2, 6.9))
+    setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'], 6)
+    outcome = simulate(Plan(curve, setting, robots, max_batch=32, seconds=30.0))
+    assert outcome.answers_per_s > 0.9 / 3.2 and outcome.busy > 0.9

@@ -35,6 +35,7 @@ from .meters import Meters
 NEW = 0.3      # weight of the newest batch in how long batches take
 GAIN = 0.9     # a larger batch has to take less time per request, by this
 STALE = 200    # batches after which a size is tried again
+GUESS = 0.5    # of the time that it would add one by one, for what a larger batch is thought to add
 UNENDED = 1.5  # times what a batch took that was ended early, nobody waiting for it any more
 STUCK_S = 120.0  # a batch that takes longer will not end
 
@@ -56,7 +57,8 @@ Compute = Callable[[Sequence[Q], Callable[[int], bool]], Awaitable[Sequence[A]]]
 @dataclass(eq=False)
 class _Job(Generic[Q, A]):
     question: Q
-    until: float     # when a reply is of no more use, steady clock [s]
+    began: float     # when it came, steady clock [s]
+    until: float     # when a reply is of no more use
     turn: float
     reply: asyncio.Future[A] = field(repr=False)
 
@@ -78,13 +80,18 @@ class Pace:
         self._tried[size] = self._batches
 
     def expected_s(self, size: int) -> float:
-        """Return how long a batch will take; 0 before the first, and in proportion beyond."""
+        """
+        Return how long a batch will take; 0 before the first, and a guess beyond the largest.
+
+        A guess in proportion would have larger ones seem too late for ever, and never be tried.
+        """
         sizes = sorted(self._seconds)
         if not sizes or not size:
             return 0.0
         larger = next((s for s in sizes if s >= size), None)
-        return self._seconds[sizes[-1]] * size / sizes[-1] if larger is None else \
-            self._seconds[larger]
+        if larger is None:
+            return self._seconds[sizes[-1]] * (1.0 + GUESS * (size / sizes[-1] - 1.0))
+        return self._seconds[larger]
 
     def best(self, waiting: int) -> int:
         """
@@ -106,7 +113,7 @@ class Pace:
 
     def all_s(self, requests: int, most: int) -> float:
         """Return how long so many requests will take, in batches of the best size."""
-        sizes = [size for size in self._seconds if size <= most] or [1]
+        sizes = {size for size in self._seconds if size <= most} | {min(requests, most)}
         return min(requests // size * self.expected_s(size) + self.expected_s(requests % size)
                    for size in sizes)
 
@@ -151,14 +158,14 @@ class Batcher(Generic[Q, A]):
         late_s = _now() + wait_s - until
         if late_s > 0 and (self._waiting or self._computed):
             raise Refused(503, f'busy: a reply would take {wait_s:.1f} s, which is {late_s:.1f} s '
-                          'too late', 'busy', max(late_s, 1.0))
+                          'too late', 'busy', self._room_s(late_s))
 
     async def ask(self, question: Q, robot: str, until: float) -> A:
         """Return the reply; raise Refused where it would come too late, and what broke it."""
         self.admit(until)
         turn = self._turns[robot] = max(self._turns.get(robot, 0.0), self._turn) + 1.0
         loop = asyncio.get_running_loop()
-        job = _Job(question, until, turn, loop.create_future())
+        job = _Job(question, loop.time(), until, turn, loop.create_future())
         self._waiting.append(job)
         self._arrived.set()
         if self._loop is None:
@@ -206,13 +213,19 @@ class Batcher(Generic[Q, A]):
                            if turn > self._turn}
         return batch
 
+    def _room_s(self, late_s: float) -> float:
+        """Return when to ask again what is too late by so much: what waits is gone some time."""
+        gone_s = max((job.until for job in self._waiting), default=0.0) - _now()
+        return max(1.0, min(late_s, gone_s))
+
     def _refuse_the_late(self) -> None:
         # One that is alone has found an idle server.
         soonest = _now() + (self.pace.expected_s(1) if len(self._waiting) > 1 else 0.0)
         for job in self._waiting:
             if job.until < soonest and not job.reply.done():
-                job.reply.set_exception(Refused(503, 'busy: it has waited for too long', 'late',
-                                                max(1.0, self.wait_s)))
+                job.reply.set_exception(Refused(
+                    503, 'busy: it has waited for too long', 'late',
+                    self._room_s(self.wait_s - (job.until - job.began))))
         self._waiting = [job for job in self._waiting if not job.reply.done()]
 
     async def _answer(self, batch: list[_Job[Q, A]]) -> None:

@@ -133,13 +133,11 @@ def test_the_command_reads_a_curve_and_writes_what_it_has_computed(tmp_path, cap
 @pytest.mark.parametrize('name', ['spot-mini-cloud', 'Qwen2.5-VL-7B'])
 def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeypatch, name):
     limits = []
-    monkeypatch.setattr('uvicorn.run', lambda *args, **options: None)
+    monkeypatch.setattr('uvicorn.Server.run', lambda server: None)
     monkeypatch.setattr('spotvlm_ros.serving.service.Service',
                         lambda model, keys, given: limits.append(given))
-    monkeypatch.setattr(gpu, 'load', lambda *args: None)
-    monkeypatch.setattr(gpu, 'requests', lambda *args: [None])
-    monkeypatch.setattr(gpu, 'WARM', ())
-    gpu.serve(name, 'cuda', 1)
+    with gpu.serving(None, name, 1):
+        pass
     asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
     assert asked.config.model in limits[0].names
 

@@ -17,36 +17,35 @@
 Robots per GPU: the miniature cloud, and the shape of a 7B model with random weights.
 
 `python -m spotvlm_ros.bench.fleet.gpu` measures how long batches take, computes from that how many
-robots one GPU carries, and has simulated robots ask the app, in a process of its own, to see
+robots one GPU carries, and has simulated robots, in a process of their own, ask the app, to see
 whether that is so. What random weights say is of no meaning; what it costs is.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-import gc
-import http.client
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
-import time
+import threading
 
 import torch
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .curve import Curve, ROUNDS, SIZES
+from .curve import ROUNDS, SIZES
 from .main import HEADING as FLEET_HEADING, Plan, robots_per_replica, simulate
-from .measured import measured_curve, requests
+from .measured import measured_curve
 from .simulated import NETWORKS, Setting
-from ..faults.robots import carry, Fleet, HEADING
+from ..faults import robots
 from ..perf.edge_gpu import inputs_of, SHAPES, tiny_shapes
-from ...cloud.client import cloud_server
-from ...config.nodes import ServerConfig
+from ...cloud.errors import KEY_ENV
 from ...config.profiles import load_profile
 from ...mini.shipped import checkpoint_path
 from ...serving.chat import ChatRequest, PicturePart
@@ -58,7 +57,7 @@ MINIATURE = 'spot-mini-cloud'
 TOKENS = 100       # of each reply of random weights, about what facts and boxes take
 QUESTION = 160     # tokens of text in their prompts
 MAX_BATCH = 32
-WARM = (1, 2, 4, 8, 16)  # requests in the batches that a server computes before it is asked
+KEY = 'robots'
 MOST_ROBOTS = 96   # that this process can be
 SHARES = (0.5, 0.8, 1.0, 1.3)  # of the robots that it computes, for as many as are there then
 FRESH_S = (3.0, 6.0)  # ages that context may have; the second is that of the shortest-lived fact
@@ -102,72 +101,42 @@ def load(name: str, device: str) -> Checkpoint:
         RandomCheckpoint(name, device)
 
 
-def serve(name: str, device: str, port: int) -> None:
-    """Serve a model by the app."""
+@contextmanager
+def serving(model: Checkpoint, name: str, port: int) -> Iterator[None]:
+    """Serve a model by the app, from this process, meanwhile."""
     import uvicorn
 
     from ...serving.service import App, Limits, Service
-    model = load(name, device)
-    asked = requests(model, 'driving', name)
-    for size in WARM:  # the first batch of a size takes seconds
-        model.answer([asked[i % len(asked)] for i in range(size)], lambda i: False)
-    service = Service(model, Keys([('robots', Robot('robots'))]),
+    service = Service(model, Keys([(KEY, Robot('robots'))]),
                       Limits((name, str(checkpoint_path(name))), MAX_BATCH))  # robots name either
-    uvicorn.run(App(service), port=port, lifespan='off', log_level='warning', access_log=False)
-
-
-def curve_of(name: str, device: str) -> Curve:
-    """Measure."""
-    return measured_curve(load(name, device), name, 'driving', SIZES,
-                          ROUNDS if name == MINIATURE else 1)
+    server = uvicorn.Server(uvicorn.Config(App(service), port=port, lifespan='off',
+                                           log_level='warning', access_log=False))
+    thread = threading.Thread(target=server.run, name='server', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(5.0)
 
 
 def measured_robots(name: str, counts: Sequence[int], port: int,
-                    arguments: argparse.Namespace) -> list[Mapping[str, object]]:
-    """Return what simulated robots get of the app, in real time."""
-    process = subprocess.Popen([sys.executable, '-m', __spec__.name, '--serve', name, '--device',
-                                arguments.device, '--port', str(port)])
-    try:
-        until = time.monotonic() + 90.0
-        while not _answers(port):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f'the server of {name} did not come up')
-            time.sleep(0.2)
-        server = replace(cloud_server(ServerConfig(
-            base_url=f'http://127.0.0.1:{port}/v1', model=name)), api_key='robots')
-        fleet = Fleet(server, load_profile('driving').queries('cloud'), arguments.in_flight)
-        rows = []
-        print(HEADING)
-        for count in counts:
-            rows.append(carry(count, fleet, arguments.seconds, name[:12]))
-            print(rows[-1], flush=True)
-            if not rows[-1].answers_per_s:
-                print(f'robots get no answers of {name}: this says nothing of how many it carries')
-                break
-        return [asdict(row) for row in rows]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=5.0)
-    try:
-        connection.request('GET', '/health', headers={'Authorization': 'Bearer robots'})
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+                    arguments: argparse.Namespace) -> object:
+    """Return what simulated robots, in a process of their own, get of the app in real time."""
+    out = arguments.out.with_suffix('.robots.json')
+    subprocess.run(
+        [sys.executable, '-m', robots.__name__, '--url', f'http://127.0.0.1:{port}/v1', '--model',
+         name, '--robots', *map(str, counts), '--seconds', str(arguments.seconds), '--in-flight',
+         str(arguments.in_flight), '--out', str(out)],
+        check=True, env=os.environ | {KEY_ENV: KEY})
+    return json.loads(out.read_text())['rows']
 
 
 def _of(name: str, arguments: argparse.Namespace, port: int,
         show: Callable[[str], None] = partial(print, flush=True)) -> dict[str, object]:
     """Measure one model, compute, and compare."""
-    curve = curve_of(name, arguments.device)
-    gc.collect()
-    if arguments.device == 'cuda':
-        torch.cuda.empty_cache()
+    model = load(name, arguments.device)
+    curve = measured_curve(model, name, 'driving', SIZES, ROUNDS if name == MINIATURE else 1)
     show(f'{name}: {curve}')
     setting = Setting(load_profile('driving').queries('cloud'), NETWORKS['wired'],
                       arguments.in_flight)
@@ -182,7 +151,8 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
     expected = [simulate(replace(plan, robots=count)) for count in counts]
     for outcome in expected:
         show(str(outcome))
-    rows = measured_robots(name, counts, port, arguments)
+    with serving(model, name, port):
+        rows = measured_robots(name, counts, port, arguments)
     return {'curve': asdict(curve), 'robots_per_gpu_computed': computed,
             'computed': [asdict(o) for o in expected], 'measured': rows}
 
@@ -197,12 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--robots', type=int, nargs='+', help='default: by what is computed')
     parser.add_argument('--in-flight', type=int, default=2, help='requests under way per robot')
     parser.add_argument('--out', type=Path, default=Path('out/fleet_gpu.json'))
-    parser.add_argument('--serve', help=argparse.SUPPRESS)
     parser.add_argument('--port', type=int, default=8077)
     arguments = parser.parse_args(argv)
-    if arguments.serve:
-        serve(arguments.serve, arguments.device, arguments.port)
-        return 0
     found = {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(arguments.models):

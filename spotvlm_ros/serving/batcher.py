@@ -35,7 +35,7 @@ from .meters import Meters
 NEW = 0.3      # weight of the newest batch in how long batches take
 GAIN = 0.9     # a larger batch has to take less time per request, by this
 STALE = 200    # batches after which a size is tried again
-GUESS = 0.5    # of the time that it would add one by one, for what a larger batch is thought to add
+GUESS = 0.5    # a larger batch is thought to add as much of what it would add one by one
 UNENDED = 1.5  # times what a batch took that was ended early, nobody waiting for it any more
 STUCK_S = 120.0  # a batch that takes longer will not end
 

@@ -192,7 +192,8 @@ def test_a_quota_is_held_and_says_when_to_come_again():
 
 @pytest.mark.parametrize('text, said', [
     ('', 'no robots'), ('r', ':1'), ('r k x', ':1'), ('# r\nr k -1', ':2'), ('r k nan', ':1'),
-    ('r k 1 2', ':1'), (None, 'cannot be read')])
+    ('r k 1 2', ':1'), ('r k\ns k', ':2 has the key of line 1'),
+    ('# x\nr k\nr l', ':3 has the name of line 2'), (None, 'cannot be read')])
 def test_a_file_of_keys_that_is_none_is_named(tmp_path, text, said):
     path = tmp_path / 'keys'
     if text is not None:
@@ -309,6 +310,69 @@ def test_the_service_refuses_what_is_not_for_it(request_, status):
     model = Echo()
     (got,), _ = answers(request_, model=model)
     assert got[0] == status and json.loads(got[2])['error']['message'] and not model.answered
+
+
+def parts(*content):
+    return {'model': MODEL, 'messages': [{'role': 'user', 'content': list(content)}]}
+
+
+def seen(url):
+    return parts({'type': 'image_url', 'image_url': {'url': url}})
+
+
+@pytest.mark.parametrize('body, status, said', [
+    (parts(), 0, ''), (chat(n=1, user='robot', presence_penalty=0), 0, ''),
+    ({k: v for k, v in chat().items() if k != 'model'}, 422, 'model is missing; give it'),
+    (chat(model=''), 400, f'model: there is one here; give {MODEL}'),
+    (chat(n=2), 422, 'n should be less than or equal to 1'),
+    (chat(max_tokens=-1), 422, 'max_tokens should be greater than or equal to 1'),
+    (chat(logprobs=True), 422, 'logprobs is not known; leave it out'),
+    (chat(stream='yes'), 422, 'stream should be a valid boolean'),
+    (seen('data:image/gif;base64,R0lG'), 422, 'messages.0.content.0.image_url.url is no picture'),
+    (seen('data:application/pdf;base64,AA'), 422, 'send data:image/jpeg;base64'),
+    (parts({'type': 'input_audio'}), 422, 'messages.0.content.0 is neither text nor image_url'),
+    (parts({'type': 'text'}), 422, 'messages.0.content.0.text is missing'),
+    ({'model': MODEL, 'messages': 'hello'}, 422, 'messages should be'),
+    (chat(**{'x' * 10**5: 1}), 422, 'x is not known; leave it out'),
+    ([1], 422, 'the body should be an object'), (b'{', 422, 'the body is no JSON'),
+    (b'', 422, 'the body is no JSON; send an object'), (b'\xff', 422, 'the body is no JSON')],
+    ids=lambda value: str(value)[:30])
+def test_a_bad_request_is_told_which_field_and_what_to_send_and_is_counted(body, status, said):
+    (got,), meters = answers(('POST', CHAT, body if isinstance(body, bytes) else
+                              json.dumps(body).encode()), model=Last())
+    if not status:
+        assert got[0] == 200 and not meters.value('refused_total')
+        return
+    message = json.loads(got[2])['error']['message']
+    assert got[0] == status and said in message and ';' in message and len(message) < 400
+    assert meters.value('refused_total', 'request') == 1
+    assert meters.value('requests_total', str(status)) == 1
+
+
+class Last(Echo):
+    """Takes messages without parts, too."""
+
+    def prepare(self, chat):
+        return super().prepare(chat.model_copy(update={'messages': [
+            chat.messages[-1].model_copy(update={'content': 'ready?'})]}))
+
+
+def test_strangers_wrong_routes_and_types_are_counted_and_a_broken_model_is_said():
+    class Broken(Echo):
+        def answer(self, batch, gone):
+            raise RuntimeError('out of memory')
+    got, meters = answers(
+        ('GET', '/health', b'', {'key': 'guess'}), ('GET', '/load'),
+        ('POST', CHAT, chat(), {'headers': [(b'content-type', b'text/plain')]}),
+        ('POST', CHAT, chat(), {'headers': [(b'content-type', b'application/json; charset=x')]}),
+        model=Broken())
+    texts = [json.loads(g[2])['error']['message'] for g in got]
+    assert [g[0] for g in got] == [401, 404, 415, 500]
+    for text, said in zip(texts, ('send Bearer', 'GET /v1/models', 'send application/json',
+                                  'out of memory; see the log')):
+        assert said in text
+    assert [meters.value('refused_total', r) for r in ('key', 'route', 'request', 'failed')] == [
+        1, 1, 1, 1]
 
 
 def test_who_is_over_the_quota_is_told_when_to_come_again():

@@ -142,3 +142,17 @@ def test_replies_keep_to_the_schema_whatever_the_model_would_say(checkpoint):
     with pytest.raises(ValueError, match='response_format'):
         checkpoint.prepare(question('x', response_format={
             'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'nothing'}}}))
+
+
+def test_what_is_more_than_the_model_takes_is_refused_or_cut(checkpoint):
+    """A billion tokens of a reply were made room for; sixty pictures were begun with."""
+    prepared = checkpoint.prepare(question('What?', max_tokens=10**9))
+    assert prepared.max_tokens + prepared.inputs['input_ids'].shape[1] <= 2048
+    picture = {'type': 'image_url', 'image_url': {'url': GREY}}
+    for content, said in (('word ' * 3000, 'messages: .* tokens.*send less'),
+                          ([picture] * 17, 'messages: 17 pictures; send at most 16'),
+                          ([picture] * 3, 'messages: .* tokens.*fewer or smaller pictures'),
+                          ('<image> what?', 'messages: .*special tokens')):
+        with pytest.raises(ValueError, match=said):
+            checkpoint.prepare(ChatRequest.model_validate(
+                {'model': 'm', 'messages': [{'role': 'user', 'content': content}]}))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HELP = 'serve a checkpoint as an OpenAI-compatible server'
 EXAMPLE = 'spotvlm serve --port 8000'
+OWNER = 'spotvlm-owner'  # who starts a server, among the robots of a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 1
     with ExitStack() as stack:
         try:
+            _check(arguments)
             serve = _on_ray if arguments.ray else _embedded
             serve(arguments, path, stack, stop)
         except (ServerError, ValueError) as error:
@@ -75,6 +77,19 @@ def execute(arguments: argparse.Namespace) -> int:
             return 1
     stop.ignore()
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where something would be ignored, or the keys are none."""
+    from ..serving.keys import read_keys
+    for name, usual in (('replicas', 1), ('least', 0), ('host', '127.0.0.1')):
+        if not arguments.ray and getattr(arguments, name) != usual:
+            raise ValueError(f'--{name} needs --ray; give both or neither')
+    if arguments.least > arguments.replicas:
+        raise ValueError(f'--least {arguments.least} is more than --replicas '
+                         f'{arguments.replicas}; give at most that')
+    if arguments.keys:
+        read_keys(arguments.keys)
 
 
 def _embedded(arguments: argparse.Namespace, path: Path, stack: ExitStack,
@@ -85,7 +100,7 @@ def _embedded(arguments: argparse.Namespace, path: Path, stack: ExitStack,
     key = read_api_key()
     server = EmbeddedServer(
         str(path), port=arguments.port, threads=arguments.threads, key=key,
-        command=serve_command(arguments.max_batch, arguments.keys))
+        command=serve_command(arguments.max_batch, arguments.keys, arguments.device))
     stack.callback(server.stop)
     print(f'serving {path} at {server.url}', flush=True)
     if not key:
@@ -112,7 +127,7 @@ def _on_ray(arguments: argparse.Namespace, path: Path, stack: ExitStack,
     if local:  # what replicas read has the one key, too
         owner = key or secrets.token_urlsafe(32)
         more = keys.read_text('utf-8') if keys else ''
-        keys = _private('keys', f'owner {owner}\n{more}', stack)
+        keys = _private('keys', f'{OWNER} {owner}\n{more}', stack)
         if not key:
             _hand_over(owner, stack)
     from ..serving.on_ray import run, Settings

@@ -51,10 +51,11 @@ class ServerError(RuntimeError):
     """The server could not be started; the message has what it said last."""
 
 
-def serve_command(max_batch: int = 8, keys: Path | None = None
+def serve_command(max_batch: int = 8, keys: Path | None = None, device: str = 'cpu'
                   ) -> Callable[[str, int], Sequence[str]]:
     """Return what serves a checkpoint on an inherited socket; ``keys``: a file with robots'."""
-    more = ['--max-batch', str(max_batch)] + (['--keys', str(keys)] if keys else [])
+    more = ['--max-batch', str(max_batch), '--device', device,
+            *(['--keys', str(keys)] if keys else [])]
     return lambda model, socket_number: [
         *PYTHON, '-m', 'spotvlm_ros.serving.main', model, str(socket_number), *more]
 

@@ -26,10 +26,11 @@ import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.responses import JSONResponse, Response
 
 MAX_BODY = 2**26  # bytes of a request
+LONGEST = 200     # characters of what is repeated of it
 
 
 class Refused(Exception):
@@ -56,6 +57,7 @@ class Strict(BaseModel):
 
 class _Picture(Strict):
     url: Annotated[str, StringConstraints(pattern=r'^data:image/(jpeg|png|webp);base64,')]
+    detail: Literal['auto', 'high'] | None = None  # it is taken as it is
 
 
 class PicturePart(Strict):
@@ -76,7 +78,7 @@ class Message(Strict):
     """A turn of the chat."""
 
     role: Literal['system', 'user', 'assistant']
-    content: str | list[TextPart | PicturePart]
+    content: str | list[Annotated[TextPart | PicturePart, Field(discriminator='type')]]
 
 
 class _JsonSchema(Strict):
@@ -108,7 +110,11 @@ class ChatRequest(Strict):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     response_format: _ResponseFormat | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
     seed: int | None = None  # taken and ignored: the likeliest tokens need none
+    user: str | None = None  # taken and ignored: robots are known by their keys
 
     @property
     def schema_text(self) -> str:
@@ -121,3 +127,28 @@ class ChatRequest(Strict):
         if wanted.json_schema is None:
             raise ValueError('response_format.json_schema is missing; give the schema')
         return json.dumps(wanted.json_schema.schema_)
+
+
+REMEDIES = {'missing': 'is missing; give it', 'extra_forbidden': 'is not known; leave it out',
+            'string_pattern_mismatch': 'is no picture in the request itself; send '
+            'data:image/jpeg;base64,... (or png, webp)',
+            'union_tag_invalid': 'is neither text nor image_url; send those',
+            'union_tag_not_found': 'has no type; give text or image_url',
+            'json_invalid': 'is no JSON; send an object as OpenAI has it'}
+
+
+def chat_request(body: bytes) -> ChatRequest:
+    """Return a request; raise Refused, which names the field and says what to send."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        # Of the branches of a union the one that was meant is that which got furthest.
+        problem = max(error.errors(include_url=False, include_input=False),
+                      key=lambda p: len(p['loc']))
+    names = list[str]()
+    for part in map(str, problem['loc']):  # also says which branch
+        if '[' not in part and part not in ('str', *names[-1:]):
+            names.append(part[:LONGEST])
+    where, said = '.'.join(names) or 'the body', str(problem['msg'])[:LONGEST]
+    raise Refused(422, f'{where} ' + REMEDIES.get(
+        str(problem['type']), said.replace('Input', '').strip() + '; change it'), 'request')

@@ -34,6 +34,7 @@ from .graphed import Graphed
 from ..edge.loading import load_checkpoint
 
 MAX_TOKENS = 512        # of a reply, where a request does not say
+MAX_PICTURES = 16       # of a request
 MAX_PIXELS = 2**24      # of a picture
 FORMATS = ('JPEG', 'PNG', 'WEBP')
 
@@ -83,6 +84,7 @@ class Checkpoint:
         self._fast = Alone.of(self._model, self._ends) or Graphed.of(self._model, self._ends)
         pad = self._tokenizer.pad_token_id
         self._pad = min(self._ends) if pad is None else pad
+        self._longest = int(model.config.get_text_config().max_position_embeddings)
         self._constraints = Constraints(
             self._tokenizer, model.get_output_embeddings().out_features, min(self._ends))
 
@@ -92,23 +94,36 @@ class Checkpoint:
 
     def prepare(self, chat: ChatRequest) -> Prepared:
         """Return a request in tensors; raise ValueError where it cannot be one."""
+        n_pictures = sum(isinstance(p, PicturePart) for m in chat.messages
+                         if not isinstance(m.content, str) for p in m.content)
+        if n_pictures > MAX_PICTURES:
+            raise ValueError(f'messages: {n_pictures} pictures; send at most {MAX_PICTURES}')
         turns = [{'role': m.role, 'content': m.content if isinstance(m.content, str) else [
             {'type': 'image', 'image': picture(p.image_url.url)} if isinstance(p, PicturePart)
             else {'type': 'text', 'text': p.text} for p in m.content]} for m in chat.messages]
         schema = chat.schema_text
         if schema:
             self._constraints.check(schema)
-        inputs = dict(self._processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors='pt'))
+        try:
+            inputs = dict(self._processor.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=True,
+                return_tensors='pt'))
+        except Exception as error:  # of any type: templates run, and processors check little
+            raise ValueError(f'messages: {error}; compare them with what the model takes, and '
+                             'leave its special tokens out') from error
         greedy = not chat.temperature
         sampling = Sampling() if greedy else Sampling(chat.temperature or 1.0, chat.top_p or 1.0)
         shape = inputs['input_ids'].shape
         kind = sampling, tuple((name, tuple(value.shape[1:])) for name, value in inputs.items()
                                if value.shape != shape)
         stop = (chat.stop,) if isinstance(chat.stop, str) else tuple(chat.stop or ())
-        return Prepared(inputs, kind, sampling,
-                        chat.max_completion_tokens or chat.max_tokens or MAX_TOKENS, stop, schema)
+        room = self._longest - inputs['input_ids'].shape[1]
+        if room < 1:
+            raise ValueError(f'messages: {inputs["input_ids"].shape[1]} tokens, and the model '
+                             f'takes {self._longest}; send less text, or fewer or smaller '
+                             'pictures')
+        limit = chat.max_completion_tokens or chat.max_tokens or MAX_TOKENS
+        return Prepared(inputs, kind, sampling, min(limit, room), stop, schema)
 
     def answer(self, batch: Sequence[Prepared], gone: Callable[[int], bool]) -> list[Reply]:
         """Return the replies to a batch of one kind; what is ``gone`` need not be gone on with."""
@@ -185,5 +200,8 @@ def picture(url: str) -> Image.Image:
             raise ValueError(f'it has {image.width} x {image.height} pixels, send at most '
                              f'{MAX_PIXELS}')
         return image.convert('RGB')
+    except Image.UnidentifiedImageError:
+        raise ValueError('image_url: the picture cannot be read; send a whole JPEG, PNG or WebP as '
+                         'base64') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'image_url: the picture cannot be read ({error})') from None
+        raise ValueError(f'image_url: the picture cannot be read ({error}); send another') from None

@@ -56,7 +56,7 @@ class Constraints:
             raise ValueError(f'response_format: this server has no {NEEDS} (pip install {NEEDS})')
         fault = self._grammar(schema)[1]
         if fault:
-            raise ValueError(f'response_format: {fault}')
+            raise ValueError(f'response_format: {fault}; change the schema')
 
     def held(self, schema: str) -> Held | None:
         """Return what follows a reply token by token, None for free text."""

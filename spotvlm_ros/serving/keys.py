@@ -81,7 +81,7 @@ def read_keys(path: Path) -> list[tuple[str, Robot]]:
         raise ValueError(f'{path} cannot be read ({error}); give a text file') from None
     if mode & 0o077:
         raise ValueError(f'{path} is readable by others; run: chmod 600 {path}')
-    robots = []
+    robots, names, keys = [], dict[str, int](), dict[str, int]()
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words or words[0].startswith('#'):
@@ -94,6 +94,10 @@ def read_keys(path: Path) -> list[tuple[str, Robot]]:
                              'second]') from None
         if not 0.0 <= robot.per_s < math.inf:
             raise ValueError(f'{path}:{number}: {per_s} is no quota; give requests a second')
+        for what, seen, value in (('name', names, name), ('key', keys, key)):
+            if seen.setdefault(value, number) != number:
+                raise ValueError(f'{path}:{number} has the {what} of line {seen[value]}; give '
+                                 f'each robot a {what} of its own')
         robots.append((key, robot))
     if not robots:
         raise ValueError(f'{path} has no robots; write a line for each: name key')

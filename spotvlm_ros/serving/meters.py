@@ -22,7 +22,7 @@ from collections.abc import Mapping
 # Name, kind and meaning of each.
 METERS = {
     'requests_total': ('counter', 'Chat requests, by HTTP status'),
-    'refused_total': ('counter', 'Chat requests refused, by reason'),
+    'refused_total': ('counter', 'Requests refused, by reason'),
     'hung_up_total': ('counter', 'Chat requests that were given up by who asked'),
     'request_seconds_sum': ('counter', 'Time from request to reply, of those answered'),
     'batches_total': ('counter', 'Batches computed'),

@@ -26,17 +26,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import json
+import logging
 import secrets
 import time
 from typing import Protocol
 
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message as Event, Receive, Scope, Send
 
 from .batcher import Batcher
-from .chat import ChatRequest, MAX_BODY, Refused
+from .chat import chat_request, ChatRequest, LONGEST, MAX_BODY, Refused
 from .checkpoint import Prepared, Reply
 from .keys import Keys, Robot
 from .meters import Meters
@@ -90,7 +90,9 @@ class Service:
         route = f'{request.method} {request.scope["path"]}'
         robot = self._keys.robot(request.headers.get('authorization', ''))
         if robot is None:
-            return Refused(401, 'the key is missing or wrong', 'key').response()
+            return self._refused(Refused(
+                401, 'Authorization: the key is missing or wrong; send Bearer and a key of the '
+                'server', 'key'))
         if route == 'POST /v1/chat/completions':
             return await self._counted(request, robot)
         if route == 'GET /health':
@@ -105,7 +107,14 @@ class Service:
         if route == 'GET /v1/models':
             return JSONResponse({'object': 'list', 'data': [
                 {'id': name, 'object': 'model', 'owned_by': 'spotvlm'} for name in self._names]})
-        return Refused(404, 'there are chat completions only', 'route').response()
+        return self._refused(Refused(
+            404, f'there is no {route[:LONGEST]}; there are POST /v1/chat/completions and GET '
+            '/v1/models, /health, /ready and /metrics', 'route'))
+
+    def _refused(self, refusal: Refused) -> Response:
+        """Count a refusal, and return it."""
+        self.meters.add('refused_total', label=('reason', refusal.reason))
+        return refusal.response()
 
     async def _counted(self, request: Request, robot: Robot) -> Response:
         """Answer a chat request, and count what came of it."""
@@ -117,12 +126,16 @@ class Service:
             status = response.status_code
             self.meters.add('request_seconds_sum', loop.time() - began)
         except Refused as refusal:
-            status, response = refusal.status, refusal.response()
-            self.meters.add('refused_total', label=('reason', refusal.reason))
+            status, response = refusal.status, self._refused(refusal)
         except (asyncio.CancelledError, ClientDisconnect):
             status = 499  # as nginx has it
             self.meters.add('hung_up_total')
             raise
+        except Exception as error:  # of the model, which others may ask still
+            logging.getLogger('uvicorn.error').exception('a request broke the model')
+            response = self._refused(Refused(
+                500, f'the model failed: {str(error)[:LONGEST]}; see the log of the server',
+                'failed'))
         finally:
             self._under_way -= 1
             self.meters.add('requests_total', label=('status', str(status)))
@@ -132,11 +145,15 @@ class Service:
     async def _chat(self, request: Request, robot: Robot, began: float) -> Response:
         """Return the reply to a chat request; raise Refused."""
         until = began + _timeout_s(request.headers.get(TIMEOUT, ''))
+        kind = request.headers.get('content-type', 'application/json')
         body = await _body(request)
+        if kind.partition(';')[0].strip().lower() != 'application/json':
+            raise Refused(415, f'Content-Type is {kind[:LONGEST]}; send application/json',
+                          'request')
         wait_s = robot.wait_s(began)
         if wait_s:
-            raise Refused(429, f'{robot.name} asks more than {robot.per_s:g} times a second',
-                          'quota', wait_s)
+            raise Refused(429, f'{robot.name} asks more than {robot.per_s:g} times a second; ask '
+                          'again later, as Retry-After says', 'quota', wait_s)
         if self._under_way > MOST_WAITING:
             raise Refused(503, 'busy: too many requests are under way', 'full', 1.0)
         self._batcher.admit(until)  # before any work
@@ -159,14 +176,9 @@ class Service:
 
     def _checked(self, body: bytes) -> ChatRequest:
         """Return a request; raise Refused."""
-        try:
-            chat = ChatRequest.model_validate_json(body)
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            where = '.'.join(map(str, problem['loc']))
-            raise Refused(422, f'{where}: {problem["msg"]}', 'request') from None
+        chat = chat_request(body)
         if chat.model not in self._names:
-            raise Refused(400, f'there is one model here, {self._names[0]}', 'request')
+            raise Refused(400, f'model: there is one here; give {self._names[0]}', 'request')
         return chat
 
 
@@ -219,7 +231,8 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise Refused(413, f'more than {MAX_BODY} bytes', 'request')
+            raise Refused(413, f'the body has more than {MAX_BODY} bytes; send smaller pictures',
+                          'request')
     return bytes(body)
 
 

@@ -142,7 +142,7 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
                       arguments.in_flight)
     plan = Plan(curve, setting, 1, max_batch=MAX_BATCH, seconds=15.0)
     computed = {f'{fresh_s:g} s': robots_per_replica(
-        replace(plan, fresh_s=fresh_s), MOST_ROBOTS // 2) for fresh_s in FRESH_S}
+        replace(plan, fresh_s=fresh_s), MOST_ROBOTS) for fresh_s in FRESH_S}
     show(f'robots per GPU, computed, by age of fresh context: {computed}')
     most = computed[f'{FRESH_S[0]:g} s']
     counts = arguments.robots or sorted({max(1, min(MOST_ROBOTS, int(share * most)))

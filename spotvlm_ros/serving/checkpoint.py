@@ -201,8 +201,8 @@ def picture(url: str) -> Image.Image:
                              f'{MAX_PIXELS}')
         return image.convert('RGB')
     except Image.UnidentifiedImageError:
-        raise ValueError('image_url: the picture cannot be read; send a whole JPEG, PNG or WebP as '
-                         'base64') from None
+        raise ValueError('image_url: the picture cannot be read; send a whole JPEG, PNG or WebP '
+                         'as base64') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f'image_url: the picture cannot be read ({error}); send '
                          'another') from None

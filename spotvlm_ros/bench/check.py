@@ -37,7 +37,7 @@ import numpy as np
 from ..config.nodes import EdgeConfig
 from ..config.profiles import load_profile
 from ..edge.model import EdgeModel
-from ..edge.precision import Format, Formats, free_bytes, gib, memory_plan, n_patches
+from ..edge.precision import DYNAMIC, Format, Formats, free_bytes, gib, memory_plan, n_patches
 from ..method.facts import Context, Fact, Query
 from ..method.prompt import messages
 from ..mini.driving.scene import SCENE
@@ -48,7 +48,9 @@ from ..system.machine import machine
 FORMATS: Mapping[str, Callable[[EdgeConfig], EdgeConfig]] = {
     'bfloat16': lambda config: replace(config, dtype='bfloat16'),
     'int8': lambda config: replace(config, quantization='int8'),
-    'int4': lambda config: replace(config, quantization='int4')}
+    'int4': lambda config: replace(config, quantization='int4'),
+    'int8_dynamic': lambda config: replace(config, quantization='int8_dynamic',
+                                           vision_quantization='int8_dynamic')}
 WORST = 1.0      # percentage points of the facts that a format may cost
 
 
@@ -179,6 +181,8 @@ def losses(config: EdgeConfig, frames: int) -> tuple[Loss, ...]:
     plain = right(config, samples)
     found = []
     for name, changed in FORMATS.items():
+        if name == DYNAMIC and config.device != 'cpu':
+            continue
         lost = 100.0 * (plain - right(changed(config), samples)).mean(1)
         half = 1.96 * float(lost.std(ddof=1)) / len(lost) ** 0.5
         mean = float(lost.mean())

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 import math
 import time
-import warnings
 
 import torch
 from transformers import PreTrainedModel
@@ -28,9 +27,10 @@ from transformers.activations import GELUTanh
 
 from . import openvino_tower
 from .families import ImageFeatures, input_shapes, ModelFamily, Tensors
+from .quantised import QuantisedLinear
+from .tracing import traced
 from ..config.nodes import VisionBackend
 
-CHECKS = 3          # runs a trace is compared in: TorchScript settles on its kernels in the first
 MAX_TRACED_S = 0.1  # a tower that takes longer has little to gain [s]
 
 Trace = Callable[[torch.Tensor], torch.Tensor]   # pixel values to embeddings
@@ -94,22 +94,13 @@ class TracedVisionTower:
             # Windows of patches (Qwen) are not for OpenVINO: lengths would be part of the model.
             return (None if self._backend == 'torch' or 'image_grid_thw' in fixed else
                     self._by_openvino(embeddings, pixels))
-        try:
-            with warnings.catch_warnings():  # of what is constant in the trace: all but pixels is
-                warnings.simplefilter('ignore')
-                trace: Trace = _trace(embeddings, pixels)
-            noise = torch.Generator().manual_seed(0)  # of its own: others count on torch's
-            for _ in range(CHECKS):
-                other = torch.randn(pixels.shape, generator=noise, dtype=pixels.dtype)
-                if not torch.equal(trace(other), embeddings(other)):
-                    return None
-        except Exception:  # whatever torch finds that it cannot trace
-            return None
-        return trace
+        return traced(embeddings, (pixels,))
 
     def _by_openvino(self, embeddings: Trace, pixels: torch.Tensor) -> Trace | None:
         """Return the tower compiled by OpenVINO; None where it is not there, or not better."""
-        compiled = openvino_tower.compile_tower(embeddings, pixels)
+        widths = [m.in_features for part in (self._family.vision_tower,) for m in part.modules()
+                  if isinstance(m, QuantisedLinear) and m.rounds]
+        compiled = openvino_tower.compile_tower(embeddings, pixels, min(widths, default=0))
         if compiled is None:
             return None
         if self._backend == 'auto':
@@ -118,14 +109,3 @@ class TracedVisionTower:
                 return None
         self.by = 'openvino'
         return compiled
-
-
-def _trace(function: Trace, example: torch.Tensor) -> Trace:
-    """
-    Do what torch.jit.trace does, which keeps each trace, weights included, until the process ends.
-
-    Here a trace has a compilation unit of its own and goes with it.
-    """
-    graph, _ = torch._C._create_graph_by_tracing(function, (example,), lambda value: '', True,
-                                                 False)
-    return torch._C._create_function_from_graph('embeddings', graph)

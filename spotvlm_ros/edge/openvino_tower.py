@@ -31,10 +31,12 @@ import torch
 from torch import nn
 
 from .processors import UnusableError
+from .quantised import written_out
 from ..config.nodes import VisionBackend
 
 Tower = Callable[[torch.Tensor], torch.Tensor]   # pixel values to embeddings
 MAX_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+MAX_ROUNDED = 0.1   # where inputs of layers are rounded, from where they are not
 # What OpenVINO computes in, by the dtype of the tower.
 PRECISIONS = {torch.float32: 'f32', torch.bfloat16: 'bf16', torch.float16: 'f16'}
 
@@ -60,11 +62,12 @@ def check_backend(backend: VisionBackend, device: str) -> None:
                             "openvino, or use 'auto'")
 
 
-def compile_tower(tower: Tower, pixels: torch.Tensor) -> Tower | None:
+def compile_tower(tower: Tower, pixels: torch.Tensor, rounds: int = 0) -> Tower | None:
     """
     Return a tower compiled for inputs like these; None where it differs or cannot be compiled.
 
-    It uses as many threads as torch does now.
+    It uses as many threads as torch does now. ``rounds``: so many inputs of a linear layer whose
+    weights have 8 bits are rounded to 8 bits at a time, with a scale of their own; 0: none.
     """
     if find_spec('openvino') is None:
         return None
@@ -73,21 +76,24 @@ def compile_tower(tower: Tower, pixels: torch.Tensor) -> Tower | None:
     try:
         with warnings.catch_warnings():  # of what is constant in a trace: all but pixels is
             warnings.simplefilter('ignore')
-            model = openvino.convert_model(_Module(tower, dtype).eval(),
-                                           example_input=pixels.float())
+            with written_out():
+                wanted = tower(pixels).float()
+                trace = torch.jit.trace(_Module(tower, dtype).eval(), pixels.float(),
+                                        check_trace=False)
+            model = openvino.convert_model(trace, example_input=pixels.float())
         model.reshape(list(pixels.shape))
         compiled = openvino.Core().compile_model(model, 'CPU', {
             'INFERENCE_PRECISION_HINT': PRECISIONS[dtype], 'PERFORMANCE_HINT': 'LATENCY',
-            'INFERENCE_NUM_THREADS': torch.get_num_threads()})
+            'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+            'DYNAMIC_QUANTIZATION_GROUP_SIZE': rounds})
     except Exception:   # of any type: what it cannot convert, it cannot speed up
         return None
 
     def run(pixel_values: torch.Tensor) -> torch.Tensor:
         found = compiled([pixel_values.float().numpy()])[0]
         return torch.from_numpy(found).to(dtype)
-    wanted = tower(pixels).float()
-    difference = (run(pixels).float() - wanted).norm() / wanted.norm()
-    return run if float(difference) <= MAX_DIFFERENCE[dtype] else None
+    difference = float((run(pixels).float() - wanted).norm() / wanted.norm())
+    return run if difference <= (MAX_ROUNDED if rounds else MAX_DIFFERENCE[dtype]) else None
 
 
 def seconds(tower: Tower, pixels: torch.Tensor) -> float:

@@ -18,13 +18,14 @@ A decoder of the usual make by few calls of torch a layer.
 
 A small model on a CPU waits for Python as long as for its products. Here layers are computed
 without their modules: weights that multiply the same numbers are joined, and tokens of several
-prefixes go through all but attention together. The results are those of the modules, up to
-rounding.
+prefixes go through all but attention together. For one token, what lies between the attention of
+two layers is traced. The results are those of the modules, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 import itertools
 from typing import NamedTuple, Protocol
 
@@ -36,6 +37,7 @@ from transformers.activations import ACT2FN
 from .engine import batched_position_ids
 from .families import LLAMA_LIKE, ModelFamily
 from .quantised import Joined, joined, QuantisedLinear, stored
+from .tracing import traced
 
 
 class KeysAndValues(Protocol):
@@ -44,6 +46,9 @@ class KeysAndValues(Protocol):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
                layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values of one layer; return all up to them."""
+
+
+Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
 class Turn(NamedTuple):
@@ -79,6 +84,7 @@ class PlainDecoder:
                   joined([layer.mlp.gate_proj, layer.mlp.up_proj]), joined([layer.mlp.down_proj]))
             for layer in family.decoder.layers]
         attention = family.decoder.layers[0].self_attn
+        self._traces: dict[int, Step | None] = {}   # of one token, by index
         self._dim, self._scaling = attention.head_dim, attention.scaling
         self._heads = attention.q_proj.out_features // self._dim
         self._pairs = attention.k_proj.out_features // self._dim
@@ -104,19 +110,45 @@ class PlainDecoder:
             embeds[None], batched_position_ids(positions)))
         half = self._dim // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        x, last = embeds, len(self._layers) - 1
-        for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(_norm(x, layer.before)).unflatten(1, (-1, self._dim))
-            turned = qkv[:, :self._heads + self._pairs]
-            turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin)
-            states = (turned[:, :self._heads], turned[:, self._heads:],
-                      qkv[:, self._heads + self._pairs:])
-            if index == last:  # keys and values aside, of these nothing but what is wanted
+        x, seen, last = embeds, embeds, len(self._layers)
+        for index in range(last + 1):
+            given = x, seen, cos, sin
+            step = self._traced(index, given) if len(embeds) == 1 else None
+            x, *states = self._step(index, *given) if step is None else step(*given)
+            if index == last:
+                break
+            if index == last - 1:  # keys and values aside, of these nothing but what is wanted
                 x = x[last_rows([t.tokens for t in turns], [t.wanted for t in turns])]
-            x = x + layer.out(self._attention(index, states, turns, index == last))
+            seen = self._attention(index, states, turns, index == last - 1)
+        return x
+
+    def _step(self, index: int, x: torch.Tensor, seen: torch.Tensor, cos: torch.Tensor,
+              sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Compute what lies between the attention of two layers.
+
+        ``seen`` is what the one before ``index`` gave. Return x and the queries, keys and values
+        of ``index``, each tokens x heads x dim; past the last layer the hidden states alone.
+        """
+        if index > 0:
+            layer = self._layers[index - 1]
+            x = x + layer.out(seen)
             gate, up = layer.gate_up(_norm(x, layer.after)).chunk(2, -1)
             x = x + layer.down(functional.silu(gate).mul_(up))
-        return _norm(x, self._decoder.norm)
+        if index == len(self._layers):
+            return (_norm(x, self._decoder.norm),)
+        layer = self._layers[index]
+        qkv = layer.qkv(_norm(x, layer.before)).unflatten(1, (-1, self._dim))
+        turned = qkv[:, :self._heads + self._pairs]
+        turned = torch.addcmul(turned * cos, turned.roll(self._dim // 2, -1), sin)
+        return (x, turned[:, :self._heads], turned[:, self._heads:],
+                qkv[:, self._heads + self._pairs:])
+
+    def _traced(self, index: int, given: tuple[torch.Tensor, ...]) -> Step | None:
+        """Return a step of one token without Python, None where that is not the same."""
+        if index not in self._traces:
+            self._traces[index] = traced(partial(self._step, index), given)
+        return self._traces[index]
 
     def _attention(self, index: int, states: Sequence[torch.Tensor], turns: Sequence[Turn],
                    wanted: bool) -> torch.Tensor:

@@ -38,7 +38,8 @@ from ..config.nodes import EdgeConfig
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32,
           'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
-BITS = {'none': 0, 'int8': 8, 'int4': 4}
+BITS = {'none': 0, 'int8': 8, 'int4': 4, 'int8_dynamic': 8}
+DYNAMIC = 'int8_dynamic'
 TOKENS = 2048        # of prompt and answer that keys and values are kept for
 PREFIXES = 4         # of other questions, 512 tokens each
 GRAPHS = 400 << 20   # bytes: libraries, and the CUDA graphs of a model
@@ -54,10 +55,12 @@ class Format:
 
     dtype: torch.dtype
     bits: int = 0        # of the weights of linear layers; 0: as the others
+    rounds: bool = False   # inputs of linear layers to 8 bits, too
 
     def __str__(self) -> str:
         """Return it in words, as bfloat16 with int4 weights."""
         weights = f' with int{self.bits} weights' if self.bits else ''
+        weights += ' and inputs' * self.rounds
         return str(self.dtype).removeprefix('torch.') + weights
 
 
@@ -73,8 +76,8 @@ class Formats:
         """Return what is asked for; ``checkpoint``: the dtype of its weights."""
         dtype = DTYPES.get(config.dtype) or _suits(checkpoint, config.device)
         vision = DTYPES.get(config.vision_dtype, dtype)
-        return Formats(Format(dtype, BITS[config.quantization]),
-                       Format(vision, BITS[config.vision_quantization]))
+        return Formats(*(Format(part, BITS[asked], asked == DYNAMIC) for part, asked in (
+            (dtype, config.quantization), (vision, config.vision_quantization))))
 
     @staticmethod
     def of_model(model: PreTrainedModel) -> Formats:
@@ -82,9 +85,10 @@ class Formats:
         parts, found = Parts(model), list[Format]()
         for modules in ([parts.decoder], parts.vision or [parts.decoder]):
             inner = [m for part in modules for m in part.modules()]
-            bits = {m.stored.bits for m in inner if isinstance(m, QuantisedLinear)}
+            weights = [m.stored for m in inner if isinstance(m, QuantisedLinear)]
             dtype = next(p.dtype for m in inner for p in m.parameters() if p.is_floating_point())
-            found.append(Format(dtype, min(bits, default=0)))
+            found.append(Format(dtype, min((w.bits for w in weights), default=0),
+                                any(w.rounds for w in weights)))
         return Formats(*found)
 
     def __str__(self) -> str:
@@ -120,6 +124,7 @@ class Parts:
         """Find the parts."""
         family = model_family(model)
         self.decoder = model if family is None else family.decoder
+        self.head = model.get_output_embeddings()
         self.vision = [] if family is None else [
             part for part in family.backbone.children() if part is not family.decoder]
         self._model = model
@@ -131,7 +136,8 @@ class Parts:
         for module in self._model.modules():
             if id(module) in seen:
                 continue
-            bits = formats.decoder.bits if id(module) in inside else 0
+            rounded = id(module) in inside or (formats.decoder.rounds and module is self.head)
+            bits = formats.decoder.bits if rounded else 0
             yield module, replace(formats.decoder, bits=bits)
         for part in self.vision:
             for module in part.modules():
@@ -149,12 +155,10 @@ def weight_bytes(parts: Parts, formats: Formats, inside: nn.Module | None = None
             total += _linear_bytes(module.in_features * module.out_features, module.out_features,
                                    stored)
         for name, weight in module.named_parameters(recurse=False):
-            if id(weight) in counted:
-                continue  # tied
-            counted.add(id(weight))
             if name == 'weight' and stored.bits and can_quantise(module, stored.bits):
                 total += _linear_bytes(weight.numel(), len(weight), stored)
-            else:
+            elif id(weight) not in counted:   # else tied
+                counted.add(id(weight))
                 total += weight.numel() * stored.dtype.itemsize
     return total
 
@@ -251,10 +255,11 @@ def place(model: PreTrainedModel, config: EdgeConfig, patches: int) -> PreTraine
     if device.type == 'cuda' and formats.vision.bits:
         from .gpu.layers import pad_gated_mlps
         pad_gated_mlps([m for part in parts.vision for m in part.modules()])
-    for bits, modules in ((formats.decoder.bits, [parts.decoder]),
-                          (formats.vision.bits, parts.vision)):
-        if bits:
-            quantise(modules, bits, device)
+    for stored, modules in ((formats.decoder, [parts.decoder]), (formats.vision, parts.vision)):
+        if stored.bits:
+            quantise(modules, stored.bits, device, stored.rounds)
+    if formats.decoder.rounds and type(parts.head) is nn.Linear:   # embeddings stay as they are
+        model.set_output_embeddings(QuantisedLinear(parts.head, 8, device, rounds=True))
     return model.to(device)
 
 
@@ -278,6 +283,10 @@ def _check_formats(model: PreTrainedModel, config: EdgeConfig, ready: bool) -> N
         raise UnusableError(f'{changed[0]} is {asked[changed[0]]!r}, but the weights of the '
                             'checkpoint are quantised already; leave it at its default')
     formats = Formats.of(config, model.dtype)
+    dynamic = [name for name in changed if asked[name] == DYNAMIC]
+    if dynamic and config.device != 'cpu':
+        raise UnusableError(f'{dynamic[0]} is {DYNAMIC!r}, which is for CPUs, and device is '
+                            f"{config.device!r}; use 'int8'")
     if config.engine != 'fast' and formats.decoder.dtype != formats.vision.dtype:
         raise UnusableError("vision_dtype is not that of the decoder, and engine is 'generate', "
                             "which takes one; leave vision_dtype at 'auto', or use engine 'fast'")

@@ -232,7 +232,7 @@ def size_of(part: torch.nn.Module) -> tuple[int, int]:
     for module in part.modules():
         if isinstance(module, QuantisedLinear):
             count += module.in_features * module.out_features
-            size += sum(t.numel() * t.element_size() for t in module.stored if t is not None)
+            size += sum(t.numel() * t.element_size() for t in module.stored[:2] if t is not None)
     return count, size
 
 

@@ -40,11 +40,13 @@ from ...config.nodes import EdgeConfig
 from ...edge.cpu import replace_gelu_tanh
 from ...edge.engine import Engine, Prompt
 from ...edge.families import model_family
-from ...edge.precision import place
+from ...edge.precision import Formats, place
 from ...edge.torch_backend import TorchBackend
 from ...system.machine import machine
 
 FP32, BF16 = EdgeConfig(dtype='fp32'), EdgeConfig(dtype='bf16')
+BYTES = replace(FP32, quantization='int8_dynamic', vision_dtype='bf16',
+                vision_quantization='int8_dynamic')
 WAYS: Mapping[str, EdgeConfig] = {
     'generate': replace(FP32, engine='generate'),
     'generate_static': replace(FP32, engine='generate'),
@@ -53,7 +55,9 @@ WAYS: Mapping[str, EdgeConfig] = {
     'engine_fp32_openvino': replace(FP32, vision_backend='openvino'),
     'engine_bf16': replace(BF16, vision_backend='torch'),
     'engine_bf16_openvino': replace(BF16, vision_backend='openvino'),
-    'engine_bf16_int8_openvino': replace(BF16, quantization='int8', vision_backend='openvino')}
+    'engine_bf16_int8_openvino': replace(BF16, quantization='int8', vision_backend='openvino'),
+    'engine_int8_dynamic': replace(BYTES, vision_backend='torch'),
+    'engine_int8_dynamic_openvino': replace(BYTES, vision_backend='openvino')}
 
 
 @lru_cache(1)
@@ -76,7 +80,8 @@ class CpuCase(Case):
         self.model = place(self.model, self.config, 0)
         if self.config.dtype == 'fp32' and self.config.engine == 'fast':
             replace_gelu_tanh(self.model)
-        self.vision = {'pixel_values': self.vision['pixel_values'].to(self.model.dtype)}
+        self.vision = {'pixel_values': self.vision['pixel_values'].to(
+            Formats.of_model(self.model).vision.dtype)}
 
     def make_model(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """Return a copy of the model of the shape."""

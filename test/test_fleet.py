@@ -27,11 +27,13 @@ from spotvlm_ros.bench.fleet import gpu
 from spotvlm_ros.bench.fleet.clock import SimulatedLoop
 from spotvlm_ros.bench.fleet.curve import beside, Curve, read_curve
 from spotvlm_ros.bench.fleet.main import main, Plan, recovery_s, robots_per_replica, simulate
+from spotvlm_ros.bench.fleet.measured import measured_curve
 from spotvlm_ros.bench.fleet.simulated import NETWORKS, Setting
 from spotvlm_ros.cloud.client import cloud_server
 from spotvlm_ros.config.nodes import ServerConfig
 from spotvlm_ros.config.profiles import load_profile
 from spotvlm_ros.method.facts import Query
+from spotvlm_ros.serving.service import READERS
 
 QUERY = Query('scene', 'What?', 'facts', {'light': ('none', 'red')}, cloud_period_s=1.0,
               ttl_s={'default': 6.0})
@@ -89,23 +91,48 @@ def test_what_requests_take_to_be_made_ready_is_computed_as_it_was_measured_on_a
 @pytest.mark.parametrize('shared', [True, False])
 def test_a_curve_says_by_how_much_requests_made_ready_hold_batches_up(monkeypatch, shared):
     monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 0.3)
-    one_core = threading.Lock()
+    one_core, ended, ready = threading.Lock(), threading.Event(), []
 
     def answer(batch, gone):
         for _ in range(8):
             with one_core if shared else nullcontext():
                 time.sleep(0.005)
 
-    def prepare():
-        with one_core:
-            time.sleep(0.004)
-    curve = beside(Curve('c', (8,), (0.04,)), answer, [None], [prepare])
-    assert 0.003 < curve.prepare_s < 0.05
-    assert curve.slows_s > 0.5 * curve.prepare_s - 0.001 if shared else (
-        curve.slows_s < 0.3 * curve.prepare_s)
-    monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 60.0)
-    with pytest.raises(ZeroDivisionError):
-        beside(curve, answer, [None], [lambda: 1 // 0])
+    def read():
+        while not ended.is_set():
+            with one_core:
+                time.sleep(0.004)
+                ready.append(1)
+            time.sleep(0.0001)  # a lock is not fair by itself
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        curve = beside(Curve('c', (8,), (0.04,)), answer, [None], lambda: len(ready))
+    finally:
+        ended.set()
+        reader.join()
+    assert 0.003 < curve.prepare_s < 0.2
+    assert (curve.slows_s > 0.002) == shared  # each takes 0.004 s of the one core
+    with pytest.raises(ValueError, match='no request was made ready'):
+        beside(curve, answer, [None], lambda: 0)
+
+
+def test_a_curve_is_measured_with_requests_that_come_by_http(monkeypatch):
+    from spotvlm_ros.serving.checkpoint import Prepared, Reply, Sampling
+
+    class Model:
+        def prepare(self, chat):
+            assert chat.messages[0].content[0].image_url.url.startswith('data:image/jpeg')
+            time.sleep(0.01)
+            return Prepared({}, '', Sampling(), 1)
+
+        def answer(self, batch, gone):
+            time.sleep(0.02)
+            return [Reply('', 1, 1, True) for _ in batch]
+    monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 0.5)
+    curve = measured_curve(Model(), 'm', 'driving', (1, 2), 1)
+    assert curve.seconds == pytest.approx((0.02, 0.02), abs=0.02)
+    assert 0.01 / READERS < curve.prepare_s < 0.1
 
 
 def test_robots_of_a_region_that_is_down_ask_the_other():
@@ -133,11 +160,8 @@ def test_the_command_reads_a_curve_and_writes_what_it_has_computed(tmp_path, cap
 @pytest.mark.parametrize('name', ['spot-mini-cloud', 'Qwen2.5-VL-7B'])
 def test_the_server_of_a_gpu_knows_its_model_by_the_name_that_robots_use(monkeypatch, name):
     limits = []
-    monkeypatch.setattr('uvicorn.Server.run', lambda server: None)
-    monkeypatch.setattr('spotvlm_ros.serving.service.Service',
-                        lambda model, keys, given: limits.append(given))
-    with gpu.serving(None, name, 1):
-        pass
+    monkeypatch.setattr(gpu, 'Service', lambda model, keys, given: limits.append(given))
+    gpu.service_of(None, name)
     asked = cloud_server(ServerConfig(base_url='http://127.0.0.1:1/v1', model=name))
     assert asked.config.model in limits[0].names
 

@@ -23,18 +23,14 @@ which one thread runs at once. So both are measured while they go on beside each
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-import itertools
 import json
 import math
 from pathlib import Path
 import statistics
-import threading
 import time
 
 from ...serving.checkpoint import Prepared
-from ...serving.service import READERS
 from ...system.machine import machine
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -120,31 +116,20 @@ def measure(name: str, answer: Answer, requests: Sequence[Prepared],
 
 
 def beside(curve: Curve, answer: Answer, requests: Sequence[Prepared],
-           prepare: Sequence[Callable[[], object]]) -> Curve:
-    """Return a curve with what it takes to make requests ready beside batches of middle size."""
-    size = curve.sizes[len(curve.sizes) // 2]
-    batch, ready, ended, batches = _batch(requests, size), [0] * READERS, threading.Event(), 0
+           ready: Callable[[], int]) -> Curve:
+    """
+    Return a curve with what it takes to make requests ready beside batches of middle size.
 
-    def read(reader: int) -> None:
-        for one in itertools.cycle(prepare):
-            if ended.is_set():
-                break
-            one()
-            ready[reader] += 1
-    with ThreadPoolExecutor(READERS) as pool:
-        readers = [pool.submit(read, reader) for reader in range(READERS)]
-        try:
-            began = time.perf_counter()
-            while (took_s := time.perf_counter() - began) < BESIDE_S or not sum(ready):
-                answer(batch, lambda i: False)
-                batches += 1
-                if any(reader.done() for reader in readers):
-                    break
-            count = sum(ready)
-        finally:
-            ended.set()
-    for failed in readers:
-        failed.result()
+    ``ready`` says how many were made ready so far, by others, as fast as they can.
+    """
+    size = curve.sizes[len(curve.sizes) // 2]
+    batch, batches, before, began = _batch(requests, size), 0, ready(), time.perf_counter()
+    while (took_s := time.perf_counter() - began) < BESIDE_S:
+        answer(batch, lambda i: False)
+        batches += 1
+    count = ready() - before
+    if count < 1:
+        raise ValueError(f'{curve.name}: no request was made ready; see what the server says')
     return replace(curve, prepare_s=round(took_s / count, 5), slows_s=round(
         max(0.0, took_s - batches * curve.batch_s(size)) / count, 5))
 

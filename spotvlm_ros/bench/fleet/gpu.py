@@ -24,8 +24,7 @@ whether that is so. What random weights say is of no meaning; what it costs is.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 import json
@@ -33,7 +32,6 @@ import os
 from pathlib import Path
 import subprocess
 import sys
-import threading
 
 import torch
 from transformers import AutoModelForImageTextToText
@@ -41,7 +39,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from .curve import ROUNDS, SIZES
 from .main import HEADING as FLEET_HEADING, Plan, robots_per_replica, simulate
-from .measured import measured_curve
+from .measured import KEY, measured_curve, serving
 from .simulated import NETWORKS, Setting
 from ..faults import robots
 from ..perf.edge_gpu import inputs_of, SHAPES, tiny_shapes
@@ -52,12 +50,12 @@ from ...serving.chat import ChatRequest, PicturePart
 from ...serving.checkpoint import Checkpoint, picture, Prepared, Reply, Sampling
 from ...serving.graphed import Graphed
 from ...serving.keys import Keys, Robot
+from ...serving.service import Limits, Service
 
 MINIATURE = 'spot-mini-cloud'
 TOKENS = 100       # of each reply of random weights, about what facts and boxes take
 QUESTION = 160     # tokens of text in their prompts
 MAX_BATCH = 32
-KEY = 'robots'
 MOST_ROBOTS = 96   # that this process can be
 SHARES = (0.5, 0.8, 1.0, 1.3)  # of the robots that it computes, for as many as are there then
 FRESH_S = (3.0, 6.0)  # ages that context may have; the second is that of the shortest-lived fact
@@ -101,23 +99,10 @@ def load(name: str, device: str) -> Checkpoint:
         RandomCheckpoint(name, device)
 
 
-@contextmanager
-def serving(model: Checkpoint, name: str, port: int) -> Iterator[None]:
-    """Serve a model by the app, from this process, meanwhile."""
-    import uvicorn
-
-    from ...serving.service import App, Limits, Service
-    service = Service(model, Keys([(KEY, Robot('robots'))]),
-                      Limits((name, str(checkpoint_path(name))), MAX_BATCH))  # robots name either
-    server = uvicorn.Server(uvicorn.Config(App(service), port=port, lifespan='off',
-                                           log_level='warning', access_log=False))
-    thread = threading.Thread(target=server.run, name='server', daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(5.0)
+def service_of(model: Checkpoint, name: str) -> Service:
+    """Return what answers by a model, by either name that robots use."""
+    return Service(model, Keys([(KEY, Robot('robots'))]),
+                   Limits((name, str(checkpoint_path(name))), MAX_BATCH))
 
 
 def measured_robots(name: str, counts: Sequence[int], port: int,
@@ -151,7 +136,7 @@ def _of(name: str, arguments: argparse.Namespace, port: int,
     expected = [simulate(replace(plan, robots=count)) for count in counts]
     for outcome in expected:
         show(str(outcome))
-    with serving(model, name, port):
+    with serving(service_of(model, name), port):
         rows = measured_robots(name, counts, port, arguments)
     return {'curve': asdict(curve), 'robots_per_gpu_computed': computed,
             'computed': [asdict(o) for o in expected], 'measured': rows}

@@ -15,6 +15,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The batching server: who is computed when, what is refused, and that replies are the same."""
 
+import argparse
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import json
 
 import pytest
 from spotvlm_ros.bench.fleet.clock import SimulatedLoop
+from spotvlm_ros.cli import serve
+from spotvlm_ros.cloud.server import ServerError
 from spotvlm_ros.serving.batcher import Batcher
 from spotvlm_ros.serving.chat import Refused
 from spotvlm_ros.serving.keys import Keys, read_keys, Robot
@@ -215,6 +218,40 @@ def test_keys_are_private_and_each_robots_own(tmp_path):
     assert not any(keys.robot(h) for h in ('', 'k1', 'Bearer ', 'Bearer k', 'Basic k1'))
     with pytest.raises(ValueError, match='one key'):
         Keys([('k', Robot('a')), ('k', Robot('b'))])
+
+
+@pytest.fixture
+def no_signals(monkeypatch):
+    monkeypatch.setattr('spotvlm_ros.system.signals.StopSignal', lambda: None)
+
+
+@pytest.mark.parametrize('arguments, said', [
+    (['--host', '0.0.0.0'], '--host needs --ray'), (['--replicas', '2'], '--replicas needs --ray'),
+    (['--ray', '--least', '3', '--replicas', '2'], '--least 3 is more than --replicas 2'),
+    (['--keys', '/none'], '/none cannot be read'), (['--ray', '--keys', '/none'], '/none cannot')])
+def test_serve_says_what_it_would_have_ignored(arguments, said, capsys, no_signals):
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    assert serve.execute(parser.parse_args(arguments)) == 1 and said in capsys.readouterr().err
+
+
+def test_serve_hands_device_and_keys_to_the_process_that_serves(monkeypatch, no_signals):
+    """`--device cuda` without Ray served on the CPU."""
+    commands = []
+
+    class Stopped(ServerError):
+        pass
+
+    def embedded(model, *, command, **options):
+        commands.append(command(model, 7))
+        raise Stopped('seen')
+    monkeypatch.setattr('spotvlm_ros.cloud.server.EmbeddedServer', embedded)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    assert serve.execute(parser.parse_args(['--device', 'cuda:1', '--max-batch', '5'])) == 1
+    words = commands[0]
+    assert words[words.index('--device') + 1] == 'cuda:1'
+    assert words[words.index('--max-batch') + 1] == '5'
 
 
 class Echo:

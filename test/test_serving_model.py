@@ -156,3 +156,12 @@ def test_what_is_more_than_the_model_takes_is_refused_or_cut(checkpoint):
         with pytest.raises(ValueError, match=said):
             checkpoint.prepare(ChatRequest.model_validate(
                 {'model': 'm', 'messages': [{'role': 'user', 'content': content}]}))
+
+
+def test_a_gpu_is_warm_before_robots_ask(checkpoint, monkeypatch):
+    """What the first batch takes would be what the next ones are refused by."""
+    sizes, answer = [], checkpoint.answer
+    monkeypatch.setattr(checkpoint, 'answer', lambda batch, gone: sizes.append(len(batch)) or
+                        answer(batch, gone))
+    checkpoint._warm_up()
+    assert sizes == [1, 2]

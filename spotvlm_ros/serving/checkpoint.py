@@ -88,6 +88,21 @@ class Checkpoint:
         self._constraints = Constraints(
             self._tokenizer, model.get_output_embeddings().out_features, min(self._ends))
 
+        if self._model.device.type != 'cpu':
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Answer something made up: the first batch on a GPU takes seconds, and sets the pace."""
+        grey = BytesIO()
+        Image.new('RGB', (640, 480), 'grey').save(grey, 'JPEG')
+        url = 'data:image/jpeg;base64,' + base64.b64encode(grey.getvalue()).decode('ascii')
+        prepared = self.prepare(ChatRequest.model_validate({
+            'model': '', 'max_tokens': 2, 'messages': [{'role': 'user', 'content': [
+                {'type': 'image_url', 'image_url': {'url': url}},
+                {'type': 'text', 'text': 'What is there?'}]}]}))
+        for size in (1, 2):
+            self.answer([prepared] * size, lambda i: False)
+
     def at_once(self, most: int) -> int:
         """Return how many requests it pays to compute at once."""
         return 1 if isinstance(self._fast, Alone) else most

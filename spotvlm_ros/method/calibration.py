@@ -45,7 +45,7 @@ from . import stacking
 from .facts import Context, Fact, NS, Query, Turn
 from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
-from .labels import has_one, is_seen_by_edge, Judged, Labels, score
+from .labels import COINCIDENCE, harm_of, has_one, is_seen_by_edge, Judged, Labels, score
 from .stacking import Evidence, Stack, utilities
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
@@ -58,6 +58,11 @@ ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
 NOTHING = None, None
+UNSEEN = 30
+STAYS = 1.0
+LONE = True
+SEENC = 0.2
+E1 = 1.0
 MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
 
 
@@ -125,10 +130,11 @@ class _Key:
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
         own = evidence.own_value
-        guards, learned, near = map(stacking.best, (
-            self._by_guard(evidence), utilities(evidence, self.stack.weights),
-            self._near(evidence)))
-        by_guard, right, by_near = (score(v, own, truth, self.seen) for v in (
+        guards = stacking.best(self._by_guard(evidence))
+        learned, near = (stacking.best(found, own, self._caution(evidence, far)) for found, far in (
+            (utilities(evidence, self.stack.weights), True), (self._near(evidence), False)))
+        loss = harm_of(evidence.has_changed) if self.seen else 0.0
+        by_guard, right, by_near = (score(v, own, truth, loss) for v in (
             guards, learned, near))
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
@@ -148,7 +154,7 @@ class _Key:
         if not self.believed or min(ahead, ahead_of_near) < 0:
             self.learned = False
         elif not self.learned:
-            self.learned = ahead_of_near > 0 and self.labels.is_better(BETTER)
+            self.learned = ahead_of_near > 0 and self.labels.is_better(BETTER) and self.labels.is_closer(E1)
 
     def is_contradicted(self) -> bool:
         """Return whether the cloud has one value only, and the edge is often sure of others."""
@@ -175,6 +181,14 @@ class _Key:
         """Whether something else decides than the guard as it was to begin with."""
         return self.learned or self.tells or self.margin > 0.0
 
+    def _caution(self, evidence: Evidence, far=False) -> float:
+        """Return how far another value must be ahead of one that the edge may well see."""
+        if not self.seen and (far or len(self.labels) >= UNSEEN):
+            return 0.0
+        if evidence.has_seen_other and not evidence.has_changed:
+            return SEENC
+        return math.log(1.0 + harm_of(evidence.has_changed))
+
     # Utilities by the three rules
 
     def _by_guard(self, evidence: Evidence) -> dict[str, float]:
@@ -182,7 +196,7 @@ class _Key:
 
     def _near(self, evidence: Evidence) -> dict[str, float]:
         """Leave out what the cloud alone still says, where an edge that sees such saw it go."""
-        if self.seen and evidence.is_gone:
+        if self.seen and (evidence.is_gone or LONE and evidence.is_alone):
             evidence = evidence._replace(held=None)
         return utilities(evidence, self.stack.near)
 
@@ -200,7 +214,8 @@ class _Key:
         """Return the fact of the value that wins, as said by the edge if it said so."""
         rule = self._learned if self.learned else self._near if self.tells else self._by_guard
         found = rule(evidence)
-        value = stacking.best(found, evidence.own_value, self.margin)
+        caution = self._caution(evidence, self.learned) if self.learned or self.tells else 0.0
+        value = stacking.best(found, evidence.own_value, self.margin + caution)
         for fact in (evidence.own, evidence.context, evidence.held):
             if fact is not None and fact.value == value:
                 return fact if not self.learned else Fact(
@@ -354,7 +369,8 @@ class Calibration:
         if all(k.stack.is_steady for k in keys):
             return
         for key in keys:
-            key.seen = len(key.labels) >= FEW and is_seen_by_edge(key.labels.recent)
+            key.seen = len(key.labels) >= FEW and is_seen_by_edge(
+                key.labels.recent, STAYS if key.seen else COINCIDENCE)
         suspect = any(k.is_contradicted() for k in keys)
         related = [k.is_related for k in keys]
         for one, tells in zip(keys, related):

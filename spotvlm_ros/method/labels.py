@@ -30,6 +30,7 @@ RECENT = 120       # labels that tell whether the cloud is to be believed, and h
 BACK = 60          # newest labels in which the learned rule may not have been worse than another
 TELLING = 8        # labels with one rule right and the other wrong, before they are compared
 GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
+HARM_CHANGED = 2.0
 HARM = 0.5         # that a right value of the edge is lost counts so much beside that one is wrong
 COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
 
@@ -146,6 +147,10 @@ class Labels:
         spread = sum(n * kind.better ** 2 for kind, n in self.kinds.items())
         return telling >= TELLING and ahead > errors * math.sqrt(spread)
 
+    def is_closer(self, errors):
+        closer = [j.closer for j in self.judged]
+        return sum(closer) > errors * math.sqrt(sum([c * c for c in closer]))
+
     def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
         """
         Return the share of all answers where just one was right: what was said or the edge alone.
@@ -162,19 +167,20 @@ class Labels:
         return other / max(1, same + other) * found / sum(n for _, n in others)
 
 
-def score(value: str, own: str, truth: str, seen: bool) -> float:
+def harm_of(changed: bool) -> float:
+    return HARM_CHANGED if changed else HARM
+
+
+def score(value: str, own: str, truth: str, loss: float) -> float:
     """
-    Return how good a value is: 1 where it is right, else 0, less `HARM` where it does harm.
-
-    There is no harm in leaving what the edge is right about by chance: unless its values are seen
-    to go with the truth, none is counted.
+    Return how good a value is: 1 where it is right, else 0, less `loss` where it does harm.
     """
-    return (value == truth) - HARM * (seen and own == truth != value)
+    return (value == truth) - loss * (own == truth != value)
 
 
-def is_seen_by_edge(judged: Sequence[Judged]) -> bool:
+def is_seen_by_edge(judged: Sequence[Judged], coincidence: float = COINCIDENCE) -> bool:
     """Return whether the edge's own values go with those of the cloud."""
-    return are_related([j.truth for j in judged], [j.own for j in judged])
+    return are_related([j.truth for j in judged], [j.own for j in judged], coincidence)
 
 
 def has_one(values: Sequence[str], share: float) -> bool:
@@ -182,7 +188,8 @@ def has_one(values: Sequence[str], share: float) -> bool:
     return max(values.count(v) for v in set(values)) > share * len(values)
 
 
-def are_related(some: Sequence[str], others: Sequence[str]) -> bool:
+def are_related(some: Sequence[str], others: Sequence[str],
+                coincidence: float = COINCIDENCE) -> bool:
     """
     Return whether two series agree more often than those do that know nothing of each other.
 
@@ -196,4 +203,4 @@ def are_related(some: Sequence[str], others: Sequence[str]) -> bool:
     chance = sum(one[v] * other[v] for v in one) / n
     spread = chance + chance ** 2 / n - \
         sum(one[v] * other[v] * (one[v] + other[v]) for v in one) / n ** 2
-    return agree - chance > math.sqrt(2.0 * COINCIDENCE * max(0.0, spread)) + COINCIDENCE * 2 / 3
+    return agree - chance > math.sqrt(2.0 * coincidence * max(0.0, spread)) + coincidence * 2 / 3

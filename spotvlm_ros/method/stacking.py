@@ -60,13 +60,15 @@ OWN, CONTEXT, SEEN, REPEATS, HELD, AGE, ALONE, CUT, DENIED, CHANGED = range(len(
 SPREAD = np.array((0.75, 0.75, 1.5, 1.5, 4.5, 0.45, 1.5, 4.5, 1.5, 1.5))
 # The same of `Stack.near`:
 NEAR = np.array((0.125, 0.125, 0.25, 0.25, 1.5, 0.075, 0.1, 0.75, 0.25, 0.25))
-NEAR_ALONE = 0.6   # prior of `near`: in doubt, the edge's own value
+NEAR_SCALE = 0.5
+HALF = 2.5   # prior of `near`: in doubt, the edge's own value
 PRIOR_HELD = -6.0
 AGE_S = 5.0        # unit of ages
 WINDOW = 300       # newest labels that count: with one a second, those of 5 minutes
 STEADY = 50        # labels after which one tells little by itself
 VALUES = 3         # different ones at most, one of each source
 STEP = 2.0         # longest of a Newton step, in any weight
+HALVINGS = 5
 CERTAIN = 1e-6     # probabilities are taken as this far from 0 and 1 at least
 HIGHEST = 500.0    # of utilities, that counts
 SURELY = math.log((1.0 - CERTAIN) / CERTAIN)
@@ -119,6 +121,23 @@ class Evidence(NamedTuple):
         return held is not None and held.value == self.then != self.own_value and (
             self.context is None or self.context.value != held.value)
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether the edge has said the cloud's last value with the cloud, and now says another."""
+        held = self.held
+        return held is not None and held.value == self.then != self.own_value
+
+    @property
+    def has_seen_other(self) -> bool:
+        c = self.context
+        return c is not None and c.value not in (self.own_value, self.told)
+
+    @property
+    def is_alone(self) -> bool:
+        held = self.held
+        return held is not None and held.value != self.own_value and (
+            self.context is None or self.context.value != held.value)
+
     def terms(self) -> dict[str, list[tuple[int, float]]]:
         """Return of each value, the edge's own first, which weights count, and how often."""
         found: dict[str, list[tuple[int, float]]] = {}
@@ -141,8 +160,8 @@ class Evidence(NamedTuple):
 
 def near_prior(odds: float) -> Array:
     """Return what `Stack.near` begins with."""
-    weights = prior(odds / 2.0)
-    weights[ALONE] = NEAR_ALONE
+    weights = prior(odds / HALF)
+    weights[CHANGED] = 0.3
     return weights
 
 
@@ -151,7 +170,10 @@ class Stack:
 
     def __init__(self, prior_weights: Array, near_weights: Array) -> None:
         """Start with what is believed beforehand."""
-        self._priors = (prior_weights, SPREAD ** -2.0), (near_weights, NEAR ** -2.0)
+        near = np.diag(NEAR ** 2.0)
+        near[np.ix_((OWN, CONTEXT), (OWN, CONTEXT))] += NEAR_SCALE ** 2.0
+        self._priors = ((prior_weights, np.diag(SPREAD ** -2.0)),
+                        (near_weights, np.linalg.inv(near)))
         self.weights: list[float] = prior_weights.tolist()
         self.near: list[float] = near_weights.tolist()
         # Of each label: features of the values and of "none of them", which is last.
@@ -192,17 +214,29 @@ class Stack:
     def _step(self, weights: Array, prior_weights: Array, precision: Array) -> list[float]:
         n = min(self._count, WINDOW)
         features, right = self._features[:n], self._right[:n]
+
+        def cost(of: Array) -> float:
+            """Return minus log of the posterior probability, up to a constant."""
+            found = features @ of + self._possible[:n]
+            most = found.max(1)
+            sums = np.log(np.exp(found - most[:, None]).sum(1)) + most
+            off = of - prior_weights
+            return float((sums - found[np.arange(n), right]).sum() + off @ precision @ off / 2.0)
         p = _softmax(features @ weights + self._possible[:n])
         weighted = features * p[:, :, None]
         mean = weighted.sum(1)
         gradient = (features[np.arange(n), right] - mean).sum(0) - \
-            precision * (weights - prior_weights)
+            precision @ (weights - prior_weights)
         flat = -1, len(NAMES)
-        curvature = weighted.reshape(flat).T @ features.reshape(flat) - mean.T @ mean + \
-            np.diag(precision)
+        curvature = weighted.reshape(flat).T @ features.reshape(flat) - mean.T @ mean + precision
         step = np.linalg.solve(curvature, gradient)
-        weights += step * min(1.0, STEP / float(np.abs(step).max() or 1.0))
-        return [float(w) for w in weights]
+        step *= min(1.0, STEP / float(np.abs(step).max() or 1.0))
+        before = cost(weights)
+        for _ in range(HALVINGS):
+            if cost(weights + step) <= before:
+                break
+            step /= 2.0
+        return [float(w) for w in weights + step]
 
 
 def utilities(evidence: Evidence, weights: Sequence[float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ from . import stacking
 from .facts import Context, Fact, NS, Query, Turn
 from .gate import Drop
 from .guard import is_confident, select_by_odds, SURE
-from .labels import COINCIDENCE, harm_of, has_one, is_seen_by_edge, Judged, Labels, score
+from .labels import COINCIDENCE, has_one, is_seen_by_edge, Judged, Labels, score, STILL
 from .stacking import Evidence, Stack, utilities
 
 NEAR_S = 0.5       # a frame this close to the cloud's was answered as that one
@@ -53,16 +53,13 @@ HELD_S = 12.0      # the cloud's last value is nobody's from then on, as `GateCo
 WAIT_S = 20.0      # longest that an answered frame waits for its truth
 FRAMES = 400       # and so many do at most
 FEW = 10           # labels before anything is concluded
+BLIND = 30         # labels without which an edge is not yet taken for one that sees nothing
 BETTER = 1.64      # standard errors by which the learned rule must have been better: 95 %
+CLOSER = 1.0       # likewise, than the one near the guard
 ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
 NOTHING = None, None
-UNSEEN = 30
-STAYS = 1.0
-LONE = True
-SEENC = 0.2
-E1 = 1.0
 MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
 
 
@@ -130,12 +127,12 @@ class _Key:
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
         own = evidence.own_value
-        guards = stacking.best(self._by_guard(evidence))
-        learned, near = (stacking.best(found, own, self._caution(evidence, far)) for found, far in (
-            (utilities(evidence, self.stack.weights), True), (self._near(evidence), False)))
-        loss = harm_of(evidence.has_changed) if self.seen else 0.0
-        by_guard, right, by_near = (score(v, own, truth, loss) for v in (
-            guards, learned, near))
+        loss = self._loss(evidence, True)
+        values = (stacking.best(self._by_guard(evidence)),
+                  stacking.best(utilities(evidence, self.stack.weights), own, math.log1p(loss)),
+                  stacking.best(self._near(evidence), own, self._caution(evidence, False)))
+        guards, learned, _ = values
+        by_guard, right, by_near = (score(v, own, truth, loss) for v in values)
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
             right - by_guard, right - (by_near if self.tells else by_guard), guards == truth,
@@ -154,7 +151,8 @@ class _Key:
         if not self.believed or min(ahead, ahead_of_near) < 0:
             self.learned = False
         elif not self.learned:
-            self.learned = ahead_of_near > 0 and self.labels.is_better(BETTER) and self.labels.is_closer(E1)
+            self.learned = ahead_of_near > 0 and self.labels.is_better(BETTER) and \
+                self.labels.is_closer(CLOSER)
 
     def is_contradicted(self) -> bool:
         """Return whether the cloud has one value only, and the edge is often sure of others."""
@@ -181,13 +179,18 @@ class _Key:
         """Whether something else decides than the guard as it was to begin with."""
         return self.learned or self.tells or self.margin > 0.0
 
-    def _caution(self, evidence: Evidence, far=False) -> float:
-        """Return how far another value must be ahead of one that the edge may well see."""
-        if not self.seen and (far or len(self.labels) >= UNSEEN):
-            return 0.0
-        if evidence.has_seen_other and not evidence.has_changed:
-            return SEENC
-        return math.log(1.0 + harm_of(evidence.has_changed))
+    def _loss(self, evidence: Evidence, far: bool) -> float:
+        """
+        Return how much more a right value of the edge that is lost counts than one not won.
+
+        There is no harm in leaving what an edge that sees nothing is right about by chance.
+        """
+        sees = self.seen or (not far and len(self.labels) < BLIND)
+        return evidence.loss if sees else 0.0
+
+    def _caution(self, evidence: Evidence, far: bool) -> float:
+        """Return by how much another value must be ahead for that, in log odds."""
+        return math.log1p(self._loss(evidence, far))
 
     # Utilities by the three rules
 
@@ -196,7 +199,7 @@ class _Key:
 
     def _near(self, evidence: Evidence) -> dict[str, float]:
         """Leave out what the cloud alone still says, where an edge that sees such saw it go."""
-        if self.seen and (evidence.is_gone or LONE and evidence.is_alone):
+        if self.seen and evidence.is_gone:
             evidence = evidence._replace(held=None)
         return utilities(evidence, self.stack.near)
 
@@ -214,7 +217,7 @@ class _Key:
         """Return the fact of the value that wins, as said by the edge if it said so."""
         rule = self._learned if self.learned else self._near if self.tells else self._by_guard
         found = rule(evidence)
-        caution = self._caution(evidence, self.learned) if self.learned or self.tells else 0.0
+        caution = self._caution(evidence, self.learned) if rule != self._by_guard else 0.0
         value = stacking.best(found, evidence.own_value, self.margin + caution)
         for fact in (evidence.own, evidence.context, evidence.held):
             if fact is not None and fact.value == value:
@@ -370,7 +373,7 @@ class Calibration:
             return
         for key in keys:
             key.seen = len(key.labels) >= FEW and is_seen_by_edge(
-                key.labels.recent, STAYS if key.seen else COINCIDENCE)
+                key.labels.recent, STILL if key.seen else COINCIDENCE)
         suspect = any(k.is_contradicted() for k in keys)
         related = [k.is_related for k in keys]
         for one, tells in zip(keys, related):

@@ -30,9 +30,8 @@ RECENT = 120       # labels that tell whether the cloud is to be believed, and h
 BACK = 60          # newest labels in which the learned rule may not have been worse than another
 TELLING = 8        # labels with one rule right and the other wrong, before they are compared
 GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
-HARM_CHANGED = 2.0
-HARM = 0.5         # that a right value of the edge is lost counts so much beside that one is wrong
 COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
+STILL = 1.0        # likewise, where there was one before
 
 
 class Judged(NamedTuple):
@@ -147,7 +146,8 @@ class Labels:
         spread = sum(n * kind.better ** 2 for kind, n in self.kinds.items())
         return telling >= TELLING and ahead > errors * math.sqrt(spread)
 
-    def is_closer(self, errors):
+    def is_closer(self, errors: float) -> bool:
+        """Return whether it is so many standard errors ahead of the one near the guard's."""
         closer = [j.closer for j in self.judged]
         return sum(closer) > errors * math.sqrt(sum([c * c for c in closer]))
 
@@ -167,14 +167,8 @@ class Labels:
         return other / max(1, same + other) * found / sum(n for _, n in others)
 
 
-def harm_of(changed: bool) -> float:
-    return HARM_CHANGED if changed else HARM
-
-
 def score(value: str, own: str, truth: str, loss: float) -> float:
-    """
-    Return how good a value is: 1 where it is right, else 0, less `loss` where it does harm.
-    """
+    """Return how good a value is: 1 where it is right, else 0, less the loss where it harms."""
     return (value == truth) - loss * (own == truth != value)
 
 

@@ -59,16 +59,20 @@ OWN, CONTEXT, SEEN, REPEATS, HELD, AGE, ALONE, CUT, DENIED, CHANGED = range(len(
 # How far from the prior weights may be before that needs much evidence: standard deviations.
 SPREAD = np.array((0.75, 0.75, 1.5, 1.5, 4.5, 0.45, 1.5, 4.5, 1.5, 1.5))
 # The same of `Stack.near`:
-NEAR = np.array((0.125, 0.125, 0.25, 0.25, 1.5, 0.075, 0.1, 0.75, 0.25, 0.25))
-NEAR_SCALE = 0.5
-HALF = 2.5   # prior of `near`: in doubt, the edge's own value
+NEAR = np.array((0.125, 0.125, 0.25, 0.25, 2.0, 0.075, 0.3, 0.75, 0.25, 0.25))
+NEAR_SCALE = 0.5     # besides, of own and context together, as confidences are too high or low
+NEAR_ODDS = 4.0      # the prior of `near` has so many times lower odds
+NEAR_CHANGED = 0.4   # and this weight
+# That a right value of the edge is lost counts so much more than that a wrong one stays: where
+# another repeats the context; where it was seen; where the edge has seen the fact change.
+LOSS, LOSS_SEEN, LOSS_CHANGED = 0.5, 0.2, 2.0
 PRIOR_HELD = -6.0
 AGE_S = 5.0        # unit of ages
 WINDOW = 300       # newest labels that count: with one a second, those of 5 minutes
 STEADY = 50        # labels after which one tells little by itself
 VALUES = 3         # different ones at most, one of each source
 STEP = 2.0         # longest of a Newton step, in any weight
-HALVINGS = 5
+HALVINGS = 5       # of a step that leads to what is less probable
 CERTAIN = 1e-6     # probabilities are taken as this far from 0 and 1 at least
 HIGHEST = 500.0    # of utilities, that counts
 SURELY = math.log((1.0 - CERTAIN) / CERTAIN)
@@ -115,28 +119,25 @@ class Evidence(NamedTuple):
         return self.own.value if self.own is not None else ''
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the edge has seen the cloud's last value with the cloud, and no more."""
-        held = self.held
-        return held is not None and held.value == self.then != self.own_value and (
-            self.context is None or self.context.value != held.value)
-
-    @property
     def has_changed(self) -> bool:
-        """Whether the edge has said the cloud's last value with the cloud, and now says another."""
+        """Whether the edge has said the cloud's last value with the cloud, and now another."""
         held = self.held
         return held is not None and held.value == self.then != self.own_value
 
     @property
-    def has_seen_other(self) -> bool:
-        c = self.context
-        return c is not None and c.value not in (self.own_value, self.told)
+    def is_gone(self) -> bool:
+        """Whether, besides, nothing else says that value."""
+        return self.has_changed and (self.context is None or self.held is None or
+                                     self.context.value != self.held.value)
 
     @property
-    def is_alone(self) -> bool:
-        held = self.held
-        return held is not None and held.value != self.own_value and (
-            self.context is None or self.context.value != held.value)
+    def loss(self) -> float:
+        """Return how much more it counts that a right value of the edge is lost."""
+        if self.has_changed:
+            return LOSS_CHANGED
+        context = self.context
+        is_seen = context is not None and context.value not in (self.own_value, self.told)
+        return LOSS_SEEN if is_seen else LOSS
 
     def terms(self) -> dict[str, list[tuple[int, float]]]:
         """Return of each value, the edge's own first, which weights count, and how often."""
@@ -160,8 +161,8 @@ class Evidence(NamedTuple):
 
 def near_prior(odds: float) -> Array:
     """Return what `Stack.near` begins with."""
-    weights = prior(odds / HALF)
-    weights[CHANGED] = 0.3
+    weights = prior(odds / NEAR_ODDS)
+    weights[CHANGED] = NEAR_CHANGED
     return weights
 
 

@@ -20,12 +20,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from spotvlm_ros.method import stacking
-from spotvlm_ros.method.calibration import Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S
+from spotvlm_ros.method.calibration import (
+    BLIND, Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S)
 from spotvlm_ros.method.calibrations import Calibrations
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
 from spotvlm_ros.method.gate import Drop
 from spotvlm_ros.method.guard import FixedOdds, guarded_answer
-from spotvlm_ros.method.labels import HARM, score
+from spotvlm_ros.method.labels import are_related, COINCIDENCE, score, STILL
+from spotvlm_ros.method.stacking import Evidence, Stack
 
 VALUES = ('red', 'yellow', 'green', 'none')
 QUERY = Query('scene', 'What?', 'facts', {'light': VALUES})
@@ -137,7 +139,7 @@ def test_an_edge_that_is_sure_and_wrong_is_outvoted_by_what_the_cloud_says():
     assert world.accuracy(60, 300) >= world.accuracy(60, 300, held) - 0.02
     assert world.accuracy(60, 300, world.owns) < 0.5
     state = world.calibration.state()['light']
-    assert state.learned and state.believed and state.agreement < 0.5
+    assert state.believed and state.agreement < 0.5 < state.help
 
 
 @pytest.mark.parametrize('edge', ['one value', 'anything'])
@@ -198,10 +200,57 @@ def test_an_edge_that_sees_nothing_does_not_object_by_agreeing_in_doubt(held, sa
     assert answer[0].value == said
 
 
-def test_harm_counts_more_than_what_stays_wrong_unless_the_edge_is_right_by_chance():
-    assert [score(value, 'red', 'red', seen) for value, seen in (
-        ('red', True), ('green', True), ('green', False))] == [1.0, -HARM, 0.0]
-    assert [score(value, 'red', 'green', True) for value in ('red', 'green')] == [0.0, 1.0]
+def fact(value, p=0.6):
+    return Fact('light', value, NS, p)
+
+
+@pytest.mark.parametrize('context, told, then, loss', [
+    ('green', 'green', 'yellow', stacking.LOSS),            # repeats what it is told
+    ('yellow', 'green', 'red', stacking.LOSS_SEEN),         # was seen
+    ('green', 'green', 'green', stacking.LOSS_CHANGED),     # what the edge saw go
+    (None, None, 'green', stacking.LOSS_CHANGED)])
+def test_what_is_lost_with_a_right_value_depends_on_what_speaks_against_it(
+        context, told, then, loss):
+    evidence = Evidence(fact('red'), context and fact(context), told, fact('green'), then=then)
+    assert evidence.loss == loss
+    assert [score(value, 'red', truth, loss) for value, truth in (
+        ('red', 'red'), ('green', 'red'), ('green', 'green'))] == [1.0, -loss, 1.0]
+
+
+@pytest.mark.parametrize('then, odds', [('yellow', 1.5), ('green', 3.0)])
+@pytest.mark.parametrize('sees', [True, False])
+def test_near_the_guard_another_value_must_be_ahead_by_what_is_lost_unless_the_edge_is_blind(
+        then, odds, sees):
+    key = Calibration(QUERY, 4.0)._keys['light']
+    key.tells, key.seen = True, sees
+    key.labels.judged.extend([None] * BLIND)
+    key.stack.near = [1.0, 1.0, *[0.0] * 8]
+    for ahead in (0.9 * odds, 1.1 * odds):
+        evidence = Evidence(fact('red', 0.5), fact('green', ahead / (1.0 + ahead)), 'green',
+                            fact('green'), then=then)
+        assert key.best(evidence).value == ('green' if ahead > odds or not sees else 'red')
+
+
+def test_an_edge_that_was_seen_to_see_is_not_taken_for_blind_by_a_few_labels():
+    truths = ['red'] * 90 + ['green'] * 6
+    seldom = ['red'] * 90 + ['green'] * 2 + ['red'] * 4
+    assert not are_related(truths, seldom, COINCIDENCE) and are_related(truths, seldom, STILL)
+    assert not are_related(truths, ['red'] * 96, STILL)
+
+
+@pytest.mark.parametrize('temperature', [0.2, 1.0, 3.0])
+def test_a_scale_of_confidences_is_learned_near_the_guard_as_well(temperature):
+    """Weights go where they belong and stay, however sure the edge is."""
+    rng, stack = np.random.default_rng(SEED), Stack(stacking.prior(4.0), stacking.near_prior(4.0))
+    found = []
+    for _ in range(300):
+        odds = np.exp(rng.normal(1.5, 1.0))
+        own = fact('red', 1.0 / (1.0 + odds ** (-1.0 / temperature)))
+        stack.add(Evidence(own), 'red' if rng.random() < odds / (1.0 + odds) else 'green')
+        stack.learn()
+        found.append(stack.near[stacking.OWN])
+    assert min(found[FEW:]) > 0.0 and np.ptp(found[200:]) < 0.2 * temperature
+    assert found[-1] == pytest.approx(temperature, rel=0.35)
 
 
 def test_a_cloud_of_many_values_is_believed_though_most_do_not_stay():
@@ -263,7 +312,7 @@ def test_a_cloud_that_sees_no_change_is_believed_unless_the_edge_is_sure_of_one(
         world = World()
         world.run(0, 120, lambda k, told: ((VALUES[k // 5 % 4], p),) * 2, lambda k: 'red')
         state = world.calibration.state()['light']
-        assert state.believed is state.learned is believed
+        assert state.believed is believed and (state.help > 0.5) is believed
 
 
 def test_confidences_that_mean_something_else_are_learned():
@@ -300,25 +349,21 @@ def test_harm_stays_below_what_is_allowed(bound):
     world.run(0, 1200, bold, world.true)
     free = World()
     free.run(0, 1200, bold, free.true)
-    assert free.harm(600, 1200) > 0.06
+    assert free.harm(600, 1200) > 0.05
     # The bound of the proof: what is allowed, and the range of the margin over its gain and time.
     assert world.harm(0, 1200) <= bound + MARGIN_MAX / (0.5 * 1200)
     assert world.harm(600, 1200) <= bound + 0.02
 
 
-def test_when_the_model_changes_the_guard_is_back_until_it_has_learned_anew():
+def test_when_the_model_changes_it_is_learned_anew():
     world = World(hazard=0.05)
     world.run(0, 200, world.blind_edge, world.true)
-    assert world.calibration.state()['light'].learned
-
-    learned = []
+    assert world.accuracy(60, 200) > world.accuracy(60, 200, world.owns) + 0.5
 
     def good(k, told):
-        learned.append(world.calibration.state()['light'].learned)
         own = world.value(0.97, world.truths[k])
         return (own, 0.97), (own, 0.97)
     world.run(200, 500, good, world.true)
-    assert not all(learned) and sum(a != b for a, b in zip(learned, learned[1:])) < 10
     assert world.accuracy(320, 500) > 0.93
 
 

@@ -18,10 +18,11 @@ Delayed truth: what the cloud says about a frame, compared with what was answere
 
 The cloud's answer comes too late to be the robot's, but not too late to tell who was right: the
 edge alone, the edge with context, or the cloud's answer before. Of that `Calibration` learns, key
-by key, whom to believe from now on. Three things bound what it may do:
+by key, whom to believe from now on. Four things bound what it may do:
 
 - It begins with the guard's rule. What it learns may change that a little at once, and much only
   where that has been right more often on delayed truth, for as long as it is.
+- Losing a right value of the edge counts more than winning one, most where the edge saw a change.
 - A cloud that says one thing where the edge is sure of others, or anything at any time, teaches
   nothing.
 - ``harm_at_most`` of a query bounds how often a value of the edge alone that was right may be

@@ -39,8 +39,9 @@ changed  added to the edge's own value where that was the cloud's     0
 The last column is what is believed beforehand: with it, the rule is that of the guard.
 
 The weights are learned twice from the same labels: `Stack.weights` may go far from those of the
-guard, `Stack.near` only a little, from half the guard's odds. Few labels tell little, and what is
+guard, `Stack.near` only a little, from a fourth of its odds. Few labels tell little, and what is
 near is right more often; what is far is needed where an edge means nothing by what it says.
+What a right value of the edge counts, beside one that is probable, is `Evidence.loss`.
 """
 
 from __future__ import annotations

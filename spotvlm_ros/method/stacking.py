@@ -172,10 +172,10 @@ class Stack:
 
     def __init__(self, prior_weights: Array, near_weights: Array) -> None:
         """Start with what is believed beforehand."""
-        near = np.diag(NEAR ** 2.0)
+        near: Array = np.diag(NEAR ** 2.0)
         near[np.ix_((OWN, CONTEXT), (OWN, CONTEXT))] += NEAR_SCALE ** 2.0
         self._priors = ((prior_weights, np.diag(SPREAD ** -2.0)),
-                        (near_weights, np.linalg.inv(near)))
+                        (near_weights, np.asarray(np.linalg.inv(near), np.float64)))
         self.weights: list[float] = prior_weights.tolist()
         self.near: list[float] = near_weights.tolist()
         # Of each label: features of the values and of "none of them", which is last.

@@ -65,12 +65,14 @@ def test_what_cannot_be_loaded_is_an_error_not_a_traceback(tmp_path, capsys):
 
 def test_facts_lost_are_counted_in_pairs(monkeypatch):
     plain, other = [[1, 1, 0, 1]] * 4, [[1, 1, 0, 1]] * 3 + [[0, 1, 1, 0]]
-    results = iter([plain, plain, other, other, other])
+    results = iter([plain, plain, other, other, other, plain, other])
     monkeypatch.setattr(check, 'right', lambda config, samples: check.np.array(
         next(results), dtype=float))
     same, worse, *_ = check.losses(EdgeConfig(), 1)
     assert same.points == same.low == 0.0 and same.fine and same.facts == 16
     assert worse.points == 6.25 and worse.low < worse.points < worse.high and not worse.fine
+    smaller, = check.losses(EdgeConfig(view_size=24), 1)
+    assert smaller.format == 'view_size 24' and smaller.points == 6.25
 
 
 def test_right_facts_of_the_miniature():

@@ -174,16 +174,21 @@ def memory_by_format(model: EdgeModel, config: EdgeConfig) -> dict[str, str]:
 
 
 def losses(config: EdgeConfig, frames: int) -> tuple[Loss, ...]:
-    """Return what each format loses on frames of the miniature world, with context and without."""
+    """
+    Return what each format loses on frames of the miniature world, with context and without.
+
+    With ``view_size`` set, what smaller views lose.
+    """
     rng = np.random.default_rng(7)
     samples = [sample(make_world('driving', TUNE_SEEDS[k]), int(rng.integers(300, 2300)), rng,
                       SCENE) for k in range(frames)]
-    plain = right(config, samples)
+    plain = right(replace(config, view_size=0), samples)
+    ways = {f'view_size {config.view_size}': config} if config.view_size else {
+        name: changed(config) for name, changed in FORMATS.items()
+        if name != DYNAMIC or config.device == 'cpu'}
     found = []
-    for name, changed in FORMATS.items():
-        if name == DYNAMIC and config.device != 'cpu':
-            continue
-        lost = 100.0 * (plain - right(changed(config), samples)).mean(1)
+    for name, changed in ways.items():
+        lost = 100.0 * (plain - right(changed, samples)).mean(1)
         half = 1.96 * float(lost.std(ddof=1)) / len(lost) ** 0.5
         mean = float(lost.mean())
         found.append(Loss(name, plain.size, round(mean, 2), round(mean - half, 2),
@@ -259,7 +264,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seconds', type=float, default=3.0, metavar='S',
                         help='for each question (default 3)')
     parser.add_argument('--accuracy', type=int, default=0, metavar='FRAMES', nargs='?', const=400,
-                        help='count the facts that each format loses on the miniature world')
+                        help='count the facts that each format loses on the miniature world, or '
+                        'smaller views where edge.view_size is set')
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     return parser
 

@@ -135,8 +135,8 @@ def test_warm_up_makes_the_passes_that_answers_need(fixed):
     model = fixed['llava']
     model.warm_up([FACTS])
     before = set(model._engine.backend._graphs)
-    assert {n for n, _ in before} >= {1, 2, 4, 8, 16}
-    long = sorted(n for n, _ in before if n > 16)
+    assert {n for _, n, _ in before} >= {1, 2, 4, 8, 16}
+    long = sorted(n for _, n, _ in before if n > 16)
     assert long == [n for n in LENGTHS if long[0] <= n <= long[-1]]
     for context in (None, Context('facts', 0, (Fact('light', 'red', 0),))):
         for number in range(3):

@@ -20,7 +20,7 @@ from functools import partial
 
 import pytest
 from spotvlm_ros.edge import packed_attention
-from spotvlm_ros.edge.engine import batched_position_ids, Engine, Prompt
+from spotvlm_ros.edge.engine import Engine, Prompt
 from spotvlm_ros.edge.families import model_family
 from spotvlm_ros.edge.gpu import kernels, layers as gpu
 from spotvlm_ros.edge.gpu.graphs import GraphBackend
@@ -115,6 +115,28 @@ def test_widened_mlps_give_the_same():
     torch.testing.assert_close(mlp(x), before)
 
 
+def test_kernels_that_write_weights_out_wait_for_those_before():
+    """Else a prompt's answers differ from one time to the next (seen on an H200)."""
+    layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(32, 32))])
+    assert gpu._options(layers) == {'triton.enable_pdl': True}
+    quantise(layers, 8, torch.device('cpu'))
+    assert gpu._options(layers) == {'triton.enable_pdl': False}
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+def test_a_prompt_in_8_bits_gives_the_same_each_time():
+    torch.manual_seed(0)
+    config = hf.Qwen2Config(hidden_size=2048, num_hidden_layers=8, num_attention_heads=16,
+                            num_key_value_heads=2, intermediate_size=11008, vocab_size=100)
+    model = hf.Qwen2Model(config).to('cuda', torch.bfloat16).eval()
+    quantise([model.layers], 8, torch.device('cuda'))
+    embeds = torch.randn((1, 640, 2048), device='cuda', dtype=torch.bfloat16)
+    with gpu.CompiledLayers(model.layers).compiled():
+        found = [model(inputs_embeds=embeds, use_cache=False).last_hidden_state for _ in range(9)]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_patches_given_one_by_one_are_a_product():
     torch.manual_seed(0)
     conv = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
@@ -140,19 +162,19 @@ def test_layers_of_one_token_give_the_same(family):
     axes = 3 if family == 'qwen2_5_vl' else 1
     results = []
     for own in (False, True):
-        cache = StaticKVCache(len(layers), config.num_key_value_heads, 96, 8,
+        cache = StaticKVCache((len(layers), 2, config.num_key_value_heads, 96, 8),
                               found.embed_tokens.weight)
         one = gpu.OneTokenLayers(layers, 96)
         for begin, end in ((0, 70), (70, 71), (71, 72)):
-            cache.slots = torch.arange(begin, end)
-            positions = batched_position_ids(torch.arange(begin, end).expand(axes, -1))
-            mask = torch.where(torch.arange(96)[None] <= cache.slots[:, None], 0.0, -1e30)
-            mask[:, 3] -= 1.0
+            cache.slots = torch.stack([torch.arange(begin, end), torch.arange(begin, end)])
+            cache.slots[1] -= begin // 3   # a shorter one
+            mask = torch.where(torch.arange(96) <= cache.slots[..., None], 0.0, -1e30)
+            mask[..., 3] -= 1.0
             with one.compiled() if own and begin else nullcontext():
                 results.append(found.forward(
-                    found.embed_tokens(torch.arange(begin, end)[None]), None, None,
-                    position_ids=positions, past_key_values=cache, attention_mask=mask[None, None],
-                    use_cache=True))
+                    found.embed_tokens(cache.slots + torch.tensor([[0], [9]])), None, None,
+                    position_ids=cache.slots if axes == 1 else cache.slots.expand(axes, -1, -1),
+                    past_key_values=cache, attention_mask=mask[:, None], use_cache=True))
         results += [cache.keys, cache.values]
     for usual, other in zip(results[:5], results[5:]):
         torch.testing.assert_close(other, usual)
@@ -168,13 +190,14 @@ def test_layers_of_another_make_are_left_to_the_compiler():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+@pytest.mark.parametrize('rows', [1, 2])
 @pytest.mark.parametrize('bits', [16, 8, 4])
 @pytest.mark.parametrize('heads, kv_heads, dim, width, inner, tokens, biased', [
     (16, 2, 128, 2048, 11008, 640, True), (28, 4, 128, 3584, 18944, 2048, True),
     (9, 3, 64, 576, 1536, 320, False), (4, 2, 8, 32, 72, 100, True),
     (3, 1, 24, 72, 70, 64, False)])
 def test_kernels_compute_what_the_plain_versions_do(heads, kv_heads, dim, width, inner, tokens,
-                                                    biased, bits):
+                                                    biased, bits, rows):
     if bits == 4 and (width % 32 or inner % 32):
         pytest.skip('such a layer keeps its weights')
 
@@ -196,7 +219,7 @@ def test_kernels_compute_what_the_plain_versions_do(heads, kv_heads, dim, width,
     torch.manual_seed(0)
     make = partial(torch.randn, device='cuda', dtype=torch.bfloat16)
     scratch = kernels.attention_scratch(heads, tokens, dim, torch.device('cuda'))
-    mask, norm = make(tokens), kernels.RMSNorm(make(width), 1e-6)
+    mask, norm = make(rows, tokens), kernels.RMSNorm(make(width), 1e-6)
 
     def weights(n_out, n_in):
         weight = make(n_out, n_in)
@@ -204,16 +227,17 @@ def test_kernels_compute_what_the_plain_versions_do(heads, kv_heads, dim, width,
     weight = weights((heads + 2 * kv_heads) * dim, width)
     bias = make((heads + 2 * kv_heads) * dim)
     for last in (0, 1, 62, 63, tokens - 1):
-        cache = kernels.LayerKV(make(1, kv_heads, tokens, dim), make(1, kv_heads, tokens, dim),
-                                torch.tensor([last], device='cuda'))
-        query = same(kernels.fused_norm_qkv_rope, make(width), norm, weight,
-                     bias if biased else None, make(dim), make(dim), cache)
-        here = mask.masked_fill(torch.arange(tokens, device='cuda') > last, -1e30)
+        slots = torch.tensor([last, tokens // 3][:rows], device='cuda')
+        cache = kernels.LayerKV(make(rows, kv_heads, tokens, dim),
+                                make(rows, kv_heads, tokens, dim), slots)
+        query = same(kernels.fused_norm_qkv_rope, make(rows, width), norm, weight,
+                     bias if biased else None, make(rows, dim), make(rows, dim), cache)
+        here = mask.masked_fill(torch.arange(tokens, device='cuda') > slots[:, None], -1e30)
         for _ in range(3):  # the counters are back at nought
             same(kernels.decode_attention, query, cache, here, 0.1, scratch)
-    same(kernels.fused_norm_swiglu, make(width), norm, weights(inner, width),
+    same(kernels.fused_norm_swiglu, make(rows, width), norm, weights(inner, width),
          weights(inner, width))
-    same(kernels.linear_residual, make(inner), weights(width, inner), make(width))
+    same(kernels.linear_residual, make(rows, inner), weights(width, inner), make(rows, width))
 
 
 @torch.inference_mode()
@@ -232,8 +256,8 @@ def test_layers_of_a_prompt_compute_what_the_model_does(shared, bits):
     mask = torch.where(torch.arange(128, device='cuda')[None] <= slots[:, None], 0.0, -1e30)
     found = []
     for own in (False, True):
-        cache = StaticKVCache(2, 2, 128, 128, embeds)
-        cache.slots = slots
+        cache = StaticKVCache((2, 1, 2, 128, 128), embeds)
+        cache.slots = slots[None]
         joined = gpu.JoinedLayers(model.layers, gpu.OneTokenLayers(model.layers, 128).qkv)
         joined._shares_heads &= shared
         with joined.compiled() if own else nullcontext():

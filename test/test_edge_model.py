@@ -118,12 +118,12 @@ def test_a_pass_with_context_that_fails_leaves_the_answer_without(name, sample, 
     forward = backend.forward_all
     lengths = []
 
-    def failing(turns):
+    def failing(turns, *more):
         these = [state.prompt_length for state, _ in turns]
         lengths.extend(these)
         if max(these) > min(lengths) or len(lengths) == 1 and name == 'model':
             raise RuntimeError('out of memory')
-        return forward(turns)
+        return forward(turns, *more)
     monkeypatch.setattr(backend, 'forward_all', failing)
     answer = model.answer(sample.frame, SCENE, sample.context, sample.stamp_ns)
     assert answer.context_error == 'RuntimeError: out of memory' and not answer.used_context

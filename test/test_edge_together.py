@@ -21,7 +21,11 @@ import itertools
 import numpy as np
 import pytest
 from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge.engine import Ask, Engine, Prompt
 from spotvlm_ros.edge.families import model_family
+from spotvlm_ros.edge.gpu.graphs import GraphBackend
+from spotvlm_ros.edge.grammar import FreeText
+from spotvlm_ros.edge.inputs import InputProcessor
 from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.edge.plain_decoder import PlainDecoder, Turn
 from spotvlm_ros.edge.quantised import quantise
@@ -58,19 +62,23 @@ def checkpoints():
 @pytest.fixture
 def joint(checkpoints):
     """Return a function: the guarded model of an architecture, and what its passes computed."""
-    def make(family, joins=True):
+    def make(family, joins=True, fixed=False):
         model, passes = EdgeModel(*checkpoints[family], EdgeConfig()), []
+        if fixed:
+            model._engine = Engine(GraphBackend(model._engine.family, 512, capture=False))
+            model._engine.backend._looks_ahead = True
         backend = model._engine.backend
         run, model._joins = backend.forward_all, joins
-        backend.forward_all = lambda turns: passes.append(len(turns)) or run(turns)
+        backend.forward_all = lambda turns, *more: passes.append(len(turns)) or run(turns, *more)
         return model, passes
     return make
 
 
-@pytest.mark.parametrize('family', tiny.MAKERS)
-def test_two_passes_made_as_one_say_what_each_says_alone(joint, family):
+@pytest.mark.parametrize('family, fixed', [
+    *((family, False) for family in tiny.MAKERS), *((family, True) for family in tiny.FIXED)])
+def test_two_passes_made_as_one_say_what_each_says_alone(joint, family, fixed):
     """With focus, drafts that are right and wrong, choices as a tree, masks of windows."""
-    (both, passes), (apart, alone) = joint(family), joint(family, joins=False)
+    (both, passes), (apart, alone) = joint(family, fixed=fixed), joint(family, joins=False)
     for number, (query, value) in enumerate(
             [(FACTS, 'red'), (FACTS, 'green'), (CHOICE, 'stop'), (FACTS, 'green'),
              (CHOICE, 'go left'), (CHOICE, 'go left')]):
@@ -86,6 +94,40 @@ def test_two_passes_made_as_one_say_what_each_says_alone(joint, family):
         for name in (query.id, f'{query.id} alone'):
             assert both._last_answers[name].tokens == apart._last_answers[name].tokens
     assert passes.count(2) >= 4 and len(passes) < len(alone) and 2 not in alone
+
+
+@pytest.mark.parametrize('family', tiny.FIXED)
+def test_answers_of_a_batch_are_those_apart(checkpoints, family):
+    """Of other lengths and other ends, with a bias, in changing company, some cached."""
+    parts, processor = model_family(checkpoints[family][0]), checkpoints[family][1]
+    backends = [GraphBackend(parts, 512, capture=False) for _ in range(2)]
+    batch, apart = map(Engine, backends)
+    for each in backends:
+        each._looks_ahead = True
+    inputs = InputProcessor(processor, (64, 48))
+    towers = []
+    encode, backends[0]._encode = backends[0]._encode, lambda given: towers.append(
+        len(given['pixel_values'])) or encode(given)
+
+    def ask(name, words, number, limit):
+        content = [{'type': 'image'}, {'type': 'image'}, {'type': 'text', 'text': words}]
+        frames = [frame_of(number), frame_of(number + len(words) % 2)]
+        given = dict(inputs([{'role': 'user', 'content': content}], frames))
+        ids = tuple(given['input_ids'][0].tolist())
+        bias = np.linspace(0, 1, ids.count(parts.image_token_id), dtype=np.float32)
+        return Ask(name, Prompt(ids, given, tuple(f.tobytes() for f in frames),
+                                bias=bias if number % 2 else None), FreeText(()), limit)
+    for names, number in (('ab', 0), ('bc', 2), ('ca', 2), ('b', 5), ('ab', 5), ('ba', 5)):
+        made = [[ask(name, 'red ' * (3 + ord(name) % 3 * 7), number, 4 + ord(name) % 3 * 3)
+                 for name in names] for _ in range(2)]
+        del towers[:]
+        found = batch.answer_all(made[0])
+        assert len(towers) <= 2
+        for one, each in zip(made[1], found):
+            want, = apart.answer_all([one])
+            assert each.tokens == want.tokens and len(each.tokens) == one.limit
+            assert each.probabilities == pytest.approx(want.probabilities, abs=1e-4)
+    assert not towers, 'images that were seen are not seen again'
 
 
 def test_two_passes_are_one_only_where_both_are_likely_and_there_is_time(joint):
@@ -109,10 +151,10 @@ def test_where_two_passes_as_one_fail_each_is_made(joint):
     backend = model._engine.backend
     run = backend.forward_all
 
-    def fail(turns):
+    def fail(turns, *more):
         if len(turns) > 1:
             raise RuntimeError('no memory')
-        return run(turns)
+        return run(turns, *more)
     backend.forward_all = fail
     context = Context('scene', 9 * NS, (Fact('light', 'red', 5 * NS),))
     answers = [model.answer(frame_of(0), FACTS, context, 9 * NS, judge=Doubtful(FACTS))

@@ -161,7 +161,8 @@ class DecoderBackend(Protocol):
         With ``lookahead`` the next step is that of the likeliest token and may begin at once.
         """
 
-    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
+    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]],
+                    lookahead: bool = False) -> list[list[Logits]]:
         """Compute a step of each of some prefixes in one pass; return what `forward` does."""
 
     def prepare(self) -> None:
@@ -254,10 +255,10 @@ class Engine:
                 if len(asks) > 1 and not answers[0].decoded.passes:
                     self.backend.see([ask.prompt for ask in asks])
                 steps = [answer.next_step(self) for answer in left]
+                ahead = all(answer.looks_ahead(step) for answer, step in zip(left, steps))
                 found = (self.backend.forward_all(
-                    [(answer.state, step) for answer, step in zip(left, steps)])
-                    if len(left) > 1 else [self.backend.forward(
-                        left[0].state, steps[0], left[0].looks_ahead(steps[0]))])
+                    [(answer.state, step) for answer, step in zip(left, steps)], ahead)
+                    if len(left) > 1 else [self.backend.forward(left[0].state, steps[0], ahead)])
             except Exception:
                 for answer in left:  # not all of them are cached now
                     answer.state.ids = answer.state.ids[:0]

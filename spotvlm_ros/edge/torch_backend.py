@@ -189,7 +189,8 @@ class TorchBackend:
         """Compute a step; return logits after its known tokens and drafts."""
         return self.forward_all([(state, step)])[0]
 
-    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]]) -> list[list[Logits]]:
+    def forward_all(self, turns: Sequence[tuple[PrefixState, Step]],
+                    lookahead: bool = False) -> list[list[Logits]]:
         """
         Compute a step of each of some prefixes in one pass.
 

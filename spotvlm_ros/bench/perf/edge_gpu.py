@@ -19,7 +19,8 @@ Measures the edge engine on a GPU with random weights of the shapes of known mod
 What is said is of no meaning; what it costs is. Each case answers one frame with 16 tokens, after
 a history of 128 tokens and a question of 64, by `generate`, by `generate` with a static cache, and
 by the engine: freely with a history that changed, freely with one that stayed, with a draft that
-is right (unchanged scene), and by choosing one of four words. Pixels are always seen anew.
+is right (unchanged scene), and by choosing one of four words. Two passes are those of the guard,
+with the history and without it, made as one. Pixels are always seen anew.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ import torch
 import transformers as hf
 
 from .result import PerfResult
-from ...edge.engine import Engine, Prompt
+from ...edge.engine import Ask, Engine, Prompt
 from ...edge.families import model_family
 from ...edge.gpu.graphs import GraphBackend
 from ...edge.gpu.layers import pad_gated_mlps
-from ...edge.grammar import FreeText, Slot, Template
+from ...edge.grammar import FreeText, Grammar, Slot, Template
 from ...edge.precision import Parts
 from ...edge.quantised import quantise, QuantisedLinear
 
@@ -209,9 +210,14 @@ class Case:
 
     def choose(self, query: str, history: list[int]) -> list[int]:
         """Choose one of four words by the engine."""
-        slot = Slot('x', {str(i): (2000 + i,) for i in range(4)})
-        return self.engine.answer(query, self.prompt(history), Template([slot], 1, {}),
-                                  ANSWER).tokens
+        return self.engine.answer(query, self.prompt(history), one_of_four(), ANSWER).tokens
+
+    def both(self, history: list[int], grammar: Callable[[], Grammar]) -> list[list[int]]:
+        """Answer about one frame with a history and without it, in one pass."""
+        told = self.prompt(history)
+        alone = Prompt(tuple(self.ids([])), self.vision, told.image_keys)
+        return [found.tokens for found in self.engine.answer_all(
+            [Ask('told', told, grammar(), ANSWER), Ask('alone', alone, grammar(), ANSWER)])]
 
     def floor_ms(self) -> float:
         """Return the least time for prefill and 16 tokens at the speed of the chip."""
@@ -223,6 +229,11 @@ class Case:
                    2 * (self.vision['pixel_values'].shape[-1] // tower.patch_size) ** 2)
         flops = 2 * (seen * patches + layers * len(self.ids([0] * HISTORY)))
         return 1e3 * (flops / self.chip.flops + 15 * (read + 2 * head) / self.chip.moved)
+
+
+def one_of_four() -> Template:
+    """Return the grammar of a choice of four words."""
+    return Template([Slot('x', {str(i): (2000 + i,) for i in range(4)})], 1, {})
 
 
 def size_of(part: torch.nn.Module) -> tuple[int, int]:
@@ -269,6 +280,9 @@ def case_rows(case: Case, on: str, seconds: float = 2.5, base: float = 0.0) -> l
         'engine_16_same_history': lambda: case.free('same', stays, []),
         'engine_16_unchanged': lambda: case.free('drafted', stays, right),
         'engine_choice': lambda: case.choose('choice', stays),
+        'engine_two_16_changed': lambda: case.both(case._words(HISTORY), lambda: FreeText(())),
+        'engine_two_choice_changed': lambda: case.both(case._words(HISTORY), one_of_four),
+        'engine_choice_changed': lambda: case.choose('chosen', case._words(HISTORY)),
         'vision': lambda: case.engine.backend.encode_images(case.prompt([])),
     }
     if case.name == COMPILED and case.device == 'cuda' and not base:  # it takes a minute

@@ -16,11 +16,11 @@
 """
 The parts of a decoder layer for one token, as kernels for NVIDIA GPUs.
 
-Such a pass reads every weight once and computes next to nothing, so it should take what reading
-takes. Compiled layers take a third longer than these: products read at two thirds of the
-memory's speed, and between them small kernels wait for each other. Here a layer is five kernels,
-with norm, bias, rotation and sum inside of them, and each reads its first weights while the one
-before it still runs.
+A second token, of another answer, may be computed with it: each is a row. Such a pass reads every
+weight once and computes next to nothing, so it should take what reading takes. Compiled layers
+take a third longer than these: products read at two thirds of the memory's speed, and between them
+small kernels wait for each other. Here a layer is five kernels, with norm, bias, rotation and sum
+inside of them, and each reads its first weights while the one before it still runs.
 
 Weights may have 8 or 4 bits (`edge.quantised`). Sums are in fp32. Each part has a plain version,
 which runs on a CPU and is what the kernel is tested against. Triton comes with torch's CUDA
@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from .products import triton
+from .products import MAX_ROWS, triton
 from ..quantised import Weight
 
 if triton is not None:
@@ -52,25 +52,25 @@ class RMSNorm(NamedTuple):
 
 
 class LayerKV(NamedTuple):
-    """The KV cache of one layer, and the slot of the present token."""
+    """The KV cache of one layer, and the slots of the present tokens."""
 
-    keys: torch.Tensor      # 1 x kv_heads x tokens x dim
-    values: torch.Tensor    # 1 x kv_heads x tokens x dim
-    slot: torch.Tensor      # 1, int64
+    keys: torch.Tensor      # rows x kv_heads x tokens x dim
+    values: torch.Tensor    # rows x kv_heads x tokens x dim
+    slots: torch.Tensor     # rows, int64
 
 
 class AttentionScratch(NamedTuple):
     """Partial results of attention, of which each program has TOKENS tokens (split KV)."""
 
-    sums: torch.Tensor      # heads x parts x dim, fp32: values, weighted
-    stats: torch.Tensor     # 2 x heads x parts, fp32: greatest score, and sum of exponentials
-    done: torch.Tensor      # heads, int32: programs that have finished; zero between calls
+    sums: torch.Tensor      # (rows heads) x parts x dim, fp32: values, weighted
+    stats: torch.Tensor     # 2 x (rows heads) x parts, fp32: greatest score, sum of exponentials
+    done: torch.Tensor      # rows heads, int32: programs that have finished; zero between calls
 
 
 def attention_scratch(heads: int, tokens: int, dim: int,
                       device: torch.device) -> AttentionScratch:
-    """Return room for attention to up to so many tokens."""
-    parts = -(-tokens // TOKENS)
+    """Return room for attention of MAX_ROWS tokens to up to so many."""
+    parts, heads = -(-tokens // TOKENS), heads * MAX_ROWS
     return AttentionScratch(torch.zeros((heads, parts, dim), device=device),
                             torch.zeros((2, heads, parts), device=device),
                             torch.zeros(heads, dtype=torch.int32, device=device))
@@ -85,40 +85,40 @@ def fused_norm_qkv_rope(x: torch.Tensor, norm: RMSNorm, weight: Weight,
                         bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor,
                         cache: LayerKV) -> torch.Tensor:
     """
-    Return the rotated query of one token, heads x dim; write its key and value to the cache.
+    Return the rotated queries, rows x heads x dim; write keys and values to the cache.
 
-    ``x``: n_in; ``weight``: that of queries, keys and values, (heads + 2 kv_heads) dim x n_in;
-    ``cos``, ``sin``: dim.
+    ``x``: rows x n_in; ``weight``: that of queries, keys and values, (heads + 2 kv_heads) dim x
+    n_in; ``cos``, ``sin``: rows x dim.
     """
     if x.is_cuda:
         return _launch_norm_qkv_rope(x, norm, weight, bias, cos, sin, cache)
-    (_, kv_heads, _, dim) = cache.keys.shape
-    qkv = functional.linear(_rms_norm(x, norm), weight.plain(), bias).view(-1, dim)
-    rotated, values = qkv[:-kv_heads], qkv[-kv_heads:]
-    first, second = rotated.chunk(2, 1)
-    rotated = rotated * cos + torch.cat([-second, first], 1) * sin
-    cache.keys[0].index_copy_(1, cache.slot, rotated[-kv_heads:, None])
-    cache.values[0].index_copy_(1, cache.slot, values[:, None])
-    return rotated[:-kv_heads]
+    (rows, kv_heads, _, dim) = cache.keys.shape
+    qkv = functional.linear(_rms_norm(x, norm), weight.plain(), bias).view(rows, -1, dim)
+    rotated, values = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
+    first, second = rotated.chunk(2, 2)
+    rotated = rotated * cos[:, None] + torch.cat([-second, first], 2) * sin[:, None]
+    here = torch.arange(rows, device=x.device)
+    cache.keys[here, :, cache.slots] = rotated[:, -kv_heads:]
+    cache.values[here, :, cache.slots] = values
+    return rotated[:, :-kv_heads]
 
 
 def decode_attention(query: torch.Tensor, cache: LayerKV, mask: torch.Tensor, scaling: float,
                      scratch: AttentionScratch) -> torch.Tensor:
     """
-    Return the attention of one token to all slots up to its own, heads x dim.
+    Return the attention of tokens to all slots of their rows up to their own, rows x heads x dim.
 
-    ``query``: heads x dim; ``mask``: tokens, which is added to the scaled scores.
+    ``query``: rows x heads x dim; ``mask``: rows x tokens, which is added to the scaled scores.
     """
     if query.is_cuda:
         return _launch_decode_attention(query, cache, mask, scaling, scratch)
-    (heads, dim), kv_heads = query.shape, cache.keys.shape[1]
-    scores = query.reshape(kv_heads, heads // kv_heads, dim) @ cache.keys[0].transpose(1, 2)
-    weights = (scores * scaling + mask).float().softmax(-1).to(query.dtype)
-    return (weights @ cache.values[0]).reshape(heads, dim)
+    scores = query.unflatten(1, (cache.keys.shape[1], -1)) @ cache.keys.transpose(2, 3)
+    weights = (scores * scaling + mask[:, None, None]).float().softmax(-1).to(query.dtype)
+    return (weights @ cache.values).flatten(1, 2)
 
 
 def fused_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight, up: Weight) -> torch.Tensor:
-    """Return silu(gate @ normed x) * (up @ normed x), n_out; weights are n_out x n_in."""
+    """Return silu(gate @ normed x) * (up @ normed x), rows x n_out; weights: n_out x n_in."""
     if x.is_cuda:
         return _launch_norm_swiglu(x, norm, gate, up)
     x = _rms_norm(x, norm)
@@ -127,7 +127,7 @@ def fused_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight, up: Weight) 
 
 
 def linear_residual(x: torch.Tensor, weight: Weight, residual: torch.Tensor) -> torch.Tensor:
-    """Return residual + weight @ x, n_out; ``weight`` is n_out x n_in."""
+    """Return residual + weight @ x, rows x n_out; ``weight`` is n_out x n_in."""
     if x.is_cuda:
         return _launch_linear_residual(x, weight, residual)
     return residual + functional.linear(x, weight.plain())
@@ -140,26 +140,40 @@ def _rms_norm(x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
 if triton is not None:
     @triton.jit
     def _norm_qkv_rope_kernel(  # type: ignore[no-untyped-def]
-            x, norm, eps, weight, scales, bias, cos, sin, keys, values, slot, query, heads,
+            x, norm, eps, weight, scales, bias, cos, sin, keys, values, slots, query, heads,
             kv_heads, tokens, low, high, n_in: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
-            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, STAGES: tl.constexpr,
-            OVERLAP: tl.constexpr):
+            ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
+            STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         """Compute two numbers, half a head apart, of each of OUT places: they turn together."""
         HALF: tl.constexpr = D // 2
         number = tl.program_id(0) * OUT + tl.arange(0, OUT)
         head, i = number // HALF, number % HALF
         row, within = head * D + i, head < heads + 2 * kv_heads
-        turns = head < heads + kv_heads
+        a, b, c, d = dot_products(
+            x, norm, eps, weight, scales, weight, scales, row, row + HALF, within, low, high, n_in,
+            IN, BITS, True, True, STAGES, OVERLAP, ROWS)
+        if BIAS:
+            added = tl.load(bias + row, mask=within, other=0.0).to(tl.float32)
+            more = tl.load(bias + row + HALF, mask=within, other=0.0).to(tl.float32)
+            a, b, c, d = a + added, b + more, c + added, d + more
+        _turn_and_store(a, b, cos, sin, keys, values, tl.load(slots), query, heads, kv_heads,
+                        tokens, head, i, D)
+        if ROWS == 2:
+            more = kv_heads * tokens * D
+            _turn_and_store(c, d, cos + D, sin + D, keys + more, values + more,
+                            tl.load(slots + 1), query + heads * D, heads, kv_heads, tokens, head,
+                            i, D)
+
+    @triton.jit
+    def _turn_and_store(a, b, cos, sin, keys, values, at, query,  # type: ignore[no-untyped-def]
+                        heads, kv_heads, tokens, head, i, D: tl.constexpr):
+        """Rotate numbers that are half a head apart, and store them where they belong."""
+        HALF: tl.constexpr = D // 2
+        row, within, turns = head * D + i, head < heads + 2 * kv_heads, head < heads + kv_heads
         cos_a = tl.load(cos + i, mask=turns, other=1.0).to(tl.float32)
         sin_a = tl.load(sin + i, mask=turns, other=0.0).to(tl.float32)
         cos_b = tl.load(cos + i + HALF, mask=turns, other=1.0).to(tl.float32)
         sin_b = tl.load(sin + i + HALF, mask=turns, other=0.0).to(tl.float32)
-        at = tl.load(slot)
-        a, b = dot_products(x, norm, eps, weight, scales, weight, scales, row, row + HALF, within,
-                            low, high, n_in, IN, BITS, True, True, STAGES, OVERLAP)
-        if BIAS:
-            a += tl.load(bias + row, mask=within, other=0.0).to(tl.float32)
-            b += tl.load(bias + row + HALF, mask=within, other=0.0).to(tl.float32)
         first = (a * cos_a - b * sin_a).to(query.dtype.element_ty)
         second = (b * cos_b + a * sin_b).to(query.dtype.element_ty)
         mine = head < heads
@@ -176,13 +190,14 @@ if triton is not None:
 
     @triton.jit
     def _decode_attention_kernel(  # type: ignore[no-untyped-def]
-            query, keys, values, mask, slot, sums, stats, done, out, scaling, tokens, group,
-            D: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
-            OVERLAP: tl.constexpr):
+            query, keys, values, mask, slots, sums, stats, done, out, scaling, tokens, group,
+            kv_heads, D: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr,
+            PARTS: tl.constexpr, OVERLAP: tl.constexpr):
         """Attend with one head to some of the tokens; the program that is last joins the parts."""
         part, head = tl.program_id(0), tl.program_id(1)
         n_parts, n_heads = tl.num_programs(0), tl.num_programs(1)
-        last = tl.load(slot)
+        row = head // (group * kv_heads)   # the heads of one after those of another
+        last = tl.load(slots + row)
         if part * TOKENS > last:
             return
         at, dims = part * TOKENS + tl.arange(0, TOKENS), tl.arange(0, DIM)
@@ -191,7 +206,8 @@ if triton is not None:
         old = (at < last)[:, None] & inside[None, :]
         k = tl.load(keys + here[None, :] + at[:, None] * D, mask=old, other=0.0)
         v = tl.load(values + here[None, :] + at[:, None] * D, mask=old, other=0.0)
-        added = tl.load(mask + at, mask=at <= last, other=float('-inf')).to(tl.float32)
+        added = tl.load(mask + row * tokens + at, mask=at <= last,
+                        other=float('-inf')).to(tl.float32)
         wait_for_previous(OVERLAP)
         q = tl.load(query + head * D + dims, mask=inside, other=0.0).to(tl.float32) * scaling
         now = (at == last)[:, None]  # what the kernel before this one wrote
@@ -224,55 +240,63 @@ if triton is not None:
     @triton.jit
     def _norm_swiglu_kernel(  # type: ignore[no-untyped-def]
             x, norm, eps, gate, gate_scales, up, up_scales, out, n_out, low, high,
-            n_in: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
-            STAGES: tl.constexpr, OVERLAP: tl.constexpr):
+            n_in: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
+            BITS: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
-        a, b = dot_products(x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within,
-                            low, high, n_in, IN, BITS, True, True, STAGES, OVERLAP)
+        a, b, c, d = dot_products(
+            x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within, low, high, n_in,
+            IN, BITS, True, True, STAGES, OVERLAP, ROWS)
         tl.store(out + rows, (a * tl.sigmoid(a) * b).to(out.dtype.element_ty), mask=within)
+        if ROWS == 2:
+            tl.store(out + n_out + rows, (c * tl.sigmoid(c) * d).to(out.dtype.element_ty),
+                     mask=within)
 
     @triton.jit
     def _linear_residual_kernel(  # type: ignore[no-untyped-def]
             x, weight, scales, residual, out, n_out, low, high, n_in: tl.constexpr,
-            OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr, STAGES: tl.constexpr,
-            OVERLAP: tl.constexpr):
+            ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
+            STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
-        sums, _ = dot_products(x, x, 0.0, weight, scales, weight, scales, rows, rows, within,
-                               low, high, n_in, IN, BITS, False, False, STAGES, OVERLAP)
-        sums += tl.load(residual + rows, mask=within, other=0.0).to(tl.float32)
-        tl.store(out + rows, sums.to(out.dtype.element_ty), mask=within)
+        a, _, b, _ = dot_products(
+            x, x, 0.0, weight, scales, weight, scales, rows, rows, within, low, high, n_in, IN,
+            BITS, False, False, STAGES, OVERLAP, ROWS)
+        a += tl.load(residual + rows, mask=within, other=0.0).to(tl.float32)
+        tl.store(out + rows, a.to(out.dtype.element_ty), mask=within)
+        if ROWS == 2:
+            b += tl.load(residual + n_out + rows, mask=within, other=0.0).to(tl.float32)
+            tl.store(out + n_out + rows, b.to(out.dtype.element_ty), mask=within)
 
     def _launch_norm_qkv_rope(x: torch.Tensor, norm: RMSNorm, weight: Weight,
                               bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor,
                               cache: LayerKV) -> torch.Tensor:
-        (_, kv_heads, tokens, dim), n_out = cache.keys.shape, len(weight.values)
-        query = x.new_empty((n_out // dim - 2 * kv_heads, dim))
+        (rows, kv_heads, tokens, dim), n_out = cache.keys.shape, len(weight.values)
+        query = x.new_empty((rows, n_out // dim - 2 * kv_heads, dim))
         tile = tile_shape(n_out // 2, weight, False)   # few programs: all run at once
         _norm_qkv_rope_kernel[(triton.cdiv(n_out // 2, tile['OUT']),)](
             x, *norm, *weight_parts(weight), x if bias is None else bias, cos, sin, *cache, query,
-            len(query), kv_heads, tokens, LOW, HIGH, weight.n_in, dim, bias is not None, **tile,
-            **launch_options(x))
+            query.shape[1], kv_heads, tokens, LOW, HIGH, weight.n_in, dim, bias is not None, rows,
+            **tile, **launch_options(x))
         return query
 
     def _launch_decode_attention(query: torch.Tensor, cache: LayerKV, mask: torch.Tensor,
                                  scaling: float, scratch: AttentionScratch) -> torch.Tensor:
-        (heads, dim), (_, kv_heads, tokens, _) = query.shape, cache.keys.shape
+        (rows, heads, dim), (_, kv_heads, tokens, _) = query.shape, cache.keys.shape
         parts, out = scratch.sums.shape[1], torch.empty_like(query)
-        _decode_attention_kernel[(parts, heads)](
-            query, cache.keys, cache.values, mask, cache.slot, *scratch, out, scaling, tokens,
-            heads // kv_heads, dim, triton.next_power_of_2(dim), TOKENS,
+        _decode_attention_kernel[(parts, rows * heads)](
+            query, cache.keys, cache.values, mask, cache.slots, *scratch, out, scaling, tokens,
+            heads // kv_heads, kv_heads, dim, triton.next_power_of_2(dim), TOKENS,
             triton.next_power_of_2(parts), num_warps=WARPS, **launch_options(query))
         return out
 
     def _launch_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight,
                             up: Weight) -> torch.Tensor:
         n_out = len(gate.values)
-        tile, out = tile_shape(n_out, gate, True), x.new_empty(n_out)
+        tile, out = tile_shape(n_out, gate, True), x.new_empty((len(x), n_out))
         _norm_swiglu_kernel[(triton.cdiv(n_out, tile['OUT']),)](
             x, *norm, *weight_parts(gate), *weight_parts(up), out, n_out, LOW, HIGH, gate.n_in,
-            **tile, **launch_options(x))
+            len(x), **tile, **launch_options(x))
         return out
 
     def _launch_linear_residual(x: torch.Tensor, weight: Weight,
@@ -280,6 +304,6 @@ if triton is not None:
         n_out = len(weight.values)
         tile, out = tile_shape(n_out, weight, False), torch.empty_like(residual)
         _linear_residual_kernel[(triton.cdiv(n_out, tile['OUT']),)](
-            x, *weight_parts(weight), residual, out, n_out, LOW, HIGH, weight.n_in, **tile,
-            **launch_options(x))
+            x, *weight_parts(weight), residual, out, n_out, LOW, HIGH, weight.n_in, len(x),
+            **tile, **launch_options(x))
         return out

@@ -27,27 +27,31 @@ from transformers import Cache
 class LayerCache:
     """Keys and values of one layer, of fixed size."""
 
-    keys: torch.Tensor     # 1 x heads x tokens x dim
+    keys: torch.Tensor     # prefixes x heads x tokens x dim
     values: torch.Tensor
-    slots: torch.Tensor    # that the new ones are written to
+    slots: torch.Tensor    # that the new ones are written to, prefixes x new
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
                *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Write keys and values; return the whole buffers."""
-        self.keys.index_copy_(2, self.slots, key_states)
-        self.values.index_copy_(2, self.slots, value_states)
+        for row, slots in enumerate(self.slots):
+            self.keys[row].index_copy_(1, slots, key_states[row])
+            self.values[row].index_copy_(1, slots, value_states[row])
         return self.keys, self.values
 
 
 class StaticKVCache(Cache):
-    """Keys and values of all layers in two tensors; ``slots`` says where a pass writes."""
+    """
+    Keys and values of all layers, each layers x prefixes x heads x tokens x dim.
 
-    def __init__(self, layers: int, heads: int, tokens: int, dim: int, like: torch.Tensor) -> None:
+    ``slots``, prefixes x new, says where a pass writes; it is one of as many of the prefixes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int, int], like: torch.Tensor) -> None:
         """Make the buffers, zeroed: what was never written must still be a number."""
         super().__init__(layers=[])
-        self.keys = like.new_zeros((layers, 1, heads, tokens, dim))
-        self.values = like.new_zeros((layers, 1, heads, tokens, dim))
-        self.slots = torch.zeros(0, dtype=torch.int64)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.slots = torch.zeros((0, 0), dtype=torch.int64)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
                *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +60,8 @@ class StaticKVCache(Cache):
 
     def layer(self, index: int) -> LayerCache:
         """Return the part of one layer."""
-        return LayerCache(self.keys[index], self.values[index], self.slots)
+        n = len(self.slots)
+        return LayerCache(self.keys[index, :n], self.values[index, :n], self.slots)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return nothing of use: positions and masks are given to each pass."""

@@ -197,7 +197,7 @@ def memory_plan(model: PreTrainedModel, formats: Formats, on_gpu: bool,
     heads = text.num_attention_heads
     dim = getattr(text, 'head_dim', None) or text.hidden_size // heads
     pairs = getattr(text, 'num_key_value_heads', None) or heads
-    tokens = TOKENS + PREFIXES * 512
+    tokens = TOKENS * (1 + on_gpu) + PREFIXES * 512   # on a GPU two answers at once
     cache = (2 * text.num_hidden_layers * pairs * dim * tokens * formats.decoder.dtype.itemsize)
     vision = getattr(model.config, 'vision_config', None)
     width = max((int(getattr(vision, name, 0) or 0) for name in ('intermediate_size',

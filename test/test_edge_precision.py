@@ -241,6 +241,8 @@ def test_formats_that_a_checkpoint_cannot_have(folder, monkeypatch):
             config | {'quantization_config': {'quant_method': method, **more}}))
         text = refusal(folder)
         assert f'pip install {needed}' in text and 'parameter quantization' in text
+    (folder / 'config.json').write_text(json.dumps(config | {'quantization_config': 'int4'}))
+    assert 'quantization_config of config.json is no object' in refusal(folder)
     model, _ = tiny.checkpoint('idefics3')
     model.is_quantized = True
     with pytest.raises(ValueError, match='quantization .*quantised already'):

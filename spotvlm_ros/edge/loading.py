@@ -298,7 +298,8 @@ def _quantisation(config: dict[str, object], text: str) -> str:
     """Return what to do where quantised weights cannot be read."""
     settings = config.get('quantization_config')
     if not isinstance(settings, dict):
-        return ''
+        return ('' if settings is None else 'quantization_config of config.json is no object; '
+                'download config.json again, or remove the field where weights are not quantised')
     method = settings.get('quant_method', 'a method that config.json does not name')
     needed = NEEDED.get(str(method))
     return (f'its weights are quantised ({method}), and that cannot be used here: {text}; use the '

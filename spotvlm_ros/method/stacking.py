@@ -216,29 +216,22 @@ class Stack:
     def _step(self, weights: Array, prior_weights: Array, precision: Array) -> list[float]:
         n = min(self._count, WINDOW)
         features, right = self._features[:n], self._right[:n]
-
-        def cost(of: Array) -> float:
-            """Return minus log of the posterior probability, up to a constant."""
-            found = features @ of + self._possible[:n]
-            most = found.max(1)
-            sums = np.log(np.exp(found - most[:, None]).sum(1)) + most
-            off = of - prior_weights
-            return float((sums - found[np.arange(n), right]).sum() + off @ precision @ off / 2.0)
-        p = _softmax(features @ weights + self._possible[:n])
+        found = features @ weights + self._possible[:n]
+        each, off = np.arange(n), weights - prior_weights
+        p, before = _softmax(found), _surprise(found, right, off, precision)
         weighted = features * p[:, :, None]
         mean = weighted.sum(1)
-        gradient = (features[np.arange(n), right] - mean).sum(0) - \
-            precision @ (weights - prior_weights)
+        gradient = (features[each, right] - mean).sum(0) - precision @ off
         flat = -1, len(NAMES)
         curvature = weighted.reshape(flat).T @ features.reshape(flat) - mean.T @ mean + precision
         step = np.linalg.solve(curvature, gradient)
         step *= min(1.0, STEP / float(np.abs(step).max() or 1.0))
-        before = cost(weights)
+        ahead = features @ step
         for _ in range(HALVINGS):
-            if cost(weights + step) <= before:
+            if _surprise(found + ahead, right, off + step, precision) <= before:
                 break
-            step /= 2.0
-        return [float(w) for w in weights + step]
+            step, ahead = step / 2.0, ahead / 2.0
+        return (weights + step).tolist()
 
 
 def utilities(evidence: Evidence, weights: Sequence[float]) -> dict[str, float]:
@@ -263,6 +256,13 @@ def best(found: Mapping[str, float], own: str = '', margin: float = 0.0) -> str:
     if margin and own in found:
         found = {**found, own: found[own] + margin}
     return max(found, key=found.__getitem__, default='')
+
+
+def _surprise(found: Array, right: npt.NDArray[np.int64], off: Array, precision: Array) -> float:
+    """Return minus log of the posterior probability of weights, up to a constant."""
+    powers = np.exp(np.minimum(found, HIGHEST)).sum(-1)
+    return float(np.log(powers).sum() - found[np.arange(len(found)), right].sum()
+                 + off @ precision @ off / 2.0)
 
 
 def _softmax(utilities: Array) -> Array:

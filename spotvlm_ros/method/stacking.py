@@ -236,8 +236,13 @@ class Stack:
 
 def utilities(evidence: Evidence, weights: Sequence[float]) -> dict[str, float]:
     """Return the utility of each value, that of the edge alone first."""
-    return {value: sum([weights[name] * times for name, times in terms])
-            for value, terms in evidence.terms().items()}
+    found = {}
+    for value, terms in evidence.terms().items():
+        utility = 0.0
+        for name, times in terms:   # faster than sum(), of which an answer would need dozens
+            utility += weights[name] * times
+        found[value] = utility
+    return found
 
 
 def probabilities(found: Mapping[str, float]) -> dict[str, float]:

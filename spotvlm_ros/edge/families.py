@@ -106,7 +106,7 @@ class ModelFamily:
     @staticmethod
     def join_images(parts: Sequence[Tensors]) -> Tensors:
         """Return what `select_images` gave of several prompts as one."""
-        axis = 1 if parts[0]['pixel_values'].ndim == 5 else 0   # Idefics3 has a list of images
+        axis = _image_axis(parts[0])
         return {name: torch.cat([part[name] for part in parts], axis) for name in parts[0]}
 
     def encode_images(self, inputs: Tensors) -> ImageFeatures:
@@ -311,6 +311,17 @@ class Qwen3VLFamily(Qwen25VLFamily):
                         'deepstack_visual_embeds': [
                             d.to(inputs_embeds.dtype) for d in features.deepstack]}
         return super().forward(inputs_embeds, None, None, **options)
+
+
+def count_images(inputs: Tensors) -> int:
+    """Return how many images a prompt has."""
+    grid = inputs.get('image_grid_thw')
+    return len(grid) if grid is not None else inputs['pixel_values'].shape[_image_axis(inputs)]
+
+
+def _image_axis(inputs: Tensors) -> int:
+    """Return the axis of the images in ``pixel_values``: Idefics3 has a list of them."""
+    return 1 if inputs['pixel_values'].ndim == 5 else 0
 
 
 def input_shapes(inputs: Tensors) -> Hashable:

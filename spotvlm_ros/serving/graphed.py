@@ -33,7 +33,8 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from .constraints import Held
 from .pictures import Pictures
-from ..edge.families import model_family, ModelFamily, Tensors, use_maskable_attention
+from ..edge.families import (
+    count_images, model_family, ModelFamily, Tensors, use_maskable_attention)
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32)   # of batches; larger ones have their own
 ROOM = 256     # room for prompt and reply is a multiple of this [tokens]
@@ -117,7 +118,7 @@ class Graphed:
         positions = [family.position_ids(row, prompt) for row, prompt in zip(ids, filled)]
         passes = self._of_size(rows, -(-(length + limit) // ROOM) * ROOM, len(positions[0]))
         device, dtype = passes.ids.device, self.vision_dtype
-        images = [family.select_images(p, list(range(_n_images(p)))) for p in filled]
+        images = [family.select_images(p, list(range(count_images(p)))) for p in filled]
         features = family.encode_images({
             name: value.to(device, dtype if value.is_floating_point() else None)
             for name, value in family.join_images(images).items()})
@@ -252,12 +253,6 @@ def _likeliest(logits: torch.Tensor, held: Sequence[Held | None]) -> list[int]:
         if one is not None:
             one.take(token)
     return tokens
-
-
-def _n_images(prompt: Tensors) -> int:
-    grid = prompt.get('image_grid_thw')
-    pixels = prompt['pixel_values']
-    return len(grid) if grid is not None else pixels.shape[1 if pixels.ndim == 5 else 0]
 
 
 def _padded(values: torch.Tensor, length: int) -> torch.Tensor:

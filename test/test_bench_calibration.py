@@ -17,10 +17,11 @@
 
 from __future__ import annotations
 
-from spotvlm_ros.bench.spotbench import calibration, calibration_report, cells, systems
+from spotvlm_ros.bench.spotbench import (
+    calibration, calibration_report, cells, estimates, systems)
 from spotvlm_ros.bench.spotbench.calibration_rows import (
-    BOUNDS, CALIBRATED, LATER, majority_of, minute, SetReplay, smoothed, UNTIL_CHANGED,
-    until_changed)
+    BOUNDS, CALIBRATED, LATER, Learner, majority_of, minute, parts, SetReplay, smoothed,
+    UNTIL_CHANGED, until_changed)
 from spotvlm_ros.bench.spotbench.delays import DeliveredReply
 from spotvlm_ros.bench.spotbench.latencies import Latencies
 from spotvlm_ros.bench.spotbench.models import CachedAnswer
@@ -28,7 +29,10 @@ from spotvlm_ros.bench.spotbench.passes import AS_IT_IS, BLIND, Heard, LIES, Rec
 from spotvlm_ros.bench.spotbench.score import PublishedAnswer
 from spotvlm_ros.bench.spotbench.seeds import episodes
 from spotvlm_ros.bench.spotbench.systems import ALONE, FULL, SystemRun
+from spotvlm_ros.bench.spotbench.tally import CountKey, Tally
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
+from spotvlm_ros.method.labels import Judged
+from spotvlm_ros.method.stacking import WINDOW
 
 QUERY = Query('scene', 'What?', 'facts', {'a': ('0', '1', '2')})
 TOOK = Latencies(0.004, 0.03, 0.035, 0.06, 0.004, 0.6, 'none', 'a test')
@@ -120,3 +124,53 @@ def test_of_the_last_values_the_commonest_and_of_two_the_newer():
     alone = run_of({i * NS: v for i, v in enumerate('0110022')}, 0.9)
     assert ''.join(p.values['a'] for p in smoothed(alone, 3)) == '0111002'
     assert majority_of(3) in calibration.TUNED['smoothed edge']
+
+
+def test_estimates_are_compared_with_what_is_true_of_the_same_answers():
+    learner = Learner(QUERY)
+    stream = parts([recorded(n) for n in range(8)], TOOK, AS_IT_IS)
+    published = learner.over(stream)
+    tallies = [Tally() for _ in stream]
+    name = CountKey(CALIBRATED, AS_IT_IS, 'key a', '')
+    judged = learner.calibration.judged('a')
+    assert len(judged) == WINDOW, 'older labels are forgotten'
+    answers = [part.answers('a', said) for part, said in zip(stream, published)]
+    estimates.count(tallies, name, answers, judged)
+    found = {c.metric: c for c in estimates.estimated_cells(
+        {'driving day': tallies}, CALIBRATED, AS_IT_IS)}
+    state = learner.calibration.state()['a']
+    assert found['estimated help'].value == round(state.help, 4) > 0.4
+    assert found['estimated harm'].value == round(state.harm, 4)
+    since = [a for found in answers for a in found.frames][sum(judged[0].answers):]
+    assert len(since) < sum(len(a.frames) for a in answers), 'what was before is left out'
+    helped = sum(a.own != a.truth == a.said for a in since) / len(since)
+    assert found['help of the same answers'].value == round(helped, 4)
+    less = found[estimates.less('help', estimates.FRAMES)]
+    assert less.value == round(state.help - helped, 4) and less.ci95 is not None
+    assert less.ci95[0] <= less.value <= less.ci95[1] and abs(less.value) < 0.01
+    # By the clock, an answer comes 10 ms after its frame: what stands is about the one before.
+    by_clock = found['help by the clock meanwhile'].value
+    assert by_clock < helped and abs(by_clock - helped) < 0.1
+
+
+def test_an_estimate_misses_what_the_cloud_has_wrong():
+    def judged(truth: str, answers: tuple[int, int]) -> Judged:
+        return Judged(truth, '0', '1', 0.5, 0.0, 0.0, False, True, answers)
+    # Four answers, all another than the edge's own, which is right once; two are judged.
+    answers = [estimates.Answered(found, found) for found in (
+        [estimates.Answer('0', '1', truth) for truth in values] for values in ('11', '10'))]
+    tallies = [Tally(), Tally()]
+    estimates.count(tallies, CountKey(CALIBRATED, AS_IT_IS, 'key a', ''), answers,
+                    [judged('1', (0, 0)), judged('0', (0, 3))])
+    found = {c.metric: c.value for c in estimates.estimated_cells(
+        {'one': tallies, 'other': tallies}, CALIBRATED, AS_IT_IS) if c.world == 'all sets'}
+    assert found == {estimates.estimate_of(kind): 0.5 for kind in estimates.KINDS} | {
+        f'{kind} {metric}': true for kind, true in (('help', 0.75), ('harm', 0.25))
+        for metric in (estimates.FRAMES, estimates.CLOCK)} | {
+        estimates.less(kind, metric): off for kind, off in (('help', -0.25), ('harm', 0.25))
+        for metric in (estimates.FRAMES, estimates.CLOCK)}
+    nothing = [Tally()]
+    estimates.count(nothing, CountKey(CALIBRATED, AS_IT_IS, 'key a', ''),
+                    [estimates.Answered([], [])], ())
+    assert not nothing[0].tries and estimates.estimated_cells(
+        {'one': nothing}, CALIBRATED, AS_IT_IS) == []

@@ -248,6 +248,11 @@ def test_tuning_and_test_episodes_are_apart():
     assert not {e.seed for name in SETS for e in episodes('test', name, 900)} & {
         e.seed for name in SETS for e in episodes('test-calibration', name, 900)}
     assert {e.condition for e in episodes('tune', 'driving adverse', 4)} == {'rain', 'night'}
+    others = [e.seed for name in SETS for e in episodes('test-calibration', name, 900, 60_000)]
+    assert not set(others) & set(used) and all(s in TEST_SEEDS for s in others)
+    for beyond in (-1, 99_000):
+        with pytest.raises(ValueError, match='no seeds of tune'):
+            episodes('tune', 'driving day', 1, beyond)
 
 
 def test_delays_are_shown_one_by_one_where_there_are_many():

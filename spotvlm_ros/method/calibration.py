@@ -66,7 +66,11 @@ MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value m
 
 @dataclass(frozen=True)
 class KeyState:
-    """What is known of one key. Rates are shares of the newest labels, 0..1."""
+    """
+    What is known of one key. Rates are shares, 0..1, of the newest labels.
+
+    Help and harm are shares of all answers since the oldest of these labels.
+    """
 
     labels: int = 0
     agreement: float = 0.0        # of the edge alone with the cloud, about the same frames

@@ -24,6 +24,7 @@ from . import stats
 from .calibration_rows import (
     bounded, CALIBRATED, replay_set, TUNED, UNTUNED)
 from .cells import ALL_SETS, Cell, cells, CellTable, Counts
+from .estimates import estimated_cells
 from .passes import AS_IT_IS, LIES, record, Recorded
 from .plots import whole
 from .seeds import Episode
@@ -85,6 +86,8 @@ def all_cells(worlds: Mapping[str, Sequence[Tally]], chosen: Chosen | None) -> t
     """Return all figures; without anything chosen before, that is chosen by them."""
     found = cells(worlds)
     chosen = chosen or choose(CellTable(found))
+    for system in (CALIBRATED, *map(bounded, BOUNDED)):
+        found += estimated_cells(worlds, system, AS_IT_IS)
     together = [t for tallies in worlds.values() for t in tallies]
     for world, tallies in (*worlds.items(), (ALL_SETS, together)):
         if world in chosen:

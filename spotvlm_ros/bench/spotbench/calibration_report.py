@@ -27,6 +27,7 @@ from .calibration import BOUNDED, Chosen
 from .calibration_rows import (
     bounded, CALIBRATED, FIXED_ODDS, LATER, minute, TUNED, UNTUNED, with_odds)
 from .cells import CellTable
+from .estimates import CLOCK, estimate_of, FRAMES, KINDS, less
 from .passes import AS_IT_IS, BLIND, DISTORTIONS, LIES
 from .plots import COLOURS, draw_bounds, whole
 from .report import about, Rows, text
@@ -66,9 +67,13 @@ def sections(table: CellTable, chosen: Chosen) -> list[tuple[str, str, tuple[lis
         ('Calibration: differences', 'Points, paired on the same episodes. The best baseline is '
          'the one that was best in that set on tuning seeds.', differences(table, chosen)),
         ('Calibration: help, harm, changed facts', 'Help and harm: percent of all facts, against '
-         'the edge alone. Estimated: the same by the later answers of the cloud, as published '
-         'live, the mean after 2 minutes. Changed: points over the edge alone where the label is '
+         'the edge alone, by the clock. Changed: points over the edge alone where the label is '
          "another than at the newest cloud answer's frame.", help_rows(table)),
+        ('Calibration: live estimates', 'Percent of all facts. Estimated: help and harm by the '
+         'later answers of the cloud, as published at the end of the stream, over the answers '
+         'since the oldest of the newest 300 labels; beside it what is true of these, each about '
+         'its own frame, and of the same time by the clock, the first seconds of episodes '
+         'included. In brackets the 95 % interval over episodes.', estimate_rows(table)),
         ('Calibration: thresholds', 'Percent of facts right, all sets; what is bold was chosen '
          'on tuning seeds.', threshold_rows(table, chosen)),
         ('Calibration: other edges and clouds', 'Percent of facts right, all sets, from the '
@@ -99,18 +104,30 @@ def differences(table: CellTable, chosen: Chosen) -> tuple[list[str], Rows]:
 
 
 def help_rows(table: CellTable) -> tuple[list[str], Rows]:
-    """Return help, harm and what is gained where facts changed, true and estimated."""
+    """Return help, harm and what is gained where facts changed."""
     def percent(world: str, system: str, part: str, metric: str, signed: bool = False) -> str:
         cell = table.get(world, system, AS_IT_IS, part, metric)
         return text(cell._replace(ci95=None), signed) if cell is not None else ''
     rows = []
     for system in METHODS:
-        for metric in ('help', 'estimated help', 'harm', 'estimated harm'):
-            values = [percent(w, system, 'all', metric) for w in table.worlds]
-            if any(values):
-                rows.append([f'{system}: {metric}', *values])
+        rows += [[f'{system}: {metric}', *(percent(w, system, 'all', metric)
+                                           for w in table.worlds)] for metric in KINDS]
         rows.append([f'{system}: changed', *(percent(w, system, 'changed', 'gain', True)
                                              for w in table.worlds)])
+    return ['', *table.worlds], rows
+
+
+def estimate_rows(table: CellTable) -> tuple[list[str], Rows]:
+    """Return help and harm as published live, beside what is true of the same answers."""
+    def row(system: str, metric: str, signed: bool = False) -> list[str]:
+        return [f'{system}: {metric}', *(
+            text(table.get(w, system, AS_IT_IS, metric=metric), signed) for w in table.worlds)]
+    rows = []
+    for system in METHODS[1:]:
+        for kind in KINDS:
+            rows.append(row(system, estimate_of(kind)))
+            for metric in (FRAMES, CLOCK):
+                rows += [row(system, f'{kind} {metric}'), row(system, less(kind, metric), True)]
     return ['', *table.worlds], rows
 
 

@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from . import systems
+from . import estimates, systems
 from .latencies import Latencies
 from .models import CachedAnswer, combined
 from .passes import AS_IT_IS, distorted, DISTORTIONS, FOCUS_ONLY, Heard, LIES, Recorded
-from .score import Grid, PublishedAnswer
+from .score import Grid, latest, PublishedAnswer
 from .streams import Stream
 from .systems import (
     ALONE, bounded, BOUNDS, CALIBRATED, FULL, smoothed, STACKED, SystemRun, UNTIL_CHANGED,
@@ -104,6 +104,19 @@ class Part:
             published.append(PublishedAnswer(at, now, answer.values))
         return published
 
+    def answers(self, key: str, published: Published) -> estimates.Answered:
+        """Return what was said of a key, and what was true, by frames and by the clock."""
+        def one(stamp_ns: int, own: PublishedAnswer | None, said: PublishedAnswer | None,
+                ) -> estimates.Answer:
+            return estimates.Answer('' if own is None else own.values.get(key, ''),
+                                    '' if said is None else said.values.get(key, ''),
+                                    self.stream.truth(stamp_ns).get(key, ''), stamp_ns)
+        alone, times = {p.stamp_ns: p for p in self.alone.published}, self.stream.frames
+        return estimates.Answered(
+            [one(p.stamp_ns, alone[p.stamp_ns], p) for p in published],
+            [one(*found) for found in zip(
+                times, latest(self.alone.published, times), latest(published, times))])
+
 
 def parts(opened: Sequence[tuple[Stream, Recorded]], latencies: Latencies, condition: str,
           ) -> list[Part]:
@@ -134,7 +147,6 @@ class Learner:
     def __post_init__(self) -> None:
         """Begin with the guard."""
         self.calibration = Calibration(self.query, ODDS)
-        self.estimates: list[tuple[float, float]] = []    # help, harm after each episode
 
     def over(self, stream: Sequence[Part]) -> list[Published]:
         """Publish answers to every episode in turn."""
@@ -142,11 +154,7 @@ class Learner:
 
     def _part(self, part: Part) -> Published:
         self.calibration.forget()
-        published = part.judged(self.calibration.of_frame, self.told, self.calibration.truth)
-        keys = self.calibration.state().values()
-        self.estimates.append((sum(k.help for k in keys) / len(keys),
-                               sum(k.harm for k in keys) / len(keys)))
-        return published
+        return part.judged(self.calibration.of_frame, self.told, self.calibration.truth)
 
 
 def baselines(stream: Sequence[Part]) -> Iterator[Row]:
@@ -201,11 +209,12 @@ class SetReplay:
         for bound in bounds:
             learner = Learner(replace(stream[0].stream.query, harm_at_most=bound))
             name = CALIBRATED if bound == 1.0 else bounded(bound)
-            self._count(condition, stream, ((name, learner.over(stream)),))
-            for i, (help_, harm) in enumerate(learner.estimates):
-                if LATER in self.slices[i]:
-                    for metric, value in (('estimated help', help_), ('estimated harm', harm)):
-                        self.tallies[i].add(0, CountKey(name, condition, 'all', metric), value, 1)
+            published = learner.over(stream)
+            self._count(condition, stream, ((name, published),))
+            for key in learner.query.keys:
+                estimates.count(self.tallies, CountKey(name, condition, f'key {key}', ''), [
+                    part.answers(key, answers) for part, answers in zip(stream, published)],
+                    learner.calibration.judged(key))
 
     def _count(self, condition: str, stream: Sequence[Part], rows: Iterable[Row]) -> None:
         """Count every row; the condition stands where delays do elsewhere."""

@@ -38,7 +38,7 @@ from . import cells
 from .delays import HEADLINE, QUICK, TRACES
 from .latencies import FILE, Latencies
 from .replay import RunScope
-from .seeds import BASE, Episode, episodes, SETS, Split
+from .seeds import BASE, Episode, episodes, first_seed, SETS, Split
 from .streams import Sampling
 from .tally import Tally
 from ... import __version__
@@ -76,6 +76,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument('--episodes', type=int, default=0, help='of each set; 0: as usual')
     parser.add_argument('--seconds', type=float, default=0.0,
                         help='of an episode, with --calibration; 0: as usual')
+    parser.add_argument('--seed-base', type=int, default=0, metavar='N', help='with '
+                        '--calibration: episodes from this seed of the split on; 0: as usual')
     parser.add_argument('--hands', type=Path, default=None, metavar='DIR',
                         help=f'photographs of hands (also {HANDS_ENV}): {DATA_SET}')
     parser.add_argument('--edge', default='spot-mini-edge', help='checkpoint folder')
@@ -217,11 +219,14 @@ def _calibration(args: argparse.Namespace, sets: Sequence[str], hands: Path | No
     sampling = Sampling(seconds=args.seconds or FULL_SECONDS)
     split: Split = 'tune' if args.split == 'tune' else 'test-calibration'
     worlds = replayed(_setup(args, sampling, hands), args.jobs, {
-        s: episodes(split, s, args.episodes or CALIBRATION_EPISODES) for s in sets})
+        s: episodes(split, s, args.episodes or CALIBRATION_EPISODES, args.seed_base)
+        for s in sets})
     found, chosen = all_cells(worlds, chosen)
     meta = _meta(args, sampling, sets) | {
         'extent': 'calibration', 'split': split, 'chosen': chosen,
-        'seeds': {'base': BASE[split], 'file': 'spotvlm_ros/bench/spotbench/seeds.py'},
+        'seeds': {
+            'base': first_seed(split, args.seed_base),
+            'file': 'spotvlm_ros/bench/spotbench/seeds.py'},
         'run': _this_run(args, started, stolen)}
     cells.write(_calibration_file(args.out, args.split), found, meta)
     return _calibration_report(args)

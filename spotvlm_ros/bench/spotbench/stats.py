@@ -35,7 +35,7 @@ LEVEL = 0.95
 def share(right: Numbers, total: Numbers) -> tuple[float, list[float]]:
     """Return the pooled share and its interval, from counts per episode."""
     r, t = np.asarray(right, float), np.asarray(total, float)
-    return _ratio(r.sum(), t.sum()), _interval(_ratios(r, t, _drawn(len(r))))
+    return _ratio(r.sum(), t.sum()), interval(_ratios(r, t, _drawn(len(r))))
 
 
 def difference(right: Numbers, total: Numbers, right_b: Numbers, total_b: Numbers,
@@ -45,7 +45,16 @@ def difference(right: Numbers, total: Numbers, right_b: Numbers, total_b: Number
     rb, tb = np.asarray(right_b, float), np.asarray(total_b, float)
     drawn = _drawn(len(r))
     return (_ratio(r.sum(), t.sum()) - _ratio(rb.sum(), tb.sum()),
-            _interval(_ratios(r, t, drawn) - _ratios(rb, tb, drawn)))
+            interval(_ratios(r, t, drawn) - _ratios(rb, tb, drawn)))
+
+
+def interval(values: npt.NDArray[np.float64]) -> list[float]:
+    """Return the interval of draws."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return [float('nan'), float('nan')]
+    tail = 50 * (1 - LEVEL)
+    return [float(v) for v in np.percentile(known, [tail, 100 - tail])]
 
 
 @lru_cache(maxsize=64)
@@ -62,11 +71,3 @@ def _ratios(right: npt.NDArray[np.float64], total: npt.NDArray[np.float64],
     totals = total[drawn].sum(axis=1)
     return np.divide(right[drawn].sum(axis=1), totals, where=totals > 0,
                      out=np.full(len(drawn), np.nan))
-
-
-def _interval(values: npt.NDArray[np.float64]) -> list[float]:
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return [float('nan'), float('nan')]
-    tail = 50 * (1 - LEVEL)
-    return [float(v) for v in np.percentile(known, [tail, 100 - tail])]

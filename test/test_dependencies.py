@@ -29,8 +29,8 @@ from packaging.requirements import Requirement
 import pytest
 
 from spotvlm_ros.system.requirements import (
-    BROUGHT_BY, extra_module, EXTRAS, LARGE_EXTRAS, LIBRARIES, lock_name, OPENCV, project_name,
-    requirements, ROS, ROS_OPTIONAL, ROS_WHEELS, TORCH, UV, WHEEL_DISTROS)
+    BROUGHT_BY, extra_module, EXTRAS, LARGE_EXTRAS, LIBRARIES, lock_name, OPENCV, PEERS,
+    project_name, requirements, ROS, ROS_OPTIONAL, ROS_WHEELS, TORCH, UV, WHEEL_DISTROS)
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {'spotvlm_ros', 'spotvlm_msgs'}
@@ -74,7 +74,7 @@ def test_every_import_is_in_the_list_of_requirements():
     users = {**imports(ROOT / 'spotvlm_ros'), **imports(ROOT / 'launch')}
     listed = {library.module for library in LIBRARIES} | set(BROUGHT_BY) | set(ROS)
     assert set(users) == listed | set(ROS_OPTIONAL) | {
-        extra_module(name) for name in [*EXTRAS, *LARGE_EXTRAS]}, users
+        extra_module(name) for name in [*EXTRAS, *LARGE_EXTRAS]} | set(PEERS), users
 
 
 def test_package_xml_names_what_is_imported_and_nothing_else():

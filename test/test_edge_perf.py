@@ -17,8 +17,10 @@
 
 import pytest
 from spotvlm_ros.bench.perf import cameras as cameras_perf, edge_cpu as edge_perf, edge_gpu
-from spotvlm_ros.bench.perf import edge_shape
+from spotvlm_ros.bench.perf import edge_llama, edge_shape
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
+import torch
+from transformers import AutoModelForImageTextToText
 
 
 def test_cpu_rows():
@@ -45,13 +47,33 @@ def test_rows_of_a_shape_on_a_cpu(monkeypatch, capsys):
     """Every way that can be is measured and tells its progress; base of all is `generate`."""
     monkeypatch.setattr(edge_shape, 'SHAPES', edge_gpu.tiny_shapes())
     monkeypatch.setattr(edge_shape, 'find_spec', lambda name: None)
+    monkeypatch.setattr(edge_shape, 'llama_cpp_is_there', lambda: False)
     rows = {r.name: r for r in edge_shape.shape_rows('tiny-smol', 64, 1, rounds=1)}
-    ways = [way for way in edge_shape.WAYS if 'openvino' not in way]
+    ways = [way for way in edge_shape.WAYS if 'openvino' not in way and 'llama' not in way]
     assert list(rows) == [f'edge_shape_tiny-smol_64_{way}_ms' for way in ways]
     assert rows['edge_shape_tiny-smol_64_generate_ms'].ratio == 1.0
+    assert rows['edge_shape_tiny-smol_64_text_generate_ms'].ratio == 1.0
     said = capsys.readouterr().out
     assert said.count('turn 1') == len(ways) and said.count(
         'left out') == len(edge_shape.WAYS) - len(ways)
+
+
+@pytest.mark.skipif(not edge_llama.llama_cpp_is_there(),
+                    reason='llama-cpp-python and gguf, a peer, are not installed by make setup')
+def test_a_decoder_by_llama_cpp_says_what_generate_says(tmp_path):
+    """With the same weights, but for their rounding to 8 bits."""
+    torch.manual_seed(0)
+    config = edge_gpu.smol(64, 16, 2, (32, 2, 4, 64), (256, 2, 4, 2, 256))
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():   # logits far apart: 8 bits change none of the tokens
+        model.lm_head.weight.mul_(20)
+    edge_llama.write_decoder(model, tmp_path / 'decoder.gguf')
+    decoder = edge_llama.LlamaDecoder(tmp_path / 'decoder.gguf', 1, 64)
+    ids = list(range(1000, 1040))
+    said = model.generate(input_ids=torch.tensor([ids]), do_sample=False, min_new_tokens=8,
+                          attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                          max_new_tokens=8, pad_token_id=0)[0, len(ids):].tolist()
+    assert decoder.answer(ids, 8) == said == decoder.answer(ids, 8)
 
 
 @pytest.mark.alone

@@ -131,8 +131,9 @@ def test_a_curve_is_measured_with_requests_that_come_by_http(monkeypatch):
             return [Reply('', 1, 1, True) for _ in batch]
     monkeypatch.setattr('spotvlm_ros.bench.fleet.curve.BESIDE_S', 0.5)
     curve = measured_curve(Model(), 'm', 'driving', (1, 2), 1)
-    assert curve.seconds == pytest.approx((0.02, 0.02), abs=0.02)
-    assert 0.01 / READERS < curve.prepare_s < 0.1
+    # Sleeps take no less; on a machine that is busy they take longer.
+    assert all(0.02 <= seconds < 0.3 for seconds in curve.seconds)
+    assert 0.01 / READERS < curve.prepare_s < 0.3
 
 
 def test_robots_of_a_region_that_is_down_ask_the_other():

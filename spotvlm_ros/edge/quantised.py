@@ -157,8 +157,13 @@ def _of_8_bits(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor,
     """Return the product of a weight of 8 bits and rows that are rounded to them, plus a bias."""
     rows = x.reshape(-1, x.shape[-1]).float()
     scale = rows.abs().amax(1, keepdim=True).div_(127).clamp_(min=1e-12)
-    whole = torch._int_mm((rows / scale).round_().to(torch.int8), values.t())
-    found = whole.float().mul_(scale).mul_(scales.float())
+    numbers = (rows / scale).round_().to(torch.int8)
+    if len(rows) <= FEW_OF_16:   # weights first: oneDNN takes a third less time
+        whole = torch._int_mm(values, numbers.t()).t()
+    else:
+        whole = torch._int_mm(numbers, values.t())
+    found = whole.to(torch.float32, memory_format=torch.contiguous_format)
+    found.mul_(scale).mul_(scales.float())
     if bias is not None:
         found += bias
     return found.to(x.dtype).view(*x.shape[:-1], len(values))

@@ -96,6 +96,9 @@ LARGE_EXTRAS = {'rerun-sdk': 'no spotvlm run --view rerun',
                 'ray[serve]': 'no spotvlm serve --ray',
                 'openvino': 'large vision towers take longer on a CPU'}
 
+# Modules of peers, which `spotvlm perf edge --shape` measures where they are installed.
+PEERS = ('llama_cpp', 'gguf')
+
 
 def extra_module(requirement: str) -> str:
     """Return the module that an extra is imported as."""

@@ -18,7 +18,9 @@ Measures the engine on a CPU with random weights of a known shape (`spotvlm perf
 
 What is said is of no meaning; what it costs is. Each way answers the same prompts in turns: two
 views whose pixels were never seen, 128 tokens of history that changed, 64 of question, 16 of
-answer. The base is `generate` on the model as a checkpoint in 32 bits is loaded.
+answer. The base is `generate` on the model as a checkpoint in 32 bits is loaded. Ways whose name
+begins with `text_` know the views already, as in the guard's second pass: their base is `generate`
+without pictures, and llama.cpp is one of them.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from pathlib import Path
+import tempfile
 import time
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from .edge_gpu import Case, Chip, HISTORY, SHAPES
+from .edge_gpu import ANSWER, Case, Chip, HISTORY, SHAPES
+from .edge_llama import llama_cpp_is_there, LlamaDecoder, write_decoder
 from .result import PerfResult
 from ...config.nodes import EdgeConfig
 from ...edge.cpu import replace_gelu_tanh
@@ -57,7 +62,12 @@ WAYS: Mapping[str, EdgeConfig] = {
     'engine_bf16_openvino': replace(BF16, vision_backend='openvino'),
     'engine_bf16_int8_openvino': replace(BF16, quantization='int8', vision_backend='openvino'),
     'engine_int8_dynamic': replace(BYTES, vision_backend='torch'),
-    'engine_int8_dynamic_openvino': replace(BYTES, vision_backend='openvino')}
+    'engine_int8_dynamic_openvino': replace(BYTES, vision_backend='openvino'),
+    'text_generate': replace(FP32, engine='generate'),
+    'text_engine_fp32': replace(FP32, vision_backend='torch'),
+    'text_engine_int8_dynamic': replace(BYTES, vision_backend='torch'),
+    'text_llama_cpp_q8_0': FP32}
+LLAMA_CPP = 'text_llama_cpp_q8_0'
 
 
 @lru_cache(1)
@@ -101,8 +111,22 @@ class CpuCase(Case):
 
     def prompt(self, history: list[int]) -> Prompt:
         """Return a prompt about two views that were never seen."""
-        self.frames += 1
+        self.frames += not self.knows_views
         return Prompt(tuple(self.ids(history)), self.vision, ((self.frames, 0), (self.frames, 1)))
+
+    @property
+    def knows_views(self) -> bool:
+        """Whether views are those of the answer before."""
+        return self.way.startswith('text_')
+
+    def generate(self, history: list[int], static: bool, compiled: bool = False) -> list[int]:
+        """Answer by `generate`, without pictures where views are known."""
+        kept = self.vision
+        self.vision = {} if self.knows_views else kept
+        try:
+            return super().generate(history, static, compiled)
+        finally:
+            self.vision = kept
 
     def answer(self) -> None:
         """Answer once."""
@@ -119,14 +143,41 @@ class CpuCase(Case):
                 or self.backend.vision_by == 'openvino')
 
 
+class LlamaCase:
+    """The text decoder of a shape by llama.cpp."""
+
+    there = True
+
+    def __init__(self, name: str, view: int, threads: int) -> None:
+        """Write its file and load that."""
+        self._like = CpuCase(name, view, 'text_generate')   # for its prompts
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / 'decoder.gguf'
+            write_decoder(self._like.model, file)
+            self._decoder = LlamaDecoder(file, threads, room=len(self._ids()) + ANSWER)
+
+    def _ids(self) -> list[int]:
+        return self._like.ids(self._like._words(HISTORY))
+
+    def answer(self) -> None:
+        """Answer once."""
+        self._decoder.answer(self._ids(), ANSWER)
+
+
+def _can_run(way: str) -> bool:
+    if way == LLAMA_CPP:
+        return llama_cpp_is_there()
+    return find_spec('openvino') is not None or WAYS[way].vision_backend != 'openvino'
+
+
 @torch.inference_mode()
 def shape_rows(name: str, view: int, threads: int, limit_s: float = 200.0,
                rounds: int = 5) -> list[PerfResult]:
     """Return what each way takes, in turns; no turn begins after ``limit_s``."""
     torch.set_num_threads(threads)
     begin, times = time.perf_counter(), dict[str, list[float]]()
-    cases = {way: CpuCase(name, view, way) for way in WAYS
-             if find_spec('openvino') is not None or WAYS[way].vision_backend != 'openvino'}
+    cases = {way: LlamaCase(name, view, threads) if way == LLAMA_CPP else CpuCase(name, view, way)
+             for way in WAYS if _can_run(way)}
     for turn in range(rounds + 1):
         if turn > 1 and time.perf_counter() - begin > limit_s:
             print(f'{limit_s:g} s are over: {turn - 1} turns', flush=True)
@@ -138,12 +189,16 @@ def shape_rows(name: str, view: int, threads: int, limit_s: float = 200.0,
             print(f'{view} pixels, turn {turn}, {way}: {took:.2f} s', flush=True)
             if turn:   # the first compiles and warms up
                 times.setdefault(way, []).append(took)
-    base, rows = float(np.median(times['generate'])), list[PerfResult]()
+    rows = list[PerfResult]()
     for way in WAYS:
         if way not in cases or not cases[way].there:
-            print(f'{way}: left out, OpenVINO is not installed or did not give the same')
+            print(f'{way}: left out, ' + (
+                'llama-cpp-python or gguf is not installed' if way == LLAMA_CPP else
+                'OpenVINO is not installed or did not give the same'))
             continue
+        base, named = (('text_generate', 'generate, 32 bits, no views')
+                       if way.startswith('text_') else ('generate', 'generate, 32 bits'))
         p50 = float(np.median(times[way]))
-        rows.append(PerfResult(f'edge_shape_{name}_{view}_{way}_ms', 1e3 * p50, 'ms',
-                               'generate, 32 bits', base / p50, machine(threads)))
+        rows.append(PerfResult(f'edge_shape_{name}_{view}_{way}_ms', 1e3 * p50, 'ms', named,
+                               float(np.median(times[base])) / p50, machine(threads)))
     return rows

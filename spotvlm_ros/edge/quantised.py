@@ -145,10 +145,19 @@ def product(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch
         return _of_8_bits(x, weight.values, weight.scales, bias)
     few = FEW if x.dtype == torch.float32 else FEW_OF_16
     if x.is_cuda or weight.bits != 8 or weight.scales is None or x.shape[:-1].numel() > few:
-        return functional.linear(x, weight.plain(), bias)
+        return _plain_product(x, weight.plain(), bias)
     rows = x.reshape(-1, x.shape[-1])
     found = torch._weight_int8pack_mm(rows, weight.values, weight.scales).view(
         *x.shape[:-1], len(weight.values))
+    return found if bias is None else found + bias
+
+
+def _plain_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+                   ) -> torch.Tensor:
+    if x.is_cuda or x.dtype == torch.float32 or x.shape[:-1].numel() != 1:
+        return functional.linear(x, weight, bias)
+    # A CPU takes a quarter less time for one row of 16 bits this way.
+    found = torch.mv(weight, x.flatten()).view(*x.shape[:-1], len(weight))
     return found if bias is None else found + bias
 
 

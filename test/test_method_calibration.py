@@ -26,8 +26,9 @@ from spotvlm_ros.method.calibrations import Calibrations
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
 from spotvlm_ros.method.gate import Drop
 from spotvlm_ros.method.guard import FixedOdds, guarded_answer
-from spotvlm_ros.method.labels import are_related, COINCIDENCE, score, STILL
-from spotvlm_ros.method.stacking import Evidence, Stack
+from spotvlm_ros.method.labels import (
+    are_related, COINCIDENCE, Judged, Labels, score, STILL)
+from spotvlm_ros.method.stacking import Evidence, Stack, WINDOW
 
 VALUES = ('red', 'yellow', 'green', 'none')
 QUERY = Query('scene', 'What?', 'facts', {'light': VALUES})
@@ -428,3 +429,21 @@ def test_the_same_calls_give_the_same_answers():
     for world in (one, two):
         world.run(0, 200, world.usual_edge, world.true)
     assert one.said == two.said and one.calibration.state() == two.calibration.state()
+
+
+def test_help_is_that_at_the_age_of_all_answers_not_of_those_judged():
+    """The cloud is asked when its last value is 1 s old on average, and it is 2 s old in all."""
+    def rates(labels: int) -> tuple[float, float]:
+        known, aged_ms = Labels(), 0
+        for n in range(labels):
+            age_ms, right = 500 * (n % 5), n // 5 % 10 >= n % 5   # 100 to 60 %
+            truth = 'new' if right else 'own'
+            known.add(Judged(truth, 'own', 'new', 0.5, 0, 0, False, right, (0, n), age_ms,
+                             aged_ms))
+            aged_ms += 2000
+        return tuple(known.rate(own, said, (0, labels), aged_ms)
+                     for own, said in ((False, True), (True, False)))
+    assert rates(WINDOW) == (pytest.approx(0.6, abs=0.03), pytest.approx(0.4, abs=0.03))
+    # Few labels tell little of how it depends on the age.
+    assert rates(50) == (pytest.approx(0.68, abs=0.01), pytest.approx(0.32, abs=0.01))
+    assert Labels().rate(False, True, (3, 4), 0) == 0.0

@@ -128,6 +128,13 @@ class _Key:
         self.seen = False                    # the edge's own values go with those of the cloud
         self.labels = Labels()
         self.answers = [0, 0]   # of all frames: as the edge alone, others
+        self.aged_ms = 0        # of all frames: ages of the cloud's last value in others, summed
+
+    def count(self, evidence: Evidence, said: str) -> None:
+        """Count an answer."""
+        is_other = said != evidence.own_value
+        self.answers[is_other] += 1
+        self.aged_ms += is_other * evidence.age_ms
 
     def add(self, evidence: Evidence, said: str, truth: str, harm_at_most: float) -> None:
         """Take the truth about a frame."""
@@ -141,7 +148,8 @@ class _Key:
         self.labels.add(Judged(
             truth, own, said, evidence.own.confidence if evidence.own is not None else 0.0,
             right - by_guard, right - (by_near if self.tells else by_guard), guards == truth,
-            learned == truth, (self.answers[0], self.answers[1])))
+            learned == truth, (self.answers[0], self.answers[1]), evidence.age_ms,
+            self.aged_ms))
         self.stack.add(evidence, truth)
         harmed = own == truth != said
         if harm_at_most < 1.0:
@@ -233,10 +241,10 @@ class _Key:
 
     def state(self) -> KeyState:
         """Return what is known."""
-        known, answers = self.labels, self.answers
+        known, counts = self.labels, (self.answers, self.aged_ms)
         return KeyState(
-            len(known), known.agreement, known.rate(False, True, answers),
-            known.rate(True, False, answers), known.confidence, known.hazard_hz, self.margin,
+            len(known), known.agreement, known.rate(False, True, *counts),
+            known.rate(True, False, *counts), known.confidence, known.hazard_hz, self.margin,
             self.learned, self.tells or self.learned, tuple(self.stack.weights), known.commonest)
 
 
@@ -321,7 +329,7 @@ class Calibration:
                                       context)
             fact = calibrated.best(evidence) if calibrated.has_moved else by_guard.get(key)
             said = fact.value if fact is not None else ''
-            calibrated.answers[said != evidence.own_value] += 1
+            calibrated.count(evidence, said)
             frame[key] = evidence, said
             if fact is not None:
                 selected.append(fact)

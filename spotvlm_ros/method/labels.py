@@ -32,6 +32,9 @@ TELLING = 8        # labels with one rule right and the other wrong, before they
 GAP_S = 5.0        # between two truths: whether a value stayed in between is not known
 COINCIDENCE = 4.0  # minus log of the probability of one that is taken for a relation
 STILL = 1.0        # likewise, where there was one before
+# What keeps a slope over age near 0 where labels are few, in s^2: 0.16, the variance of what is
+# mostly so or mostly not, over that of slopes, 0.1 a second.
+RIDGE_S2 = 16.0
 
 
 class Judged(NamedTuple):
@@ -46,6 +49,8 @@ class Judged(NamedTuple):
     by_guard: bool        # right by the guard's rule
     by_learned: bool      # likewise, by the learned one
     answers: tuple[int, int]  # so far, of all frames: those as the edge alone, and others
+    age_ms: int = 0       # of the cloud's last value, when this was answered
+    aged_ms: int = 0      # so far, of all frames: the sum of those ages in others
 
     @property
     def kind(self) -> Kind:
@@ -70,6 +75,8 @@ class Labels:
         """Know nothing."""
         self.judged: deque[Judged] = deque()
         self.kinds: Counter[Kind] = Counter()
+        self._ages_ms: Counter[Kind] = Counter()    # summed
+        self._squares_ms2 = 0                       # of ages, of others than the edge's own
         self._truths: Counter[str] = Counter()
         self._confidence = 0.0
         self._values: deque[tuple[int, str]] = deque()   # of all frames: stamp, value
@@ -86,7 +93,10 @@ class Labels:
         if len(self.judged) > WINDOW:
             changed.append((self.judged.popleft(), -1))
         for one, sign in changed:
-            self.kinds[one.kind] += sign
+            kind = one.kind
+            self.kinds[kind] += sign
+            self._ages_ms[kind] += sign * one.age_ms
+            self._squares_ms2 += sign * one.age_ms ** 2 * kind.other
             self._truths[one.truth] += sign
             self._confidence += sign * one.confidence
 
@@ -151,20 +161,34 @@ class Labels:
         closer = [j.closer for j in self.judged]
         return sum(closer) > errors * math.sqrt(sum([c * c for c in closer]))
 
-    def rate(self, own: bool, said: bool, answers: Sequence[int]) -> float:
+    def rate(self, own: bool, said: bool, answers: Sequence[int], aged_ms: int) -> float:
         """
         Return the share of all answers where just one was right: what was said or the edge alone.
 
         The cloud is asked sooner where the edge is in doubt, so answers that are not those of the
         edge alone are more frequent among those judged than among all. How frequent they are among
         all is known (``answers``, as in `Judged`): of labels count those about such answers only.
+
+        The cloud is also asked when it has just answered, so its last value is younger in frames
+        that are judged. How old it is in all of those answers is known (``aged_ms``, as in
+        `Judged`): the share is that of the line through the labels at that age (regression
+        estimator: Cochran, Sampling Techniques, 1977, chapter 7; here with a ridge).
         """
         others = [(kind, n) for kind, n in self.kinds.items() if kind.other and n]
         if not others:
             return 0.0
         same, other = (now - then for now, then in zip(answers, self.judged[0].answers))
-        found = sum(n for kind, n in others if (kind.own, kind.said) == (own, said))
-        return other / max(1, same + other) * found / sum(n for _, n in others)
+        if not other:
+            return 0.0
+        age_s = (aged_ms - self.judged[0].aged_ms) / 1e3 / other
+        hits = [(n, self._ages_ms[kind]) for kind, n in others
+                if (kind.own, kind.said) == (own, said)]
+        n, found = sum(n for _, n in others), sum(n for n, _ in hits)
+        mean_s = sum(self._ages_ms[kind] for kind, _ in others) / 1e3 / n
+        slope = (sum(age for _, age in hits) / 1e3 - mean_s * found) / (
+            self._squares_ms2 / 1e6 - n * mean_s ** 2 + RIDGE_S2)
+        share = found / n + slope * (age_s - mean_s)
+        return other / (same + other) * min(1.0, max(0.0, share))
 
 
 def score(value: str, own: str, truth: str, loss: float) -> float:

@@ -115,6 +115,11 @@ class Evidence(NamedTuple):
     then: str | None = None
 
     @property
+    def age_ms(self) -> int:
+        """Return the age, in whole numbers: their sums do not depend on the order."""
+        return round(1e3 * self.age_s)
+
+    @property
     def own_value(self) -> str:
         """Return what the edge alone says, '' where that is nothing."""
         return self.own.value if self.own is not None else ''

@@ -37,7 +37,7 @@ from .systems import (
     until_changed)
 from .tally import CountKey, StreamScorer, Tally
 from .work import OpenEpisode
-from ...method.calibration import Calibration
+from ...method.calibration import Calibration, HELD_S
 from ...method.facts import Context, NS, Query, Turn
 from ...method.guard import FixedOdds, guarded_answer, Judge, ODDS
 
@@ -104,16 +104,24 @@ class Part:
             published.append(PublishedAnswer(at, now, answer.values))
         return published
 
+    def age_s(self, key: str, now_ns: int) -> float:
+        """Return how old the cloud's last value of a key is, 0 where there is none."""
+        stamps = [f.stamp_ns for r in self.heard.replies if r.at_ns <= now_ns
+                  for f in r.turn.facts if f.key == key]
+        age_s = (now_ns - max(stamps)) / NS if stamps else 0.0
+        return age_s if age_s <= HELD_S else 0.0
+
     def answers(self, key: str, published: Published) -> estimates.Answered:
         """Return what was said of a key, and what was true, by frames and by the clock."""
         def one(stamp_ns: int, own: PublishedAnswer | None, said: PublishedAnswer | None,
-                ) -> estimates.Answer:
+                age_s: float = 0.0) -> estimates.Answer:
             return estimates.Answer('' if own is None else own.values.get(key, ''),
                                     '' if said is None else said.values.get(key, ''),
-                                    self.stream.truth(stamp_ns).get(key, ''), stamp_ns)
+                                    self.stream.truth(stamp_ns).get(key, ''), stamp_ns, age_s)
         alone, times = {p.stamp_ns: p for p in self.alone.published}, self.stream.frames
         return estimates.Answered(
-            [one(p.stamp_ns, alone[p.stamp_ns], p) for p in published],
+            [one(p.stamp_ns, alone[p.stamp_ns], p, self.age_s(key, p.stamp_ns))
+             for p in published],
             [one(*found) for found in zip(
                 times, latest(self.alone.published, times), latest(published, times))])
 

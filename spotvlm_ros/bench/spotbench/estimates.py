@@ -25,7 +25,7 @@ newest labels.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import NamedTuple
 
@@ -35,10 +35,11 @@ import numpy.typing as npt
 from . import stats
 from .cells import ALL_SETS, Cell, Counts
 from .tally import CountKey, Tally
-from ...method.labels import Judged
+from ...method.labels import Judged, RIDGE_S2
 
 KINDS = ('help', 'harm')
 OTHER = 'another than the edge alone'    # answers about frames
+AGE, JUDGED_AGE, SQUARED = 'age of those', 'age of judged', 'age of judged, squared'
 JUDGED, FRAMES, CLOCK = 'judged', 'of the same answers', 'by the clock meanwhile'
 Array = npt.NDArray[np.float64]
 
@@ -50,6 +51,7 @@ class Answer(NamedTuple):
     said: str
     truth: str
     stamp_ns: int = 0
+    age_s: float = 0.0      # of the cloud's last value
 
     @property
     def is_other(self) -> bool:
@@ -90,16 +92,22 @@ def count(tallies: Sequence[Tally], name: CountKey, episodes: Sequence[Answered]
     labels: list[list[Answer]] = [[] for _ in episodes]
     for one in judged:
         episode = bisect_right(ends, sum(one.answers) - 1)
-        labels[episode].append(Answer(one.own, one.said, one.truth))
+        labels[episode].append(Answer(one.own, one.said, one.truth, 0, one.age_ms / 1e3))
     for tally, end, found, known in zip(tallies, ends, episodes, labels):
         since = found.since(begin - end + len(found.frames))
-        tally.add(0, name._replace(metric=OTHER), sum(a.is_other for a in since.frames),
-                  len(since.frames))
+        others, judges = ([a for a in answers if a.is_other] for answers in (since.frames, known))
+
+        def add(metric: str, values: Iterable[float], tries: Sequence[Answer]) -> None:
+            tally.add(0, name._replace(metric=metric), sum(values), len(tries))
+        add(OTHER, (a.is_other for a in since.frames), since.frames)
+        add(AGE, (a.age_s for a in others), others)
+        add(JUDGED_AGE, (a.age_s for a in judges), judges)
+        add(SQUARED, (a.age_s ** 2 for a in judges), judges)
         for kind in KINDS:
-            for metric, counted in ((JUDGED, [a for a in known if a.is_other]),
-                                    (FRAMES, since.frames), (CLOCK, since.clock)):
-                tally.add(0, name._replace(metric=f'{kind} {metric}'),
-                          sum(a.shows(kind) for a in counted), len(counted))
+            add(f'{kind} {JUDGED}', (a.shows(kind) for a in judges), judges)
+            add(f'{kind} {JUDGED_AGE}', (a.age_s * a.shows(kind) for a in judges), judges)
+            for metric, counted in ((FRAMES, since.frames), (CLOCK, since.clock)):
+                add(f'{kind} {metric}', (a.shows(kind) for a in counted), counted)
 
 
 class _Counted:
@@ -113,14 +121,22 @@ class _Counted:
             found = [counts.of(n._replace(metric=metric)) for n in names]
             return [np.array([column[part] for column in found], float).T for part in (0, 1)]
         self.other, self.answers = columns(OTHER)
+        self.ages, self.others = columns(AGE)
         self.judged, self.labels = columns(f'{kind} {JUDGED}')
+        self.judged_ages, self.squares, self.hit_ages = (columns(metric)[0] for metric in (
+            JUDGED_AGE, SQUARED, f'{kind} {JUDGED_AGE}'))
         self.true = [columns(f'{kind} {metric}') for metric in (FRAMES, CLOCK)]
 
     def shares(self, drawn: npt.NDArray[np.int64]) -> Array:
         """Return, for each draw of episodes, what is estimated, and what is true, both ways."""
         def share(hits: Array, tries: Array) -> Array:
             return hits[drawn].sum(axis=1) / np.maximum(1.0, tries[drawn].sum(axis=1))
-        found = [share(self.other, self.answers) * share(self.judged, self.labels),
+        mean = share(self.judged_ages, self.labels)
+        judged, squares, hit_ages, labels = (
+            a[drawn].sum(axis=1) for a in (self.judged, self.squares, self.hit_ages, self.labels))
+        slope = (hit_ages - mean * judged) / (squares - labels * mean ** 2 + RIDGE_S2)
+        right = share(self.judged, self.labels) + slope * (share(self.ages, self.others) - mean)
+        found = [share(self.other, self.answers) * np.clip(right, 0.0, 1.0),
                  *(share(*counts) for counts in self.true)]
         return np.array([each.mean(axis=-1) for each in found])
 

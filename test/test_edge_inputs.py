@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from spotvlm_ros.edge.inputs import InputProcessor
+from spotvlm_ros.edge.inputs import Buffers, InputProcessor
 from spotvlm_ros.method import prompt
 from spotvlm_ros.method.facts import Context, Fact, NS
 from spotvlm_ros.mini import models, shipped
@@ -76,3 +76,16 @@ def test_check_turns_the_short_cut_off_where_it_would_differ(inputs):
     view = np.zeros((*SIZE, 3), np.uint8)
     assert not other.check(chat, [view]) and not other.fast
     assert torch.equal(other(chat, [view])['input_ids'], inputs(chat, [view])['input_ids'])
+
+
+def test_memory_that_nobody_holds_is_written_to_again():
+    buffers = Buffers()
+    first = torch.from_numpy(buffers.take((2, 3)))
+    held = first[0]
+    where = first.data_ptr()
+    del first
+    other = buffers.take((2, 3))
+    assert other.ctypes.data != where, 'a part of it is held'
+    del held
+    assert buffers.take((2, 3)).ctypes.data == where
+    assert buffers.take((3, 2)).shape == (3, 2)

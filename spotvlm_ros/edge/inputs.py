@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+import sys
 
 import cv2
 import numpy as np
@@ -44,6 +45,7 @@ from ..method.prompt import Message, MessagePart
 SUPPORTED = {'input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask',
              'token_type_ids', 'mm_token_type_ids', 'image_grid_thw'}
 KINDS = ('token_type_ids', 'mm_token_type_ids')   # 1 where a token stands for an image
+MAX_BUFFERS = 4   # of pixels that are kept for the frames to come
 MAX_PROMPTS = 32  # prompts whose tokens are kept; a prompt changes only with its context
 
 
@@ -59,6 +61,8 @@ class InputProcessor:
         self.processor = processor
         self.fast = False
         self._tokens: OrderedDict[str, list[int]] = OrderedDict()
+        self._buffers = Buffers()
+        self._channels = [np.empty((0, 0), np.uint8)]   # of a view, apart
         try:
             self.fast = self._probe(view_size)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
@@ -139,7 +143,7 @@ class InputProcessor:
         pixels = self._scaled(views)
         inputs = {'input_ids': input_ids, 'attention_mask': torch.ones_like(input_ids)}
         if self._patches is not None:
-            inputs['pixel_values'] = as_patches(pixels, *self._patches)
+            inputs['pixel_values'] = as_patches(pixels, *self._patches, self._buffers)
             side = self._patches[0]
             inputs['image_grid_thw'] = torch.tensor(
                 [[1, pixels.shape[2] // side, pixels.shape[3] // side]] * len(views))
@@ -153,9 +157,12 @@ class InputProcessor:
 
     def _scaled(self, views: Sequence[Image]) -> torch.Tensor:
         """Return pixels as the model takes them, views x 3 x height x width."""
-        pixels = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
+        pixels = self._buffers.take((len(views), 3, *views[0].shape[:2]))
         for view, planes in zip(views, pixels):
-            for channel, levels, plane in zip(cv2.split(view), self._levels, planes):
+            if self._channels[0].shape != view.shape[:2]:
+                self._channels = [np.empty(view.shape[:2], np.uint8) for _ in range(3)]
+            cv2.split(view, self._channels)
+            for channel, levels, plane in zip(self._channels, self._levels, planes):
                 cv2.LUT(channel, levels, plane)
         return torch.from_numpy(pixels)
 
@@ -178,7 +185,27 @@ class InputProcessor:
         return ids
 
 
-def as_patches(pixels: torch.Tensor, patch: int, merge: int, times: int) -> torch.Tensor:
+class Buffers:
+    """Arrays that are taken again once nobody holds them: the first write to memory is slow."""
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of a shape, fp32, with anything in it."""
+        arrays = self._arrays
+        for i in range(len(arrays)):   # held here and by the call alone; a tensor of it holds it
+            if arrays[i].shape == shape and sys.getrefcount(arrays[i]) == 2:
+                arrays.append(arrays.pop(i))
+                return arrays[-1]
+        arrays.append(np.empty(shape, np.float32))
+        del arrays[:-MAX_BUFFERS]
+        return arrays[-1]
+
+
+def as_patches(pixels: torch.Tensor, patch: int, merge: int, times: int,
+               buffers: Buffers) -> torch.Tensor:
     """
     Return the patches of images, each image's after the other's, as Qwen's processor orders them.
 
@@ -189,5 +216,7 @@ def as_patches(pixels: torch.Tensor, patch: int, merge: int, times: int) -> torc
     rows, columns = height // patch // merge, width // patch // merge
     patches = pixels.view(n, channels, rows, merge, patch, columns, merge, patch)
     patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :]
-    return patches.expand(*patches.shape[:6], times, patch, patch).reshape(
-        n * rows * columns * merge * merge, channels * times * patch * patch)
+    found = torch.from_numpy(buffers.take((n * rows * columns * merge * merge,
+                                           channels * times * patch * patch)))
+    found.view(*patches.shape[:6], times, patch, patch).copy_(patches)
+    return found

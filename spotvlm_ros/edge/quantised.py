@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -41,13 +41,14 @@ WORDS = GROUP // 8   # that hold them, int32
 MIDDLE = 8           # what is stored for a weight of 0
 FEW, FEW_OF_16 = 4, 16   # rows that a CPU multiplies by weights of 8 bits, by the width of rows
 SHRINK = (1.0, 0.95, 0.9, 0.85)   # of scales that are tried: outliers may be cut off
+Number = TypeVar('Number', int, torch.Tensor)
 
 
 class Weight(NamedTuple):
     """
     The weight of a linear layer, n_out x n_in: plain, or in 8 or 4 bits with scales.
 
-    Word j of a group holds, in its bits 4 k to 4 k + 3, weight 4 k + j of the group.
+    Byte b of word j of a group of 4 bits holds its weights 8 j + b, low, and 8 j + 4 + b, high.
     """
 
     values: torch.Tensor                  # n_out x n_in, in 4 bits n_out x n_in / 8, int32
@@ -70,11 +71,16 @@ class Weight(NamedTuple):
             return self.values
         if self.bits == 8:
             return self.values.to(self.scales.dtype) * self.scales[:, None]
-        shifts = torch.arange(0, 32, 4, device=self.values.device, dtype=torch.int32)
-        words = self.values.unflatten(1, (-1, 1, WORDS))
-        numbers = ((words >> shifts[:, None]) & 15) - MIDDLE   # n_out x groups x 8 x WORDS
+        order = torch.arange(8, device=self.values.device, dtype=torch.int32)
+        words = self.values.unflatten(1, (-1, WORDS, 1))
+        numbers = ((words >> _shift(order)) & 15) - MIDDLE   # n_out x groups x WORDS x 8
         groups = numbers.flatten(2).to(self.scales.dtype) * self.scales[..., None]
         return groups.flatten(1)
+
+
+def _shift(number: Number) -> Number:
+    """Return where in a word of 4 bits the weight of a number, 0 to 7, begins."""
+    return number % 4 * 8 + number // 4 * 4
 
 
 def rounded(weight: torch.Tensor, bits: int) -> Weight:
@@ -98,10 +104,10 @@ def rounded(weight: torch.Tensor, bits: int) -> Weight:
         best, scales = torch.where(better, error, best), torch.where(better, scale, scales)
         numbers = torch.where(better, number, numbers)
     assert scales is not None and numbers is not None
-    stored = (numbers.int() + MIDDLE).unflatten(2, (8, WORDS))
-    words = stored[:, :, 0].clone()
+    stored = (numbers.int() + MIDDLE).unflatten(2, (WORDS, 8))
+    words = stored[..., 0].clone()
     for k in range(1, 8):
-        words |= stored[:, :, k] << 4 * k
+        words |= stored[..., k] << _shift(k)
     return Weight(words.flatten(1), scales[..., 0].to(weight.dtype))
 
 

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+from .ends import Ends
 from .kv_cache import StaticKVCache
 from .layers import (CompiledLayers, JoinedLayers, KernelError, OneTokenLayers, pad_gated_mlps,
                      PatchLinear)
@@ -88,7 +89,7 @@ class GraphBackend:
         """
         self.family = family
         config, weight = family.text_config, family.embed_tokens.weight
-        self._device, self._dtype = weight.device, weight.dtype
+        self._device = weight.device
         heads = config.num_attention_heads
         dim = getattr(config, 'head_dim', None) or config.hidden_size // heads
         self._capture_graphs = weight.is_cuda if capture is None else capture
@@ -96,6 +97,8 @@ class GraphBackend:
         self._layers, self._vision_layers = (
             CompiledLayers(layers) for layers in (family.decoder.layers, family.vision_layers))
         self._kernels_fail = False
+        self._plain_ends = Ends(family.decoder, False)
+        self._ends = Ends(family.decoder, self._compiled and weight.is_cuda)
         if weight.is_cuda:
             pad_gated_mlps(family.vision_tower.modules())
             PatchLinear.replace_in(family.vision_tower.modules())
@@ -316,33 +319,33 @@ class GraphBackend:
 
     def _make_pass(self, prefixes: int, n: int, axes: int) -> CapturedGraph:
         """Capture the forward pass of n tokens of each prefix."""
-        family, masked = self.family, torch.finfo(self._dtype).min
+        family, last = self.family, self._tokens - 1
         data = torch.zeros((POSITIONS + axes, prefixes, n), dtype=torch.int64,
                            device=self._device)
-        data[KV_SLOTS] = self._tokens - 1
+        data[KV_SLOTS] = last
         data[IMAGE_SLOTS] = n
         ids, slots, image_slots = data[IDS], data[KV_SLOTS], data[IMAGE_SLOTS]
         rows = data[LOGIT_ROWS, :, :min(n, ROWS)]
         position_ids = data[POSITIONS] if axes == 1 else data[POSITIONS:]
 
         def compute() -> list[torch.Tensor]:
+            ends = self._ends if n == 1 and self._compiled else self._plain_ends
             embeds = family.embed_tokens(ids)
             if n > TEXT_ONLY:
                 embeds = torch.stack([
                     torch.cat([each, each[:1]]).index_copy(0, to, images[:n])[:n]
                     for each, to, images in zip(embeds, image_slots, self._image_embeds)])
-            mask = torch.where(self._slot_range <= slots[..., None],
-                               self._bias[:prefixes, None], masked)
+            mask = ends.attention_mask(self._slot_range, slots, self._bias[:prefixes])
             self._cache.slots = slots
-            hidden = family.forward(embeds, None, None, use_cache=True,
-                                    past_key_values=self._cache, position_ids=position_ids,
-                                    attention_mask=mask[:, None].to(self._dtype))
-            wanted = torch.stack([each[some] for each, some in zip(hidden, rows)])
-            logits, top = with_top(family.lm_head(wanted))
+            with ends.compiled():
+                hidden = family.forward(embeds, None, None, use_cache=True,
+                                        past_key_values=self._cache, position_ids=position_ids,
+                                        attention_mask=mask)
+            if n > 1:
+                hidden = torch.stack([each[some] for each, some in zip(hidden, rows)])
+            logits, top = ends.with_top(family.lm_head(hidden))
             if n == 1:  # run again as it is, the pass goes on with the likeliest token
-                ids.copy_(top[..., 0])
-                slots.copy_((slots + 1).clamp(max=self._tokens - 1))
-                data[POSITIONS:].add_(1)
+                ends.go_on(data, top, IDS, KV_SLOTS, POSITIONS, last)
             return [logits, top]
         return self._capture(compute, data, self._layers if n > 1 else self._one_token_layers)
 
@@ -411,11 +414,3 @@ def _one_token(state: PrefixState, step: Step) -> Step:
     return Step(step.end, np.zeros(1, np.int64), DraftTree(), np.zeros(step.end + 1, np.bool_),
                 np.zeros(0, np.int64), np.zeros(0, np.int64),
                 state.positions_of(step.end, 1, DraftTree()))
-
-
-def with_top(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits, ... x vocabulary, and each row's likeliest token and its probability."""
-    logits = logits.float()
-    best, token = logits.max(-1)
-    probability = 1 / (logits - best[..., None]).exp().sum(-1)
-    return logits, torch.stack([token.double(), probability.double()], -1)

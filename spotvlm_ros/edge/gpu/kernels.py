@@ -38,7 +38,7 @@ from .products import MAX_ROWS, triton
 from ..quantised import Weight
 
 if triton is not None:
-    from .products import (dot_products, HIGH, launch_options, LOW, tile_shape, tl, WARPS,
+    from .products import (dot_products, launch_options, tile_shape, tl, WARPS,
                            wait_for_previous, weight_parts)
 
 TOKENS = 64              # of the KV cache that a program of attention covers
@@ -141,7 +141,7 @@ if triton is not None:
     @triton.jit
     def _norm_qkv_rope_kernel(  # type: ignore[no-untyped-def]
             x, norm, eps, weight, scales, bias, cos, sin, keys, values, slots, query, heads,
-            kv_heads, tokens, low, high, n_in: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
+            kv_heads, tokens, n_in: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
             ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
             STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         """Compute two numbers, half a head apart, of each of OUT places: they turn together."""
@@ -150,7 +150,7 @@ if triton is not None:
         head, i = number // HALF, number % HALF
         row, within = head * D + i, head < heads + 2 * kv_heads
         a, b, c, d = dot_products(
-            x, norm, eps, weight, scales, weight, scales, row, row + HALF, within, low, high, n_in,
+            x, norm, eps, weight, scales, weight, scales, row, row + HALF, within, n_in,
             IN, BITS, True, True, STAGES, OVERLAP, ROWS)
         if BIAS:
             added = tl.load(bias + row, mask=within, other=0.0).to(tl.float32)
@@ -239,13 +239,13 @@ if triton is not None:
 
     @triton.jit
     def _norm_swiglu_kernel(  # type: ignore[no-untyped-def]
-            x, norm, eps, gate, gate_scales, up, up_scales, out, n_out, low, high,
+            x, norm, eps, gate, gate_scales, up, up_scales, out, n_out,
             n_in: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
             BITS: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
         a, b, c, d = dot_products(
-            x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within, low, high, n_in,
+            x, norm, eps, gate, gate_scales, up, up_scales, rows, rows, within, n_in,
             IN, BITS, True, True, STAGES, OVERLAP, ROWS)
         tl.store(out + rows, (a * tl.sigmoid(a) * b).to(out.dtype.element_ty), mask=within)
         if ROWS == 2:
@@ -254,13 +254,13 @@ if triton is not None:
 
     @triton.jit
     def _linear_residual_kernel(  # type: ignore[no-untyped-def]
-            x, weight, scales, residual, out, n_out, low, high, n_in: tl.constexpr,
+            x, weight, scales, residual, out, n_out, n_in: tl.constexpr,
             ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, BITS: tl.constexpr,
             STAGES: tl.constexpr, OVERLAP: tl.constexpr):
         rows = tl.program_id(0) * OUT + tl.arange(0, OUT)
         within = rows < n_out
         a, _, b, _ = dot_products(
-            x, x, 0.0, weight, scales, weight, scales, rows, rows, within, low, high, n_in, IN,
+            x, x, 0.0, weight, scales, weight, scales, rows, rows, within, n_in, IN,
             BITS, False, False, STAGES, OVERLAP, ROWS)
         a += tl.load(residual + rows, mask=within, other=0.0).to(tl.float32)
         tl.store(out + rows, a.to(out.dtype.element_ty), mask=within)
@@ -273,10 +273,10 @@ if triton is not None:
                               cache: LayerKV) -> torch.Tensor:
         (rows, kv_heads, tokens, dim), n_out = cache.keys.shape, len(weight.values)
         query = x.new_empty((rows, n_out // dim - 2 * kv_heads, dim))
-        tile = tile_shape(n_out // 2, weight, False)   # few programs: all run at once
+        tile = tile_shape(n_out // 2, weight, False, rows)   # few programs: all run at once
         _norm_qkv_rope_kernel[(triton.cdiv(n_out // 2, tile['OUT']),)](
             x, *norm, *weight_parts(weight), x if bias is None else bias, cos, sin, *cache, query,
-            query.shape[1], kv_heads, tokens, LOW, HIGH, weight.n_in, dim, bias is not None, rows,
+            query.shape[1], kv_heads, tokens, weight.n_in, dim, bias is not None, rows,
             **tile, **launch_options(x))
         return query
 
@@ -293,17 +293,17 @@ if triton is not None:
     def _launch_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight,
                             up: Weight) -> torch.Tensor:
         n_out = len(gate.values)
-        tile, out = tile_shape(n_out, gate, True), x.new_empty((len(x), n_out))
+        tile, out = tile_shape(n_out, gate, True, len(x)), x.new_empty((len(x), n_out))
         _norm_swiglu_kernel[(triton.cdiv(n_out, tile['OUT']),)](
-            x, *norm, *weight_parts(gate), *weight_parts(up), out, n_out, LOW, HIGH, gate.n_in,
+            x, *norm, *weight_parts(gate), *weight_parts(up), out, n_out, gate.n_in,
             len(x), **tile, **launch_options(x))
         return out
 
     def _launch_linear_residual(x: torch.Tensor, weight: Weight,
                                 residual: torch.Tensor) -> torch.Tensor:
         n_out = len(weight.values)
-        tile, out = tile_shape(n_out, weight, False), torch.empty_like(residual)
+        tile, out = tile_shape(n_out, weight, False, len(x)), torch.empty_like(residual)
         _linear_residual_kernel[(triton.cdiv(n_out, tile['OUT']),)](
-            x, *weight_parts(weight), residual, out, n_out, LOW, HIGH, weight.n_in, len(x),
+            x, *weight_parts(weight), residual, out, n_out, weight.n_in, len(x),
             **tile, **launch_options(x))
         return out

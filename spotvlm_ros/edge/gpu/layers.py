@@ -37,8 +37,9 @@ from transformers.activations import ACT2FN
 from . import kernels
 from .kv_cache import LayerCache, StaticKVCache
 from .products import FAILURES
+from .prompt import turn_and_store
 from ..families import LLAMA_LIKE
-from ..quantised import Joined, joined, QuantisedLinear, stored, Weight
+from ..quantised import GROUP, Joined, joined, QuantisedLinear, stored, Weight
 
 MLP_MULTIPLE = 64   # matrix products are fast with sides that are multiples of 8
 MAX_SHAPES = 64     # that code is compiled for
@@ -52,9 +53,10 @@ class CompiledLayers:
                  run: Callable[..., LayerOutput] | None = None) -> None:
         """Compile nothing yet: the first forward pass of each shape does."""
         self._layers = list(layers)
-        on_gpu = bool(self._layers) and next(self._layers[0].parameters()).is_cuda
+        on_gpu = any(tensor.is_cuda for layer in self._layers[:1] for tensor in (
+            *layer.parameters(), *layer.buffers()))
         self._run = torch.compile(run or _run, dynamic=False,
-                                  options=_options(self._layers) if on_gpu else None)
+                                  options=compile_options(self._layers) if on_gpu else None)
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -71,9 +73,9 @@ class CompiledLayers:
         return output
 
 
-def _options(layers: Iterable[nn.Module]) -> dict[str, bool]:
+def compile_options(layers: Iterable[nn.Module] = ()) -> dict[str, bool]:
     """
-    Return how to compile layers on a GPU.
+    Return how to compile on a GPU.
 
     A kernel begins while the one before it ends, where torch and the GPU know how (Hopper). Not
     one that writes weights of few bits out: it reads nothing of the kernel before, and torch had
@@ -121,18 +123,12 @@ def _run_joined(layer: nn.Module, qkv: Joined, hidden: torch.Tensor, cache: Laye
 
     ``attends``: a mask over slots, and whether attention takes keys that heads share.
     """
-    attention, (weight, bias), (mask, shares_heads) = layer.self_attn, qkv, attends
-    heads = functional.linear(layer.input_layernorm(hidden), weight.plain(), bias).unflatten(
-        -1, (-1, attention.head_dim)).transpose(1, 2)
-    kv_heads = cache.keys.shape[1]
-    rotated, values = heads[:, :-kv_heads], heads[:, -kv_heads:]
-    first, second = rotated.chunk(2, -1)
-    cos, sin = rotation
-    rotated = rotated * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
-    query = rotated[:, :-kv_heads]
-    keys, values = cache.update(rotated[:, -kv_heads:], values)
+    attention, (mask, shares_heads) = layer.self_attn, attends
+    query = turn_and_store(qkv(layer.input_layernorm(hidden)), *rotation, cache.keys, cache.values,
+                           cache.slots)
+    keys, values = cache.keys, cache.values
     if not shares_heads:
-        each = query.shape[1] // kv_heads
+        each = query.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(each, 1) for x in (keys, values))
     mixed = functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=shares_heads)
@@ -227,9 +223,10 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _kind(part: nn.Module) -> int:
-    """Return the bits of a linear layer, 16 of a plain one; 0 of anything else."""
-    return (part.stored.bits if isinstance(part, QuantisedLinear) else
-            16 * (type(part) is nn.Linear))
+    """Return the bits of a linear layer, 16 of a plain one; 0 of what no kernel is for."""
+    if isinstance(part, QuantisedLinear):
+        return 0 if part.in_features % GROUP else part.stored.bits
+    return 16 * (type(part) is nn.Linear)
 
 
 @contextmanager

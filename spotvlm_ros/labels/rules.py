@@ -71,13 +71,17 @@ class KeyRule(BaseModel):
             return absent, None
         if self.count:
             values = self.values or choices
-            return values[min(len(seen), len(values) - 1)], _around([b.region for b in seen])
+            return values[min(len(seen), len(values) - 1)], around([b.region for b in seen])
         if self.side:
             nearest = max((b.region for b in seen), key=lambda r: (r.h, r.w))
-            third = int(3 * (nearest.x + nearest.w / 2) / size[0])
-            return (self.values or SIDES)[max(0, min(2, third))], nearest
+            return self.side_of(nearest, size), nearest
         first = max(seen, key=lambda b: b.region.w * b.region.h)
         return self.largest[first.name], first.region
+
+    def side_of(self, region: Region, size: tuple[int, int]) -> str:
+        """Return the third of the picture that the middle of a region is in."""
+        third = int(3 * (region.x + region.w / 2) / size[0])
+        return (self.values or SIDES)[max(0, min(2, third))]
 
     def problem(self, choices: Sequence[str]) -> str:
         """Return what is wrong with the rule for a key of these choices, '' if nothing is."""
@@ -122,7 +126,8 @@ def facts_of(rules: Rules, query: Query, boxes: Sequence[Box], size: tuple[int, 
             {key: region for key, (_, region) in found.items() if region is not None})
 
 
-def _around(regions: Sequence[Region]) -> Region:
+def around(regions: Sequence[Region]) -> Region:
+    """Return the smallest region that holds some."""
     left, top = min(r.x for r in regions), min(r.y for r in regions)
     return Region(left, top, max(r.x + r.w for r in regions) - left,
                   max(r.y + r.h for r in regions) - top)

@@ -21,7 +21,8 @@ from them, nor how fast it is seen. A rule file, YAML, may say
 
     values: {no_class: none}   # value of a folder, where that is not its name
     key: gesture               # default: the only key of the query
-    people: number - class     # who is to be kept apart, by numbers in the files' names
+    people: number - class     # who is to be kept apart, by numbers in the files' names; a
+                               # series with a photograph missing counts as two people
     sequences: 12              # to make; a person is in one of them only
     stills: 20                 # at most, in each
     seconds: 6.0               # that each is held, on the mean

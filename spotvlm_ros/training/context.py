@@ -26,6 +26,7 @@ from .delays import Delays
 from .material import Clip, keyframe_before
 from .pasting import Pasted, value_before
 from .pasts import HAZARD_S, model_of, Past, past_of
+from .visitors import Told, Visit
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.history import History
 
@@ -41,7 +42,7 @@ class SimulatedCloud:
     missing: float = 0.05       # share of facts that are left out
     absent: Mapping[str, str] | None = None   # by key: the value of what is not there
 
-    def context(self, clip: Clip, stamp: int, pasted: Pasted | None,
+    def context(self, clip: Clip, stamp: int, changed: Pasted | Visit | None,
                 rng: np.random.Generator) -> Context:
         """Return the context that its answers would have left for a frame of a clip."""
         tracks, query = clip.tracks, clip.query
@@ -50,15 +51,21 @@ class SimulatedCloud:
             return self._of_still(clip, stamp, history, rng)
         age = self.delays.draw(rng, query.cloud_period_s)
         first = age if age is not None else float('inf')
+        pasted = changed if isinstance(changed, Pasted) else None
         model = model_of(clip, pasted, rng) if pasted is not None else None
         pasts: dict[int, Past] = {}    # of what is pasted, by keyframe
+        told: dict[int, Told] = {}     # of frames with visitors
         for back in (first, first + float(rng.uniform(*OLDER_S))):
             past = keyframe_before(clip, stamp, back)
             if past is not None:
                 if pasted is not None:
                     absent = (self.absent or {}).get(pasted.key)
                     pasts[past] = past_of(clip, pasted, model, (stamp - past) / NS, absent, rng)
-                facts = self._facts(clip, past, pasted, pasts.get(past), rng)
+                if isinstance(changed, Visit):
+                    told[past] = changed.past(clip, past, stamp, rng)
+                    facts = self._said(clip.query, past, told[past].facts, told[past].regions, rng)
+                else:
+                    facts = self._facts(clip, past, pasted, pasts.get(past), rng)
                 history.add(Turn(query.id, past, Source.CLOUD, facts))
         carried: dict[str, Region] = {}
         similar: dict[str, float] = {}
@@ -67,6 +74,9 @@ class SimulatedCloud:
             region, like = tracks.regions[stamp].get(name), tracks.similarities[stamp].get(name)
             if pasted is not None and key == pasted.key:
                 region, like = pasts[fact.stamp_ns].carried, pasts[fact.stamp_ns].similarity
+            elif fact.stamp_ns in told:
+                region = told[fact.stamp_ns].carried.get(key)
+                like = told[fact.stamp_ns].similar.get(key)
             if region is not None:
                 carried[key] = region
             if like is not None:
@@ -92,20 +102,26 @@ class SimulatedCloud:
                rng: np.random.Generator) -> tuple[Fact, ...]:
         """Return what it says of a keyframe; of a pasted thing, as if it had been there, too."""
         assert clip.tracks is not None
-        facts = []
         known = dict(clip.labels[past].facts)
+        regions = {key: box for key in known
+                   if (box := clip.tracks.boxes.get((past, key))) is not None}
         if pasted is not None and seen is not None:
             known[pasted.key] = seen.value
+            regions.pop(pasted.key, None)
+            if seen.region is not None:
+                regions[pasted.key] = seen.region
+        return self._said(clip.query, past, known, regions, rng)
+
+    def _said(self, query: Query, past: int, known: Mapping[str, str],
+              regions: Mapping[str, Region], rng: np.random.Generator) -> tuple[Fact, ...]:
+        """Return what is known of a frame, wrong or silent at times."""
+        facts = []
         for key, value in known.items():
             if rng.random() < self.missing:
                 continue
             there = value != (self.absent or {}).get(key)
-            region = clip.tracks.boxes.get((past, key)) if there else None
-            if pasted is not None and seen is not None and key == pasted.key:
-                region = seen.region
-            fact = Fact(key, value, past, region=region)
-            facts.append(self._wrong(clip.query, fact, rng)
-                         if rng.random() < self.error_rate else fact)
+            fact = Fact(key, value, past, region=regions.get(key) if there else None)
+            facts.append(self._wrong(query, fact, rng) if rng.random() < self.error_rate else fact)
         return tuple(facts)
 
     def _wrong(self, query: Query, fact: Fact, rng: np.random.Generator) -> Fact:

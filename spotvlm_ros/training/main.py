@@ -52,10 +52,25 @@ def command_parser() -> argparse.ArgumentParser:
                             'made up, the same for some 8 s and then another value')
     cloud.add_argument('--error-rate', type=float, default=0.05,
                        help='share of its facts that are wrong, and share that is missing')
-    variety = parser.add_argument_group('variety')
+    _add_variety(parser.add_argument_group('variety'))
+    what = parser.add_argument_group('what is trained')
+    what.add_argument('--lora', action='store_true', help='adapters, merged in the end')
+    what.add_argument('--freeze', choices=('vision', 'none'), default='none')
+    what.add_argument('--size', type=int, default=0, choices=(0, 48, 64, 96),
+                      help='side of a view of a miniature checkpoint [pixels]; 0: as it is')
+    _add_learning(parser.add_argument_group('learning'))
+    add('--licence', default='', help='of the weights, for the model card')
+    add('--score', type=int, default=200, help='validation frames answered for the model card')
+    return parser
+
+
+def _add_variety(variety: argparse._ArgumentGroup) -> None:
     variety.add_argument('--paste', nargs='*', metavar='KEY',
                          help='keys whose labelled things are cut out and pasted into other '
                               'frames; default: the key with regions if there is one only')
+    variety.add_argument('--paste-rule', type=Path, metavar='FILE',
+                         help='rule file of spotvlm label with a key of side: what it is about is '
+                              'cut out and comes into other frames, to be counted and found there')
     variety.add_argument('--paste-share', type=float, default=0.5, help='share of frames')
     variety.add_argument('--balance', type=float, default=0.5,
                          help='how much more often rare values are shown than they come: 0 not '
@@ -70,15 +85,6 @@ def command_parser() -> argparse.ArgumentParser:
                          help="share of frames from the miniature's rendered worlds, so that it "
                               'does not forget them')
     variety.add_argument('--hands', type=Path, help='hand photographs for those worlds')
-    what = parser.add_argument_group('what is trained')
-    what.add_argument('--lora', action='store_true', help='adapters, merged in the end')
-    what.add_argument('--freeze', choices=('vision', 'none'), default='none')
-    what.add_argument('--size', type=int, default=0, choices=(0, 48, 64, 96),
-                      help='side of a view of a miniature checkpoint [pixels]; 0: as it is')
-    _add_learning(parser.add_argument_group('learning'))
-    add('--licence', default='', help='of the weights, for the model card')
-    add('--score', type=int, default=200, help='validation frames answered for the model card')
-    return parser
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -131,10 +131,19 @@ def split(sequences: Sequence[LabelledSequence], validation: Sequence[str],
             training += [_part(clip, before)] if before else []
             tuning.append(_part(clip, tuple(f for f in clip.frames if f >= border)))
     if not training:
-        raise ValueError('no sequence is left to train on; name fewer in --validation, or label '
-                         'more')
+        raise ValueError(_nothing_left(clips, share))
     _check_variety(training)
     return training, tuning
+
+
+def _nothing_left(clips: Sequence[Clip], share: float | None) -> str:
+    """Return why there is nothing to train on, with a remedy."""
+    if share is None:
+        return 'no sequence is left to train on; name fewer in --validation, or label more'
+    longest = max((c.frames[-1] - c.frames[0]) / NS for c in clips)
+    return (f'--validation {share:g}: nothing is left to train on, for {APART_S:g} s before what '
+            f'validates are left out, and the longest sequence has {longest:.1f} s; give a '
+            'smaller share, name whole sequences, or label longer ones')
 
 
 def _part(clip: Clip, frames: tuple[int, ...]) -> Clip:

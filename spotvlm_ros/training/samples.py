@@ -28,6 +28,7 @@ import numpy.typing as npt
 from .context import SimulatedCloud
 from .material import Clip
 from .pasting import Pasted, Patches
+from .visitors import Visit, Visitors
 from ..edge.model import EdgeModel
 from ..method.facts import Context, Fact, Query, Region
 from ..method.prompt import answer_text
@@ -63,6 +64,7 @@ class Variety:
     pasted: float = 0.5     # share of frames that something is pasted into
     amount: float = 1.0     # of turning, moving and zooming; 0: none
     balance: float = 0.5    # of sets of values; 0: as often as they come, 1: all equally often
+    visitors: Visitors | None = None
     mirrored: Mapping[str, str] | None = None   # values of mirrored frames by those of true ones
 
 
@@ -89,13 +91,16 @@ class Sampler:
 
     def varied(self, clip: Clip, stamp: int, rng: np.random.Generator) -> Example:
         """Return a frame that was pasted into, turned, moved, zoomed and blurred."""
-        frame, pasted = self._image(clip, stamp), None
+        frame = self._image(clip, stamp)
+        changed: Pasted | Visit | None = None
         patches = [p for p in self.variety.patches if p.key in clip.query.choices]
         if patches and rng.random() < self.variety.pasted:
             one = patches[int(rng.integers(len(patches)))]
             done = one.paste(frame, clip.labels[stamp], rng)
-            frame, pasted = done if done is not None else (frame, None)
-        example = self._example(clip, stamp, frame, pasted, rng)
+            frame, changed = done if done is not None else (frame, None)
+        elif self.variety.visitors is not None and rng.random() < self.variety.pasted:
+            frame, changed = self.variety.visitors.come(frame, rng)
+        example = self._example(clip, stamp, frame, changed, rng)
         if self.variety.amount:
             example = _shaken(example, self.variety.amount, rng)
         if self.variety.mirrored is not None and rng.random() < 0.5:
@@ -105,15 +110,17 @@ class Sampler:
             example = replace(example, frame=np.asarray(soft, np.uint8))
         return example
 
-    def _example(self, clip: Clip, stamp: int, frame: Image, pasted: Pasted | None,
-                 rng: np.random.Generator) -> Example:
+    def _example(self, clip: Clip, stamp: int, frame: Image,
+                 changed: Pasted | Visit | None, rng: np.random.Generator) -> Example:
         known = dict(clip.labels[stamp].facts)
-        if pasted is not None:
-            known[pasted.key] = pasted.value
+        if isinstance(changed, Pasted):
+            known[changed.key] = changed.value
+        elif changed is not None:
+            known = changed.now(clip, stamp)
         query = clip.query
         facts = tuple(Fact(key, known.get(key) or str(rng.choice(query.choices[key])), stamp)
                       for key in query.keys)
-        return Example(frame, query, self.cloud.context(clip, stamp, pasted, rng), stamp, facts,
+        return Example(frame, query, self.cloud.context(clip, stamp, changed, rng), stamp, facts,
                        frozenset(set(query.keys) - set(known)))
 
     def _image(self, clip: Clip, stamp: int) -> Image:

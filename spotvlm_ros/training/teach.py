@@ -38,6 +38,8 @@ from .pasting import gather, Patches
 from .samples import absent_values, Example, LabelJob, Sampler, spread, Variety
 from .student import add_adapters, freeze, open_student, room_for, Student
 from .tracks import track_all
+from .visitors import cut_visitors, Visitors
+from ..labels.rules import read_rules
 from ..mini.hri.hands import HandBank
 from ..mini.models import EDGE
 from ..mini.training.fit import fit, Mirror, Plan
@@ -151,7 +153,7 @@ def _samplers(args: argparse.Namespace, training: Sequence[Clip], tuning: Sequen
              for some in (training, tuning)]
     cloud = SimulatedCloud(delays, args.error_rate, args.error_rate, absent_values(training))
     variety = Variety(_patches(args, training), args.paste_share, args.vary, args.balance,
-                      _mirrored(args, training))
+                      _visitors(args, clips[0]), _mirrored(args, training))
     return Sampler(clips[0], cloud, variety), Sampler(clips[1], cloud, Variety())
 
 
@@ -184,6 +186,22 @@ def _patches(args: argparse.Namespace, training: Sequence[Clip]) -> list[Patches
     rng = np.random.default_rng(args.seed)
     found = [gather(training, key, rng, args.balance) for key in keys]
     return [patches for patches in found if patches is not None]
+
+
+def _visitors(args: argparse.Namespace, training: Sequence[Clip]) -> Visitors | None:
+    """Cut out what the rule file is about, None without one."""
+    if args.paste_rule is None:
+        return None
+    if args.stills:
+        raise ValueError('--paste-rule: visitors have a past, and --stills have none; leave one '
+                         'out')
+    rules = read_rules(args.paste_rule, training[0].query)
+    found = cut_visitors(training, rules, np.random.default_rng(args.seed))
+    if found is None:
+        raise ValueError(f'--paste-rule {args.paste_rule}: nothing can be cut out; it needs a key '
+                         'of side, and labels to train on with regions of that')
+    print(f'{len(found.pixels)} things are cut out to come into other frames')
+    return found
 
 
 def _stores(args: argparse.Namespace, room: Room, frames: int) -> tuple[Store, Store]:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from spotvlm_ros.method import stacking
 from spotvlm_ros.method.calibration import (
-    BLIND, Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S)
+    BLIND, Calibration, FEW, HELD_S, MARGIN_MAX, NEAR_S, START)
 from spotvlm_ros.method.calibrations import Calibrations
 from spotvlm_ros.method.facts import Context, Fact, NS, Query, Source, Turn
 from spotvlm_ros.method.gate import Drop
@@ -354,6 +354,25 @@ def test_harm_stays_below_what_is_allowed(bound):
     # The bound of the proof: what is allowed, and the range of the margin over its gain and time.
     assert world.harm(0, 1200) <= bound + MARGIN_MAX / (0.5 * 1200)
     assert world.harm(600, 1200) <= bound + 0.02
+
+
+@pytest.mark.parametrize('cautious', [False, True])
+def test_a_cautious_query_believes_the_edge_more_until_harm_is_ruled_out(cautious):
+    """Answers with context are right and those alone wrong, by odds that the guard just takes."""
+    def told_so(k, told):
+        right = world.true(k)
+        wrong = VALUES[(world.truths[k] + 1) % 4]
+        return ((wrong, 0.55), (right, 0.93)) if told else ((wrong, 0.55), (wrong, 0.55))
+    world = World(hazard=0.3, harm_at_most=0.05, cautious=cautious)
+    assert World(cautious=True).calibration.state()['light'].margin == 0.0, 'no bound, no margin'
+    assert world.calibration.state()['light'].margin == (START if cautious else 0.0)
+    world.run(0, 8, told_so, world.true)
+    alone = [world.said[k] == world.owns[k] for k in range(DELAY, 8)]
+    assert all(alone) == cautious and any(alone) == cautious
+    world.run(8, 100, told_so, world.true)
+    state = world.calibration.state()['light']
+    assert state.labels > 60 and state.margin == 0.0, 'log(20) / 0.05 = 60 labels without harm'
+    assert world.accuracy(80, 100) == 1.0
 
 
 def test_when_the_model_changes_it_is_learned_anew():

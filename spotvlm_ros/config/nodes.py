@@ -422,6 +422,9 @@ class QueryConfig:
         1.0, 'share of facts that may be right without context and wrong in the answer, measured '
         "by the cloud's later answers; where there is more, the edge alone is believed more; "
         '1: no bound', 0.0, 1.0)
+    cautious: bool = parameter(
+        False, 'with harm_at_most: believe the edge alone more from the beginning, until 3 / '
+        "harm_at_most of the cloud's answers have shown no harm")
     cloud_prompt: str = parameter('', 'the question as the cloud is asked it; empty: prompt')
     cloud_examples: tuple[str, ...] = parameter(
         (), 'lines that follow the question to the cloud under "Examples:"')

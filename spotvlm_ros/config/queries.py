@@ -83,6 +83,7 @@ def _read_query(query_id: str, lookup: Lookup) -> Query:
             ttl_s={key: seconds or default for key, seconds in ttl_s.items()},
             max_new_tokens=config.max_new_tokens, context_tokens=config.context_tokens,
             camera=config.camera, harm_at_most=config.harm_at_most,
+            cautious=config.cautious,
             cloud=CloudWording(config.cloud_prompt, {k: m for k, m in meanings.items() if m},
                                config.cloud_examples, config.language),
             weights={k: w for k, w in weights.items() if w})

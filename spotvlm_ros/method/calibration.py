@@ -28,7 +28,9 @@ by key, whom to believe from now on. Four things bound what it may do:
 - ``harm_at_most`` of a query bounds how often a value of the edge alone that was right may be
   replaced by one that is wrong: each time it happens, more must speak for another value from then
   on (online risk control: Feldman, Ringel, Bates and Romano, arXiv 2205.09095; Gibbs and Candes,
-  arXiv 2106.00170).
+  arXiv 2106.00170). A ``cautious`` query begins as if harm had come: so much more must speak for
+  another value as is forgotten after log(20) / bound labels without harm. That many rule out
+  more harm than allowed, at 95 % (learn then test: Angelopoulos et al., arXiv 2110.01052).
 
 It knows no labels but the cloud's. docs/method.md says what follows from its errors.
 """
@@ -60,6 +62,7 @@ CLOSER = 1.0       # likewise, than the one near the guard
 ONE_VALUE = 0.97   # share of a value from which on it counts as the only one
 ALWAYS = 0.9       # likewise of the edge's own values
 GAIN = 0.5         # of the margin, per harm; the margin is in log odds
+START = GAIN * math.log(20)   # margin of the cautious: gone after log(20) / bound labels
 NOTHING = None, None
 MARGIN_MAX = 2 * -math.log(stacking.CERTAIN)   # nothing can speak for a value more than this
 
@@ -118,12 +121,12 @@ class FrameJudge:
 class _Key:
     """The calibration of one key."""
 
-    def __init__(self, odds: float, saved: Mapping[str, float]) -> None:
+    def __init__(self, odds: float, saved: Mapping[str, float], cautious: bool) -> None:
         prior = stacking.prior(odds)
         self.guards: list[float] = prior.tolist()
         self.stack = Stack(np.array([saved.get(name, weight) for name, weight in zip(
             stacking.NAMES, prior)]), stacking.near_prior(odds))
-        self.learned, self.margin = bool(saved), 0.0
+        self.learned, self.margin = bool(saved), START if cautious else 0.0
         self.tells = self.believed = False   # the cloud something, for this key; for most, or so
         self.seen = False                    # the edge's own values go with those of the cloud
         self.labels = Labels()
@@ -264,7 +267,8 @@ class Calibration:
         """
         self.query, self.odds, self.share = query, odds, share
         self._in_one_pass = 0    # frames with a context since the last in two
-        self._keys = {key: _Key(odds, query.weights.get(key, {})) for key in query.keys}
+        cautious = query.cautious and query.harm_at_most < 1.0
+        self._keys = {key: _Key(odds, query.weights.get(key, {}), cautious) for key in query.keys}
         self._frames: dict[int, dict[str, tuple[Evidence, str]]] = {}   # by stamp, in order
         # The cloud's last value, and what the edge alone said of its frame, where that is known:
         self._held: dict[str, tuple[Fact, str | None]] = {}

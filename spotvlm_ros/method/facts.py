@@ -101,8 +101,9 @@ class Query:
     a text query has none. Durations are seconds. ``context_tokens`` bounds the history in the
     prompt. ``camera`` names the camera that the question is about; '' where there is one only.
     ``harm_at_most`` bounds the share of facts, 0 to 1, that are right without context and wrong
-    in the answer; 1: no bound. ``weights`` are those of `stacking`, by key and name, that an
-    earlier calibration has found.
+    in the answer; 1: no bound; ``cautious``: the edge alone is believed more from the beginning,
+    until the cloud's answers have shown that there is no such harm. ``weights`` are those of
+    `stacking`, by key and name, that an earlier calibration has found.
     """
 
     id: str  # noqa: A003
@@ -118,6 +119,7 @@ class Query:
     camera: str = ''
     cloud: CloudWording = CloudWording()
     harm_at_most: float = 1.0
+    cautious: bool = False
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

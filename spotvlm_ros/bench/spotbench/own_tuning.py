@@ -94,7 +94,9 @@ def learned(runs: Sequence[Replay], tuning: int) -> float | None:
     rows = [] if odds is None else [(TUNED_ODDS, fixed(parts, odds))]
     rows += [(STACKED, Learner(query, told=False).over(parts)),
              (CALIBRATED, Learner(query).over(parts))]
-    rows += [(bounded(b), Learner(replace(query, harm_at_most=b)).over(parts)) for b in BOUNDS]
+    rows += [(bounded(b, careful),
+              Learner(replace(query, harm_at_most=b, cautious=careful)).over(parts))
+             for careful, bounds in ((False, BOUNDS), (True, (BOUND,))) for b in bounds]
     for name, published in rows:
         for run, one in zip(runs, published):
             run.score(name, HEADLINE, one)
@@ -121,6 +123,6 @@ def gains_of_learned(world: str, runs: Sequence[Replay], best: str) -> list[Cell
     counts = Counts([run.tally for run in runs])
     found = [gain(world, CountKey(name, HEADLINE, 'all', 'accuracy'), counts, other,
                   f'gain over {other}')
-             for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND))
+             for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND), bounded(BOUND, True))
              for other in dict.fromkeys((best, FULL))]
     return [cell for cell in found if cell is not None]

@@ -80,7 +80,7 @@ def verdicts(table: CellTable) -> tuple[list[str], Rows]:
         ['best baseline', *(table.best_baseline(w) for w in table.worlds)],
         ['full minus best baseline',
          *(text(table.over_best(w), True) for w in table.worlds)]]
-    for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND)):
+    for name in (TUNED_ODDS, CALIBRATED, bounded(BOUND), bounded(BOUND, True)):
         if any(table.get(w, name) for w in table.worlds):
             rows.append([f'{name}, minus best baseline',
                          *(text(table.over_best(w, name), True) for w in table.worlds)])

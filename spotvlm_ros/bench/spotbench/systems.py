@@ -50,9 +50,9 @@ OPEN_GATE = GateConfig(age_limit_s=1e9, changed_below=-1.0, cut_below=-1.0)
 FOREVER = {'default': 1e6}
 
 
-def bounded(harm_at_most: float) -> str:
+def bounded(harm_at_most: float, cautious: bool = False) -> str:
     """Return the name of the calibrated method with a bound."""
-    return f'{CALIBRATED}, harm at most {harm_at_most:g}'
+    return f'{CALIBRATED}, harm at most {harm_at_most:g}' + ', cautious' * cautious
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ SYSTEMS = {s.name: s for s in (
            'tuning sequences; on own data'),
     System(CALIBRATED, 'transfer', 'the full method, whom to believe learned; on own data'),
     System(bounded(BOUND), 'transfer', 'the same with a bound of harm'),
+    System(bounded(BOUND, True), 'transfer', 'the same, more careful until no harm is shown'),
     System(FULL, 'transfer', 'history, focus, gate and guard'),
 )}
 # What the full method is measured against; the oracle is apart, and so are its own parts.

@@ -18,9 +18,12 @@
 from dataclasses import replace
 import json
 
+import pytest
 from spotvlm_ros.bench import check
 from spotvlm_ros.bench.perf.roofline import CHIPS, rows
 from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge import accuracy
+from spotvlm_ros.edge.model import EdgeModel
 from spotvlm_ros.mini.driving.scene import ACTION, SCENE
 import tiny
 
@@ -73,6 +76,39 @@ def test_facts_lost_are_counted_in_pairs(monkeypatch):
     assert worse.points == 6.25 and worse.low < worse.points < worse.high and not worse.fine
     smaller, = check.losses(EdgeConfig(view_size=24), 1)
     assert smaller.format == 'view_size 24' and smaller.points == 6.25
+
+
+def test_what_formats_lose_is_kept_and_a_costly_one_is_refused(tmp_path, monkeypatch, capsys):
+    for part in tiny.checkpoint('llava'):
+        part.save_pretrained(tmp_path)
+    found = [check.Loss(name, 960, points, 0.0, 3.0, points <= 1)
+             for name, points in (('int8', 0.2), ('int4', 2.4), ('int8_dynamic', 1.0))]
+    monkeypatch.setattr(check, 'losses', lambda config, frames: tuple(found))
+    config = EdgeConfig(model=str(tmp_path), quantization='int4')
+    report = check.check(config, (SCENE,), 0.0, 5)
+    check.print_report(report)
+    assert 'int4: +2.40 points of 960 facts lost' in (said := capsys.readouterr().out)
+    assert said.count('refused from now on') == 1
+    with pytest.raises(ValueError, match=r"'int4', which costs 2.4 points.*use 'int8' or "
+                       "'int8_dynamic' or 'none', or count again"):
+        EdgeModel.load(config)
+    assert 'int4' in EdgeModel.load(config, any_format=True).formats
+    assert 'int8' in EdgeModel.load(replace(config, quantization='int8')).formats
+
+
+@pytest.mark.parametrize('points, able, chosen', [
+    (0.4, True, 'int8_dynamic'), (1.2, True, 'none'), (0.4, False, 'none'), (None, True, 'none')])
+def test_the_fastest_format_is_chosen_where_it_was_counted_and_costs_little(
+        points, able, chosen, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, '_multiplies_bytes', lambda: able)
+    if points is not None:
+        assert accuracy.keep_points(tmp_path, {'int8_dynamic': points}, 960)
+    config = EdgeConfig(quantization='auto', vision_quantization='auto')
+    found = accuracy.settled(config, tmp_path)
+    assert (found.quantization, found.vision_quantization) == (chosen, chosen)
+    assert accuracy.settled(replace(config, device='cuda'), tmp_path).quantization == 'none'
+    assert accuracy.settled(EdgeConfig(), tmp_path) == EdgeConfig()
+    assert not accuracy.keep_points(tmp_path / 'none', {}, 0)
 
 
 def test_right_facts_of_the_miniature():

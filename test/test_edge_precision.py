@@ -222,6 +222,9 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(folder, monkeypatch):
     assert str(plain) in text and f'= {plain.total} B, and {plain.total - 1} B are free' in text
     assert f"use quantization 'int8' with vision_quantization 'int8' ({int8.total} B)" in text
     EdgeModel.load(EdgeConfig(model=str(folder), quantization='int8', vision_quantization='int8'))
+    (folder / 'spotvlm_accuracy.json').write_text('{"points_lost": {"int8": 1.5}}')
+    assert "use quantization 'int8'" not in refusal(folder), 'what costs too much is not offered'
+    (folder / 'spotvlm_accuracy.json').unlink()
     monkeypatch.setattr(precision, 'free_bytes', lambda device: -there)
     assert 'use a smaller checkpoint' in refusal(folder)
 

@@ -36,11 +36,13 @@ import numpy as np
 
 from ..config.nodes import EdgeConfig
 from ..config.profiles import load_profile
+from ..edge.accuracy import keep_points, WORST
 from ..edge.model import EdgeModel
 from ..edge.precision import DYNAMIC, Format, Formats, free_bytes, gib, memory_plan, n_patches
 from ..method.facts import Context, Fact, Query
 from ..method.prompt import messages
 from ..mini.driving.scene import SCENE
+from ..mini.shipped import checkpoint_path
 from ..mini.training.dataset import Sample, sample
 from ..mini.worlds import make_world, TUNE_SEEDS
 from ..system.machine import machine
@@ -51,7 +53,6 @@ FORMATS: Mapping[str, Callable[[EdgeConfig], EdgeConfig]] = {
     'int4': lambda config: replace(config, quantization='int4'),
     'int8_dynamic': lambda config: replace(config, quantization='int8_dynamic',
                                            vision_quantization='int8_dynamic')}
-WORST = 1.0      # percentage points of the facts that a format may cost
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,21 @@ def losses(config: EdgeConfig, frames: int) -> tuple[Loss, ...]:
     return tuple(found)
 
 
+def kept_losses(config: EdgeConfig, frames: int) -> tuple[Loss, ...]:
+    """Return the same of a checkpoint; its folder keeps what formats lose."""
+    if config.view_size:
+        return losses(config, frames)
+    found = losses(replace(config, quantization='none', vision_quantization='none'), frames)
+    if not keep_points(checkpoint_path(config.model), {loss.format: loss.points for loss in found},
+                       found[0].facts):
+        print(f'{config.model}: its folder cannot be written to; what formats lose is not kept',
+              file=sys.stderr)
+    return found
+
+
 def right(config: EdgeConfig, samples: Sequence[Sample]) -> np.ndarray:
     """Return which facts a model has right, samples x facts; it answers each sample twice."""
-    model, rows = EdgeModel.load(config), []
+    model, rows = EdgeModel.load(config, any_format=True), []
     for given in samples:
         truth = given.answer.splitlines()
         row: list[bool] = []
@@ -224,7 +237,7 @@ def check(config: EdgeConfig, queries: Sequence[Query], seconds: float,
         config.device, model.formats, model.view_size, tokens,
         inputs_ms, round(load_s, 2), memory_by_format(model, config), free, times,
         round(sum(q.p50_s * q.rate_hz for q in times), 3),
-        losses(config, frames) if frames else (), machine(config.threads))
+        kept_losses(config, frames) if frames else (), machine(config.threads))
 
 
 def print_report(report: Report) -> None:
@@ -247,7 +260,9 @@ def print_report(report: Report) -> None:
         'a smaller view_size or quantization'))
     for loss in report.losses:
         print(f'  {loss.format}: {loss.points:+.2f} points of {loss.facts} facts lost, 95 % '
-              f'{loss.low:+.2f} to {loss.high:+.2f}' + ('' if loss.fine else ': too many'))
+              f'{loss.low:+.2f} to {loss.high:+.2f}' + (
+                  '' if loss.fine else ': too many' + (
+                      '' if loss.format.startswith('view') else ', and refused from now on')))
 
 
 def command_parser() -> argparse.ArgumentParser:

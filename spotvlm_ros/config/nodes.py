@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Decoding = Literal['constrained', 'free']
 EngineKind = Literal['fast', 'generate']
 DType = Literal['auto', 'bfloat16', 'float16', 'float32', 'bf16', 'fp16', 'fp32']
-Quantization = Literal['none', 'int8', 'int4', 'int8_dynamic']
+Quantization = Literal['none', 'int8', 'int4', 'int8_dynamic', 'auto']
 VisionBackend = Literal['auto', 'torch', 'openvino']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
@@ -175,13 +175,15 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         'bits on a CPU without instructions for 16')
     quantization: Quantization = parameter(
         'none', "bits of the decoder's weights: int8 and int4 take about a half and a quarter of "
-        'the memory of 16 bits; int8_dynamic, on a CPU: of its inputs, too, in less time; what it '
-        'costs in time and accuracy: spotvlm check')
+        'the memory of 16 bits; int8_dynamic, on a CPU: of its inputs, too, in less time; auto: '
+        'int8_dynamic where spotvlm check --accuracy found that it loses no more than 1 point, on '
+        'a CPU with instructions for it, else none; what it costs in time and accuracy: spotvlm '
+        'check')
     vision_dtype: DType = parameter(
         'auto', 'numbers that the vision tower computes with; auto: as dtype')
     vision_quantization: Quantization = parameter(
         'none', "bits of the vision tower's weights: less memory, and no faster; int8_dynamic, on "
-        'a CPU: of its inputs, too, in less time')
+        'a CPU: of its inputs, too, in less time; auto: as for quantization')
     vision_backend: VisionBackend = parameter(
         'auto', 'what runs the vision tower on a CPU; auto: OpenVINO where it is installed, the '
         'tower takes more than 0.1 s, and a short trial shows that it is faster and gives the '

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from .accuracy import settled
 from .answer import EdgeAnswer, guarded_answer, OnText
 from .cpu import replace_gelu_tanh
 from .engine import Ask, Decoded, Engine, Prompt
@@ -128,12 +129,14 @@ class EdgeModel:
         self._count_tokens = lru_cache(256)(self._token_count)
 
     @classmethod
-    def load(cls, config: EdgeConfig, focus_config: focus.FocusConfig | None = None) -> EdgeModel:
+    def load(cls, config: EdgeConfig, focus_config: focus.FocusConfig | None = None,
+             any_format: bool = False) -> EdgeModel:
         """
         Load the checkpoint that ``config.model`` names: a shipped one, or a folder.
 
-        Raise FileNotFoundError or ValueError with a remedy when that is not possible. Torch may
-        use ``config.threads`` CPU threads in this process from then on.
+        Raise FileNotFoundError or ValueError with a remedy when that is not possible, or a format
+        costs too much (with ``any_format`` it may). Torch may use ``config.threads`` CPU threads
+        in this process from then on.
         """
         path, device = checkpoint_path(config.model), config.device
         check_folder(path)
@@ -146,6 +149,7 @@ class EdgeModel:
         check_focus(focus_config.backend if focus_config else config.focus_backend,
                     model.config.model_type, config.engine)
         try:
+            config = config if any_format else settled(config, path)
             check_backend(config.vision_backend, device)
             size = set_view_size(processor, model.config, config.view_size)
             model = place(model, config, n_patches(model, size))

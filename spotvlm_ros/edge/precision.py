@@ -31,14 +31,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .accuracy import points_lost, WORST
 from .families import FAMILIES, model_family
 from .processors import UnusableError
 from .quantised import can_quantise, GROUP, quantise, QuantisedLinear
 from ..config.nodes import EdgeConfig
+from ..mini.shipped import checkpoint_path
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32,
           'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
-BITS = {'none': 0, 'int8': 8, 'int4': 4, 'int8_dynamic': 8}
+BITS = {'none': 0, 'auto': 0, 'int8': 8, 'int4': 4, 'int8_dynamic': 8}
 DYNAMIC = 'int8_dynamic'
 TOKENS = 2048        # of prompt and answer that keys and values are kept for
 PREFIXES = 4         # of other questions, 512 tokens each
@@ -305,12 +307,14 @@ def _check_memory(model: PreTrainedModel, config: EdgeConfig, formats: Formats,
     there = 0 if on_gpu else weight_bytes(Parts(model), Formats(*[Format(model.dtype)] * 2))
     if plan.total <= free + there:
         return
+    lost = points_lost(checkpoint_path(config.model))
     smaller = [(name, memory_plan(model, Formats(
         replace(formats.decoder, bits=bits), replace(formats.vision, bits=8)), on_gpu, patches))
         for name, bits in (('int8', 8), ('int4', 4))]
     fits = [f"quantization {name!r} with vision_quantization 'int8' ({gib(p.total)})"
             for name, p in smaller
-            if p.total <= free + there and model.config.model_type in FAMILIES]
+            if p.total <= free + there and model.config.model_type in FAMILIES
+            and lost.get(name, 0.0) <= WORST]
     instead = f'use {" or ".join(fits)}' if fits else 'use a smaller checkpoint'
     raise UnusableError(f'the model does not fit on {config.device}: {plan}, and '
                         f'{gib(free + there)} are free; {instead}, or end other programs')

@@ -154,6 +154,7 @@ def test_the_guards_odds_are_chosen_where_thresholds_are_and_bounds_are_drawn(
     assert results['meta']['chosen']['guard_odds'] == 1.0
     assert value['full, odds tuned'] > value['full'] + 0.3 and value['full'] < 0.4
     assert value['calibrated'] > value['calibrated, harm at most 0.005'] - 0.01
+    assert value['calibrated, harm at most 0.02, cautious'] <= value['calibrated'] + 0.01
     assert (tmp_path / 'over_bounds.png').stat().st_size > 1000
 
 

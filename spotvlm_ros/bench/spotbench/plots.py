@@ -37,7 +37,8 @@ COLOURS = {FULL: '#0b5fa5', UNGUARDED: '#3f9be8', ALONE: '#555555', 'hold': '#d9
            'deadline': '#8c564b', 'cascade': '#66a61e', 'majority': '#bbbbbb',
            'context only': '#6baed6', 'focus only': '#74a9cf', NO_GATE: '#2b8cbe',
            STILL: '#a6bddb', SMOOTHED: '#888888', UNTIL_CHANGED: '#e7298a', STACKED: '#a6761d',
-           CALIBRATED: '#2171b5', bounded(BOUND): '#4292c6', TUNED_ODDS: '#9ecae1'}
+           CALIBRATED: '#2171b5', bounded(BOUND): '#4292c6',
+           bounded(BOUND, True): '#08519c', TUNED_ODDS: '#9ecae1'}
 CURVES = (FULL, ALONE, 'fusion', 'hold', OWN_HISTORY)
 WIDE = (9.5, 4.2)
 HARMED = '#c8443c'

@@ -272,7 +272,7 @@ def test_an_unchanged_scene_costs_one_pass_over_the_new_tokens(mini):
     assert again.passes == 1 and again.computed_tokens < 110
     same = model.answer(noisy, SCENE, item.context, item.stamp_ns)
     assert same.passes == 1 and same.computed_tokens < 10, 'no pixel changed'
-    assert same.facts == again.facts
+    tiny.assert_alike(same.facts, again.facts)
 
 
 def test_the_clouds_news_are_drafted(mini):

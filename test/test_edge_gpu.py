@@ -103,6 +103,25 @@ def test_where_kernels_cannot_run_the_engine_says_so_and_goes_on(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize('kernel', ['fused_norm_qkv_rope', 'fused_norm_swiglu',
+                                    'linear_residual'])
+def test_where_kernels_are_wrong_the_engine_says_so_and_goes_on(kernel, monkeypatch):
+    """As they were on an H200 for some days: wrong answers, and nobody was told."""
+    model, processor = tiny.checkpoint('llava')
+    real, right = torch.compile, getattr(kernels, kernel)
+    monkeypatch.setattr(torch, 'compile', lambda f, **_: real(f, backend='eager'))
+    monkeypatch.setattr(kernels, kernel, lambda *given: right(*given) * 1.05)
+    torch._dynamo.reset()
+    prompt = asked('llava', model, processor)
+    backend = GraphBackend(model_family(model), tokens=512, capture=False, compiled=True)
+    with pytest.warns(UserWarning, match='the kernel of .* is [45]% off.*please report') as found:
+        answer = Engine(backend).answer('q', prompt, FreeText(()), 6).tokens
+    assert len(found) == 1
+    plain = Engine(GraphBackend(model_family(model), tokens=512, capture=False))
+    assert answer == plain.answer('q', prompt, FreeText(()), 6).tokens
+    torch._dynamo.reset()
+
+
 def test_widened_mlps_give_the_same():
     torch.manual_seed(0)
     config = tiny.checkpoint('qwen2_5_vl')[0].config.vision_config

@@ -392,8 +392,9 @@ class GraphBackend:
         except KernelError as error:
             self._kernels_fail = True
             warnings.warn(f'{type(self.family).__name__}: no kernels for one token '
-                          f'({_one_line(error)}); passes of one token are slower for it; kernels '
-                          'need a C compiler and the headers of Python', stacklevel=2)
+                          f'({_one_line(error)}); passes of one token are slower for it; to be '
+                          'compiled, kernels need a C compiler and the headers of Python',
+                          stacklevel=2)
             return self._run_compiled(compute, layers)
         except BackendCompilerFailed as error:
             self._compiled = False

@@ -90,8 +90,14 @@ def fused_norm_qkv_rope(x: torch.Tensor, norm: RMSNorm, weight: Weight,
     ``x``: rows x n_in; ``weight``: that of queries, keys and values, (heads + 2 kv_heads) dim x
     n_in; ``cos``, ``sin``: rows x dim.
     """
-    if x.is_cuda:
-        return _launch_norm_qkv_rope(x, norm, weight, bias, cos, sin, cache)
+    launch = _launch_norm_qkv_rope if x.is_cuda else plain_norm_qkv_rope
+    return launch(x, norm, weight, bias, cos, sin, cache)
+
+
+def plain_norm_qkv_rope(x: torch.Tensor, norm: RMSNorm, weight: Weight,
+                        bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor,
+                        cache: LayerKV) -> torch.Tensor:
+    """Do what `fused_norm_qkv_rope` does, by torch."""
     (rows, kv_heads, _, dim) = cache.keys.shape
     qkv = functional.linear(_rms_norm(x, norm), weight.plain(), bias).view(rows, -1, dim)
     rotated, values = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
@@ -119,8 +125,11 @@ def decode_attention(query: torch.Tensor, cache: LayerKV, mask: torch.Tensor, sc
 
 def fused_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight, up: Weight) -> torch.Tensor:
     """Return silu(gate @ normed x) * (up @ normed x), rows x n_out; weights: n_out x n_in."""
-    if x.is_cuda:
-        return _launch_norm_swiglu(x, norm, gate, up)
+    return (_launch_norm_swiglu if x.is_cuda else plain_norm_swiglu)(x, norm, gate, up)
+
+
+def plain_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight, up: Weight) -> torch.Tensor:
+    """Return what `fused_norm_swiglu` does, by torch."""
     x = _rms_norm(x, norm)
     gated = functional.silu(functional.linear(x, gate.plain()))
     return gated * functional.linear(x, up.plain())
@@ -128,8 +137,11 @@ def fused_norm_swiglu(x: torch.Tensor, norm: RMSNorm, gate: Weight, up: Weight) 
 
 def linear_residual(x: torch.Tensor, weight: Weight, residual: torch.Tensor) -> torch.Tensor:
     """Return residual + weight @ x, rows x n_out; ``weight`` is n_out x n_in."""
-    if x.is_cuda:
-        return _launch_linear_residual(x, weight, residual)
+    return (_launch_linear_residual if x.is_cuda else plain_residual)(x, weight, residual)
+
+
+def plain_residual(x: torch.Tensor, weight: Weight, residual: torch.Tensor) -> torch.Tensor:
+    """Return what `linear_residual` does, by torch."""
     return residual + functional.linear(x, weight.plain())
 
 

@@ -36,7 +36,7 @@ from transformers.activations import ACT2FN
 
 from . import kernels
 from .kv_cache import LayerCache, StaticKVCache
-from .products import FAILURES
+from .products import FAILURES, MAX_ROWS
 from .prompt import turn_and_store
 from ..families import LLAMA_LIKE
 from ..quantised import GROUP, Joined, joined, QuantisedLinear, stored, Weight
@@ -151,8 +151,11 @@ def _attention_shares_heads(attention: nn.Module, like: Weight) -> bool:
                     query, keys, keys, mask, 0.0, False, True)))
 
 
+MAX_DIFFERENCE = 0.02   # of what a kernel gives from what torch gives: 16 bits differ by 0.004
+
+
 class KernelError(RuntimeError):
-    """Kernels of our own cannot be compiled here, or this GPU cannot run them."""
+    """Kernels of our own cannot be compiled here, this GPU cannot run them, or they are wrong."""
 
 
 class OneTokenLayers:
@@ -176,12 +179,56 @@ class OneTokenLayers:
         self._scratch = kernels.attention_scratch(
             attention.q_proj.out_features // attention.head_dim, tokens, attention.head_dim,
             self._layers[0].input_layernorm.weight.device)
+        self._tokens, self._checked = tokens, False
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Have the layers run the kernels meanwhile; after it the model is as it was."""
+        """
+        Have the layers run the kernels meanwhile; after it the model is as it was.
+
+        Raise KernelError where those of the first layer do not give what torch gives.
+        """
+        if not self._checked:
+            self._check()
+            self._checked = True
         with replaced(self._layers, self._forward):
             yield
+
+    def _check(self) -> None:
+        """Raise KernelError where a product differs from torch's: wrong answers are silent."""
+        layer = self._layers[0]
+        weight = layer.input_layernorm.weight
+        noise = torch.Generator(weight.device).manual_seed(0)
+        before, after = (kernels.RMSNorm(norm.weight, norm.variance_epsilon) for norm in (
+            layer.input_layernorm, layer.post_attention_layernorm))
+        gate_up = [stored(layer.mlp.get_submodule(f'{n}_proj')) for n in ('gate', 'up')]
+        down = stored(layer.mlp.down_proj)
+        try:
+            for rows in range(1, MAX_ROWS + 1):
+                x, inner = (torch.randn((rows, n), generator=noise, dtype=weight.dtype,
+                                        device=weight.device) for n in (len(weight), down.n_in))
+                _compare('qkv', *(self._qkv_of(way, x, before) for way in (
+                    kernels.fused_norm_qkv_rope, kernels.plain_norm_qkv_rope)))
+                _compare('gate and up', *(way(x, after, *gate_up) for way in (
+                    kernels.fused_norm_swiglu, kernels.plain_norm_swiglu)))
+                _compare('down', *(way(inner, down, x) for way in (
+                    kernels.linear_residual, kernels.plain_residual)))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            raise KernelError(str(error)) from error
+
+    def _qkv_of(self, way: Callable[..., torch.Tensor], x: torch.Tensor,
+                norm: kernels.RMSNorm) -> torch.Tensor:
+        """Return queries, keys and values of the first layer, rows x width, not turned."""
+        attention, rows = self._layers[0].self_attn, len(x)
+        dim = attention.head_dim
+        keys, values = x.new_zeros(
+            (2, rows, attention.k_proj.out_features // dim, self._tokens, dim))
+        cache = kernels.LayerKV(keys, values, torch.zeros(rows, dtype=torch.long, device=x.device))
+        turn = x.new_ones((rows, dim)), x.new_zeros((rows, dim))
+        query = way(x, norm, *self.qkv[0], *turn, cache)
+        return torch.cat([query, keys[:, :, 0], values[:, :, 0]], 1).flatten(1)
 
     def _forward(self, layer: nn.Module, index: int, hidden_states: torch.Tensor, *,
                  past_key_values: StaticKVCache, **inputs: torch.Tensor) -> torch.Tensor:
@@ -207,6 +254,14 @@ class OneTokenLayers:
         x = kernels.linear_residual(heads.flatten(1), stored(attention.o_proj), x)
         inner = kernels.fused_norm_swiglu(x, after, *map(stored, (mlp.gate_proj, mlp.up_proj)))
         return kernels.linear_residual(inner, stored(mlp.down_proj), x)[:, None]
+
+
+def _compare(name: str, found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Raise KernelError where numbers are too far from those wanted."""
+    difference = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    if not difference <= MAX_DIFFERENCE:   # or NaN
+        raise KernelError(f'the kernel of {name} is {difference:.0%} off on this GPU, with torch '
+                          f'{torch.__version__}; please report both')
 
 
 def _is_plain(layer: nn.Module) -> bool:

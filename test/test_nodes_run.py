@@ -192,7 +192,9 @@ def test_a_run_on_a_topic_says_what_it_waits_for():
                     'cloud.base_url:=http://127.0.0.1:9/v1')
     try:
         said = next(line for line in process.stdout if 'waiting for' in line)
-        assert 'frames on /nobody/image: nobody publishes it; ' in said and '?' in said
+        assert 'frames on /nobody/image: nobody publishes it; ' in said
+        # Tests beside this one may publish images, which are then what is named.
+        assert '?' in said or 'images are on /' in said
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .copy_paste import PastedObjects, Told
 from .delays import Delays
 from .material import Clip, keyframe_before
 from .pasting import Pasted, value_before
 from .pasts import HAZARD_S, model_of, Past, past_of
-from .visitors import Told, Visit
 from ..method.facts import Context, Fact, NS, Query, Region, Source, Turn
 from ..method.history import History
 
@@ -42,7 +42,7 @@ class SimulatedCloud:
     missing: float = 0.05       # share of facts that are left out
     absent: Mapping[str, str] | None = None   # by key: the value of what is not there
 
-    def context(self, clip: Clip, stamp: int, changed: Pasted | Visit | None,
+    def context(self, clip: Clip, stamp: int, changed: Pasted | PastedObjects | None,
                 rng: np.random.Generator) -> Context:
         """Return the context that its answers would have left for a frame of a clip."""
         tracks, query = clip.tracks, clip.query
@@ -54,14 +54,14 @@ class SimulatedCloud:
         pasted = changed if isinstance(changed, Pasted) else None
         model = model_of(clip, pasted, rng) if pasted is not None else None
         pasts: dict[int, Past] = {}    # of what is pasted, by keyframe
-        told: dict[int, Told] = {}     # of frames with visitors
+        told: dict[int, Told] = {}     # of frames with objects
         for back in (first, first + float(rng.uniform(*OLDER_S))):
             past = keyframe_before(clip, stamp, back)
             if past is not None:
                 if pasted is not None:
                     absent = (self.absent or {}).get(pasted.key)
                     pasts[past] = past_of(clip, pasted, model, (stamp - past) / NS, absent, rng)
-                if isinstance(changed, Visit):
+                if isinstance(changed, PastedObjects):
                     told[past] = changed.past(clip, past, stamp, rng)
                     facts = self._said(clip.query, past, told[past].facts, told[past].regions, rng)
                 else:

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .context import SimulatedCloud
+from .copy_paste import CopyPaste, PastedObjects
 from .material import Clip
 from .pasting import Pasted, Patches
-from .visitors import Visit, Visitors
 from ..edge.model import EdgeModel
 from ..method.facts import Context, Fact, Query, Region
 from ..method.prompt import answer_text
@@ -64,7 +64,7 @@ class Variety:
     pasted: float = 0.5     # share of frames that something is pasted into
     amount: float = 1.0     # of turning, moving and zooming; 0: none
     balance: float = 0.5    # of sets of values; 0: as often as they come, 1: all equally often
-    visitors: Visitors | None = None
+    copy_paste: CopyPaste | None = None
     mirrored: Mapping[str, str] | None = None   # values of mirrored frames by those of true ones
 
 
@@ -92,14 +92,14 @@ class Sampler:
     def varied(self, clip: Clip, stamp: int, rng: np.random.Generator) -> Example:
         """Return a frame that was pasted into, turned, moved, zoomed and blurred."""
         frame = self._image(clip, stamp)
-        changed: Pasted | Visit | None = None
+        changed: Pasted | PastedObjects | None = None
         patches = [p for p in self.variety.patches if p.key in clip.query.choices]
         if patches and rng.random() < self.variety.pasted:
             one = patches[int(rng.integers(len(patches)))]
             done = one.paste(frame, clip.labels[stamp], rng)
             frame, changed = done if done is not None else (frame, None)
-        elif self.variety.visitors is not None and rng.random() < self.variety.pasted:
-            frame, changed = self.variety.visitors.come(frame, rng)
+        elif self.variety.copy_paste is not None and rng.random() < self.variety.pasted:
+            frame, changed = self.variety.copy_paste.paste(frame, rng)
         example = self._example(clip, stamp, frame, changed, rng)
         if self.variety.amount:
             example = _shaken(example, self.variety.amount, rng)
@@ -111,7 +111,7 @@ class Sampler:
         return example
 
     def _example(self, clip: Clip, stamp: int, frame: Image,
-                 changed: Pasted | Visit | None, rng: np.random.Generator) -> Example:
+                 changed: Pasted | PastedObjects | None, rng: np.random.Generator) -> Example:
         known = dict(clip.labels[stamp].facts)
         if isinstance(changed, Pasted):
             known[changed.key] = changed.value

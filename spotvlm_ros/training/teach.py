@@ -31,6 +31,7 @@ import torch
 from . import card
 from .coach import Coach, STATE
 from .context import SimulatedCloud
+from .copy_paste import CopyPaste, cut_objects
 from .delays import delays_of
 from .learners import FamilyLearner, Learner, PlainLearner, SHARES
 from .material import Clip, describe, open_all, split
@@ -38,7 +39,6 @@ from .pasting import gather, Patches
 from .samples import absent_values, Example, LabelJob, Sampler, spread, Variety
 from .student import add_adapters, freeze, open_student, room_for, Student
 from .tracks import track_all
-from .visitors import cut_visitors, Visitors
 from ..labels.rules import read_rules
 from ..mini.hri.hands import HandBank
 from ..mini.models import EDGE
@@ -153,7 +153,7 @@ def _samplers(args: argparse.Namespace, training: Sequence[Clip], tuning: Sequen
              for some in (training, tuning)]
     cloud = SimulatedCloud(delays, args.error_rate, args.error_rate, absent_values(training))
     variety = Variety(_patches(args, training), args.paste_share, args.vary, args.balance,
-                      _visitors(args, clips[0]), _mirrored(args, training))
+                      _copy_paste(args, clips[0]), _mirrored(args, training))
     return Sampler(clips[0], cloud, variety), Sampler(clips[1], cloud, Variety())
 
 
@@ -188,15 +188,15 @@ def _patches(args: argparse.Namespace, training: Sequence[Clip]) -> list[Patches
     return [patches for patches in found if patches is not None]
 
 
-def _visitors(args: argparse.Namespace, training: Sequence[Clip]) -> Visitors | None:
+def _copy_paste(args: argparse.Namespace, training: Sequence[Clip]) -> CopyPaste | None:
     """Cut out what the rule file is about, None without one."""
     if args.paste_rule is None:
         return None
     if args.stills:
-        raise ValueError('--paste-rule: visitors have a past, and --stills have none; leave one '
-                         'out')
+        raise ValueError('--paste-rule: pasted objects have a past, and --stills have none; leave '
+                         'one out')
     rules = read_rules(args.paste_rule, training[0].query)
-    found = cut_visitors(training, rules, np.random.default_rng(args.seed))
+    found = cut_objects(training, rules, np.random.default_rng(args.seed))
     if found is None:
         raise ValueError(f'--paste-rule {args.paste_rule}: nothing can be cut out; it needs a key '
                          'of side, and labels to train on with regions of that')

@@ -26,11 +26,11 @@ from spotvlm_ros.labels.schema import Header, Label, write_labels
 from spotvlm_ros.method.facts import NS, Region
 from spotvlm_ros.training import main, material
 from spotvlm_ros.training.context import SimulatedCloud
+from spotvlm_ros.training.copy_paste import (
+    CopyPaste, cut_objects, cut_out, PastedObject, PastedObjects)
 from spotvlm_ros.training.delays import Delays
 from spotvlm_ros.training.samples import Sampler, Variety
 from spotvlm_ros.training.tracks import track
-from spotvlm_ros.training.visitors import (
-    cut_out, cut_visitors, Visit, Visitor, Visitors)
 
 WIDTH, HEIGHT, FRAMES = 240, 160, 30
 RULES = {'people': KeyRule(count=['person'], near=0.4),
@@ -72,44 +72,44 @@ def clip(folder):
     return material.Clip(sequence, found, tuple(found), track(sequence, 6.0, 0))
 
 
-def visitor(height, x, since_s=100.0, until_s=0.0, speed=0.0):
+def pasted(height, x, since_s=100.0, until_s=0.0, speed=0.0):
     pixels = np.full((40, 16, 4), 255, np.uint8)
-    return Visitor(pixels, Region(x, 150.0 - height, 30.0, height), speed, since_s, until_s)
+    return PastedObject(pixels, Region(x, 150.0 - height, 30.0, height), speed, since_s, until_s)
 
 
-@pytest.mark.parametrize('visitors, first, last', [
+@pytest.mark.parametrize('objects, first, last', [
     ([], ('one', 'right'), ('nobody', 'none')),
-    ([visitor(60, 10)], ('one', 'right'), ('nobody', 'none')),              # too small to count
-    ([visitor(80, 10)], ('two', 'right'), ('one', 'left')),                 # the other is taller
-    ([visitor(100, 10)], ('two', 'left'), ('one', 'left')),
-    ([visitor(100, 105), visitor(80, 10)], ('three or more', 'ahead'), ('two', 'ahead')),
-    ([visitor(100, x) for x in (0, 50, 105, 200)], ('three or more', 'left'),
+    ([pasted(60, 10)], ('one', 'right'), ('nobody', 'none')),              # too small to count
+    ([pasted(80, 10)], ('two', 'right'), ('one', 'left')),                 # the other is taller
+    ([pasted(100, 10)], ('two', 'left'), ('one', 'left')),
+    ([pasted(100, 105), pasted(80, 10)], ('three or more', 'ahead'), ('two', 'ahead')),
+    ([pasted(100, x) for x in (0, 50, 105, 200)], ('three or more', 'left'),
      ('three or more', 'left')),                                          # as many as have names
-    ([visitor(100, 235)], ('one', 'right'), ('nobody', 'none')),            # out of sight
-    ([visitor(100, 10, 9.0, 1.0)], ('one', 'right'), ('nobody', 'none'))])  # gone
-def test_one_more_is_counted_and_the_tallest_is_where_it_is(clip, visitors, first, last):
-    visit = Visit(visitors, RULES)
+    ([pasted(100, 235)], ('one', 'right'), ('nobody', 'none')),            # out of sight
+    ([pasted(100, 10, 9.0, 1.0)], ('one', 'right'), ('nobody', 'none'))])  # gone
+def test_one_more_is_counted_and_the_tallest_is_where_it_is(clip, objects, first, last):
+    added = PastedObjects(objects, RULES)
     for stamp, (people, nearest) in ((clip.frames[0], first), (clip.frames[-1], last)):
-        assert visit.now(clip, stamp) == {'people': people, 'nearest': nearest}
+        assert added.now(clip, stamp) == {'people': people, 'nearest': nearest}
 
 
-def test_the_cloud_saw_a_visitor_where_it_was_then(clip):
+def test_the_cloud_saw_a_pasted_object_where_it_was_then(clip):
     rng = np.random.default_rng(0)
     stamp, seen = clip.frames[-1], clip.frames[-1] - 2 * NS
-    come, gone = visitor(100, 10, since_s=1.0), visitor(100, 10, since_s=9.0, until_s=1.0)
-    moved = visitor(100, 10, speed=-50.0)
-    assert Visit([come], RULES).past(clip, seen, stamp, rng).facts['people'] == 'nobody'
-    told = Visit([gone], RULES).past(clip, seen, stamp, rng)
+    come, gone = pasted(100, 10, since_s=1.0), pasted(100, 10, since_s=9.0, until_s=1.0)
+    moved = pasted(100, 10, speed=-50.0)
+    assert PastedObjects([come], RULES).past(clip, seen, stamp, rng).facts['people'] == 'nobody'
+    told = PastedObjects([gone], RULES).past(clip, seen, stamp, rng)
     assert told.facts == {'people': 'one', 'nearest': 'left'}
     assert abs(told.regions['nearest'].x - 10) < 40
-    told = Visit([moved], RULES).past(clip, seen, stamp, rng)
+    told = PastedObjects([moved], RULES).past(clip, seen, stamp, rng)
     assert told.facts['nearest'] == 'ahead' and told.regions['nearest'].x > 75
 
 
-def test_what_was_there_keeps_its_region_beside_a_smaller_visitor(clip):
+def test_what_was_there_keeps_its_region_beside_a_smaller_pasted_object(clip):
     stamp = clip.frames[4]
     seen = next(s for s in clip.tracks.keyframes if s > 0)
-    told = Visit([visitor(80, 10)], RULES).past(clip, seen, stamp, np.random.default_rng(0))
+    told = PastedObjects([pasted(80, 10)], RULES).past(clip, seen, stamp, np.random.default_rng(0))
     assert told.facts == {'people': 'two', 'nearest': 'right'}
     assert told.regions['nearest'].w == pytest.approx(clip.tracks.boxes[seen, 'nearest'].w)
     assert told.carried['nearest'].x == pytest.approx(
@@ -127,15 +127,15 @@ def test_a_thing_is_cut_out_of_what_is_behind_it(clip):
     assert cut_out(clip.sequence.image(clip.frames[0]), replace(OWN, x=-4.0)) is None
 
 
-def test_visitors_are_where_they_are_said_to_be(clip):
-    found = cut_visitors([clip], RULES, np.random.default_rng(0))
+def test_pasted_objects_are_where_they_are_said_to_be(clip):
+    found = cut_objects([clip], RULES, np.random.default_rng(0))
     empty, counts = clip.sequence.image(clip.frames[-1]), set()
     for seed in range(20):
-        frame, visit = found.come(empty, np.random.default_rng(seed))
+        frame, added = found.paste(empty, np.random.default_rng(seed))
         changed = np.abs(frame.astype(int) - empty).max(axis=2) > 40
         beside = changed.copy()
-        counts.add(visit.now(clip, clip.frames[-1])['people'])
-        for one in visit.visitors:
+        counts.add(added.now(clip, clip.frames[-1])['people'])
+        for one in added.objects:
             box = one.seen(0.0, (WIDTH, HEIGHT))
             if box is not None:
                 x, y = int(box.x), int(box.y)
@@ -147,14 +147,14 @@ def test_visitors_are_where_they_are_said_to_be(clip):
     assert counts == {'nobody', 'one', 'two', 'three or more'}
 
 
-def test_samples_have_visitors_now_and_before(clip):
+def test_samples_have_pasted_objects_now_and_before(clip):
     class Fixed(Delays):
         def draw(self, rng, period_s):
             return 1.0
-    found = cut_visitors([clip], RULES, np.random.default_rng(0))
+    found = cut_objects([clip], RULES, np.random.default_rng(0))
     last = replace(clip, frames=clip.frames[-1:])
     cloud = SimulatedCloud(Fixed(''), 0.0, 0.0, {'people': 'nobody', 'nearest': 'none'})
-    sampler = Sampler([last], cloud, Variety(pasted=0.99, amount=0.0, visitors=found))
+    sampler = Sampler([last], cloud, Variety(pasted=0.99, amount=0.0, copy_paste=found))
     rng = np.random.default_rng(1)
     examples = [sampler.varied(last, last.frames[0], rng) for _ in range(40)]
     now = [e.facts[0].value for e in examples]
@@ -166,7 +166,7 @@ def test_samples_have_visitors_now_and_before(clip):
 
 @pytest.mark.parametrize('rule, more, says', [
     ('people: {count: [person]}\n', (), 'nothing can be cut out; it needs a key of side'),
-    (RULE_FILE, ('--stills',), 'visitors have a past, and --stills have none'),
+    (RULE_FILE, ('--stills',), 'pasted objects have a past, and --stills have none'),
     ('light: {side: [person]}\n', (), 'query scene has no such key')])
 def test_faults_are_told_with_a_remedy(folder, tmp_path, capsys, rule, more, says):
     (tmp_path / 'rule.yaml').write_text(rule)
@@ -183,7 +183,7 @@ def test_too_short_a_sequence_is_told_with_the_gap(clip):
         material.split([replace(clip.sequence, labels=some)], ['0.4'])
 
 
-def test_no_visitors_without_a_thing_that_can_be_told(clip):
+def test_nothing_is_pasted_without_a_thing_that_can_be_told(clip):
     empty = replace(clip, frames=clip.frames[-3:])
-    assert cut_visitors([empty], RULES, np.random.default_rng(0)) is None
-    assert isinstance(cut_visitors([clip], RULES, np.random.default_rng(0)), Visitors)
+    assert cut_objects([empty], RULES, np.random.default_rng(0)) is None
+    assert isinstance(cut_objects([clip], RULES, np.random.default_rng(0)), CopyPaste)

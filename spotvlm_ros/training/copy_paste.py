@@ -14,11 +14,12 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 """
-Variety for keys that count or say where: things cut out of some frames come and go in others.
+Copy-paste augmentation for keys that count or say where: things come and go in other frames.
 
+After "Simple Copy-Paste" (Ghiasi et al., CVPR 2021), with a past, which late context is about.
 The rule file that made the labels of boxes says what one more of them changes: a count goes up by
 one if it is tall enough, and the side is that of the tallest. So it does in what the cloud said of
-earlier frames, in which a visitor was elsewhere, or not there yet, or there and is gone now.
+earlier frames, in which a pasted object was elsewhere, or not there yet, or there and is gone now.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ TALLER = 1.15               # than the tallest of the frame that lends its place
 
 
 @dataclass(frozen=True)
-class Visitor:
+class PastedObject:
     """A thing that is there from ``since_s`` to ``until_s`` ago, and moves."""
 
     pixels: Image           # RGBA
@@ -85,7 +86,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class Told:
-    """What is said of a frame with visitors; of a region, which visitors are in it."""
+    """What is said of a frame with objects; of a region, which objects are in it."""
 
     facts: dict[str, str] = field(default_factory=dict)
     regions: dict[str, Region] = field(default_factory=dict)
@@ -94,17 +95,17 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """The visitors of one frame."""
+class PastedObjects:
+    """The objects of one frame."""
 
-    visitors: Sequence[Visitor]
+    objects: Sequence[PastedObject]
     rules: Rules
     misses: Sequence[Miss] = ()     # by age
 
     def now(self, clip: Clip, stamp: int) -> dict[str, str]:
         """Return what is true of the frame with them."""
         label, size = clip.labels[stamp], clip.sequence.size
-        boxes = [one.seen(0.0, size) for one in self.visitors]
+        boxes = [one.seen(0.0, size) for one in self.objects]
         return {key: value if key not in self.rules else
                 _with(self.rules[key], clip.query.choices[key], (value, label.regions.get(key)),
                       boxes, size)[0] for key, value in label.facts.items()}
@@ -113,7 +114,7 @@ class Visit:
         """Return what was to be said of an earlier frame, and where it is carried to by now."""
         assert clip.tracks is not None
         label, size, told = clip.labels[seen], clip.sequence.size, Told()
-        then = [one.seen((stamp - seen) / NS, size) for one in self.visitors]
+        then = [one.seen((stamp - seen) / NS, size) for one in self.objects]
         for key, value in label.facts.items():
             name, who = (seen, key), list[int]()
             own = clip.tracks.boxes.get(name)
@@ -123,7 +124,7 @@ class Visit:
                 own = own if stays else None
             told.facts[key] = value
             boxes = [jittered(box, rng) for i in who if (box := then[i]) is not None]
-            moved = [self._carried(box, self.visitors[i].seen(0.0, size), (stamp - seen) / NS, rng)
+            moved = [self._carried(box, self.objects[i].seen(0.0, size), (stamp - seen) / NS, rng)
                      for i in who if (box := then[i]) is not None]
             if own is not None:
                 boxes.append(own)
@@ -137,7 +138,7 @@ class Visit:
 
     def _carried(self, then: Region, now: Region | None, age_s: float, rng: np.random.Generator,
                  ) -> Region | None:
-        """Return where flow says that a visitor is: as wrong as it is of such things, mostly."""
+        """Return where flow says that an object is: mostly as wrong as it is of such things."""
         if now is None or not self.misses or rng.random() < MADE_UP:
             return carried_by_flow(then, now, rng)
         place = bisect_left(self.misses, age_s, key=lambda miss: miss.age_s)
@@ -169,7 +170,7 @@ def _with(rule: KeyRule, choices: Sequence[str], own: tuple[str, Region | None],
 
 
 @dataclass(frozen=True)
-class Visitors:
+class CopyPaste:
     """Things that may come into frames; heights and lower edges in sides of the frame."""
 
     rules: Rules
@@ -178,20 +179,20 @@ class Visitors:
     near: float
     misses: Sequence[Miss] = ()
 
-    def come(self, image: Image, rng: np.random.Generator) -> tuple[Image, Visit]:
+    def paste(self, image: Image, rng: np.random.Generator) -> tuple[Image, PastedObjects]:
         """Return a frame with some of them in it, the tallest before the others."""
         size = image.shape[1], image.shape[0]
-        visitors = [self._one(size, tall, gone, rng) for tall, gone, most in (
+        objects = [self._one(size, tall, gone, rng) for tall, gone, most in (
             (True, False, NEAR), (False, False, SMALL), (True, True, GONE))
             for _ in range(int(rng.integers(most)))]
         image = image.copy()
-        for one in sorted(visitors, key=lambda v: v.box.h):
+        for one in sorted(objects, key=lambda v: v.box.h):
             if not one.until_s:
                 _paint(image, one, rng)
-        return image, Visit(visitors, self.rules, self.misses)
+        return image, PastedObjects(objects, self.rules, self.misses)
 
     def _one(self, size: tuple[int, int], tall: bool, gone: bool, rng: np.random.Generator,
-             ) -> Visitor:
+             ) -> PastedObject:
         share, lower = self.places[int(rng.integers(len(self.places)))]
         least = self.near or 0.5 * share
         most = max(share * TALLER, least * TALLER)
@@ -206,12 +207,12 @@ class Visitors:
         x = float(rng.random()) * size[0] - w / 2
         y = min(below + float(rng.normal(0, 0.02)), 1.0) * size[1] - h
         until = float(rng.exponential(GONE_S)) + 0.1 if gone else 0.0
-        return Visitor(pixels, Region(x, y, w, h), float(rng.normal(0, SPEED * size[0])),
-                       until + float(rng.exponential(STAY_S)), until)
+        return PastedObject(pixels, Region(x, y, w, h), float(rng.normal(0, SPEED * size[0])),
+                            until + float(rng.exponential(STAY_S)), until)
 
 
-def cut_visitors(clips: Sequence[Clip], rules: Rules, rng: np.random.Generator,
-                 ) -> Visitors | None:
+def cut_objects(clips: Sequence[Clip], rules: Rules, rng: np.random.Generator,
+                ) -> CopyPaste | None:
     """Cut the tallest thing out of training frames; None where too few can be told well."""
     key = next((key for key, rule in rules.items() if rule.side), None)
     if key is None:
@@ -223,8 +224,8 @@ def cut_visitors(clips: Sequence[Clip], rules: Rules, rng: np.random.Generator,
     cut = [cut_out(clip.sequence.image(stamp), clip.labels[stamp].regions[key])
            for clip, stamp in some]
     pixels = [one for one in cut if one is not None]
-    return Visitors(rules, pixels, places, rules[key].near,
-                    _misses(clips, key)) if pixels else None
+    return CopyPaste(rules, pixels, places, rules[key].near,
+                     _misses(clips, key)) if pixels else None
 
 
 def _misses(clips: Sequence[Clip], key: str) -> list[Miss]:
@@ -288,13 +289,13 @@ def _guess(shape: Sequence[int], box: Sequence[int]) -> Image:
     return mask
 
 
-def _paint(image: Image, visitor: Visitor, rng: np.random.Generator) -> None:
-    """Put a visitor into a frame, in another light."""
+def _paint(image: Image, pasted: PastedObject, rng: np.random.Generator) -> None:
+    """Put a pasted object into a frame, in another light."""
     height, width = image.shape[:2]
-    x, y = int(visitor.box.x), int(visitor.box.y)
-    w, h = max(1, int(visitor.box.w)), max(1, int(visitor.box.h))
-    how = cv2.INTER_AREA if h < visitor.pixels.shape[0] else cv2.INTER_LINEAR
-    pixels = cv2.resize(visitor.pixels, (w, h), interpolation=how)
+    x, y = int(pasted.box.x), int(pasted.box.y)
+    w, h = max(1, int(pasted.box.w)), max(1, int(pasted.box.h))
+    how = cv2.INTER_AREA if h < pasted.pixels.shape[0] else cv2.INTER_LINEAR
+    pixels = cv2.resize(pasted.pixels, (w, h), interpolation=how)
     x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
     if x0 >= x1 or y0 >= y1:
         return

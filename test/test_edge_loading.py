@@ -173,7 +173,7 @@ LONG = '{% for i in range(99999) %}' * 3 + '{% endfor %}' * 3
      'does not end'), ('{% generation %}' + LONG + '{% endgeneration %}', 'does not end'),
     ("{{ 'x' * 10 ** 10 }}", 'takes more than'), ("{{ 'x' | center(10 ** 7) }}", 'takes more'),
     ("{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}"
-     '{% endfor %}', 'takes more than'),
+     '{% endfor %}', ''),   # of memory or of time: which ends it first depends on the machine
     ('{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}', 'compare its chat template')])
 @pytest.mark.parametrize('file', ['chat_template.jinja', 'chat_template.json'])
 def test_a_chat_template_without_end(folder, template, said, file):
@@ -182,6 +182,7 @@ def test_a_chat_template_without_end(folder, template, said, file):
         {'chat_template': template}))
     text = refusal(folder)
     assert said in text and (file in text or said.startswith('compare'))
+    assert said or 'takes more than' in text or 'does not end' in text
 
 
 @pytest.mark.parametrize('where', ['tokenizer_config.json', 'chat_template.json', 'templates'])

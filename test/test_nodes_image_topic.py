@@ -23,7 +23,7 @@ from fakes import FakeEdge, wait_for
 import pytest
 
 pytest.importorskip('rclpy')
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402, I100
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from spotvlm_msgs.msg import Answer  # noqa: E402

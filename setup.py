@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=[package_name, package_name + '.*']),
     package_data={package_name: ['mini/checkpoints/**', 'mini/checkpoints/**/*',
                                  'bench/spotbench/latencies.json', 'system/fastdds.xml',
-                                 'view/web/*']},
+                                 'view/web/*', 'edge/native/*.c']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),

@@ -38,6 +38,7 @@ from ..config.nodes import EdgeConfig
 from ..config.profiles import load_profile
 from ..edge.accuracy import keep_points, WORST
 from ..edge.model import EdgeModel
+from ..edge.native.library import why_not
 from ..edge.precision import DYNAMIC, Format, Formats, free_bytes, gib, memory_plan, n_patches
 from ..method.facts import Context, Fact, Query
 from ..method.prompt import messages
@@ -144,6 +145,8 @@ def why_slow(model: EdgeModel, config: EdgeConfig) -> str:
         return f'{kind} models have no CUDA graphs here: their passes differ in more than tokens'
     if not model.inputs.fast:
         return 'inputs are made by the processor: it does more than scale and shift pixels'
+    if config.device == 'cpu' and config.decoder_backend == 'auto' and (why := why_not()):
+        return f'passes of few tokens are not compiled for this processor: {why}'
     return ''
 
 

@@ -39,6 +39,7 @@ EngineKind = Literal['fast', 'generate']
 DType = Literal['auto', 'bfloat16', 'float16', 'float32', 'bf16', 'fp16', 'fp32']
 Quantization = Literal['none', 'int8', 'int4', 'int8_dynamic', 'auto']
 VisionBackend = Literal['auto', 'torch', 'openvino']
+DecoderBackendName = Literal['auto', 'torch', 'native']
 BoxScale = Literal['relative', 'pixels']
 MAX_INT32 = 2**31 - 1
 RECORDED = ('video', 'images', 'bag')  # sources of node camera that are files
@@ -188,6 +189,10 @@ class EdgeConfig(QueriesConfig, RecordingConfig, ImageInputConfig, RemoteEdgeCon
         'auto', 'what runs the vision tower on a CPU; auto: OpenVINO where it is installed, the '
         'tower takes more than 0.1 s, and a short trial shows that it is faster and gives the '
         'same')
+    decoder_backend: DecoderBackendName = parameter(
+        'auto', 'what runs passes of few tokens through the decoder on a CPU; auto: code that is '
+        'compiled for this processor when a model is first loaded, where there is a C compiler '
+        'and the decoder is like that of Llama, else torch')
     view_size: int = parameter(
         0, 'width and height of the views of a frame [pixels], where the vision tower takes '
         'several: fewer image tokens, in less time, that show less; 0: as it was trained', 0,

@@ -36,18 +36,17 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .accuracy import settled
 from .answer import EdgeAnswer, guarded_answer, OnText
+from .backends import check_backends, computed_by, make_engine
 from .cpu import replace_gelu_tanh
 from .engine import Ask, Decoded, Engine, Prompt
-from .families import check_focus, model_family, Tensors, use_maskable_attention
+from .families import check_focus, model_family, Tensors
 from .generate import generate
 from .grammar import FreeText, Grammar, TemplateCompiler
 from .inputs import InputProcessor
 from .loading import check_folder, check_image_tokens, load_checkpoint, MAX_ERROR
-from .openvino_tower import check_backend
-from .precision import check_files_fit, Formats, n_patches, place
+from .precision import check_files_fit, n_patches, place
 from .processors import set_view_size, UnusableError
-from .torch_backend import TorchBackend
-from ..config.nodes import EdgeConfig, VisionBackend
+from ..config.nodes import EdgeConfig
 from ..method import focus, guard, prompt
 from ..method.facts import Context, Fact, Query, Region
 from ..method.final_answer import final_answer
@@ -118,8 +117,7 @@ class EdgeModel:
         self._tokenizer = processor.tokenizer
         self._view_size = set_view_size(processor, model.config, config.view_size)
         self._input_processor = InputProcessor(processor, self._view_size)
-        self._engine = (make_engine(model, config.vision_backend) if config.engine == 'fast' else
-                        None)
+        self._engine = make_engine(model, config) if config.engine == 'fast' else None
         self._joins = self._engine is not None and self._engine.joins
         self._eos_ids = _eos_ids(model)
         self._templates = (
@@ -150,7 +148,7 @@ class EdgeModel:
                     model.config.model_type, config.engine)
         try:
             config = config if any_format else settled(config, path)
-            check_backend(config.vision_backend, device)
+            check_backends(config)
             size = set_view_size(processor, model.config, config.view_size)
             model = place(model, config, n_patches(model, size))
             if device == 'cpu' and config.engine == 'fast' and model.dtype == torch.float32:
@@ -181,9 +179,8 @@ class EdgeModel:
 
     @property
     def formats(self) -> str:
-        """Return how numbers are stored, and what runs the vision tower where it is not torch."""
-        by = getattr(self._engine.backend, 'vision_by', 'torch') if self._engine else 'torch'
-        return str(Formats.of_model(self._model)) + f' by {by}' * (by != 'torch')
+        """Return how numbers are stored, and what computes where it is not torch."""
+        return computed_by(self._model, self._engine)
 
     @property
     def engine(self) -> Engine | None:
@@ -424,18 +421,6 @@ def expected_values(last: LastAnswer | None, context: Context | None) -> dict[st
 
 def _values(context: Context | None) -> dict[str, str]:
     return {f.key: f.value for f in context.facts} if context is not None else {}
-
-
-def make_engine(model: PreTrainedModel, vision: VisionBackend = 'auto') -> Engine | None:
-    """Return the engine that suits a model and where it runs, None for other architectures."""
-    family = model_family(model)
-    if family is None:
-        return None
-    use_maskable_attention(model)
-    if family.fixed_shapes and family.embed_tokens.weight.is_cuda:
-        from .gpu.graphs import GraphBackend  # compilers are of no use without a GPU
-        return Engine(GraphBackend(family))
-    return Engine(TorchBackend(family, vision))
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:

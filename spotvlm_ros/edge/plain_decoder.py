@@ -18,8 +18,9 @@ A decoder of the usual make by few calls of torch a layer.
 
 A small model on a CPU waits for Python as long as for its products. Here layers are computed
 without their modules: weights that multiply the same numbers are joined, and tokens of several
-prefixes go through all but attention together. For one token, what lies between the attention of
-two layers is traced. The results are those of the modules, up to rounding.
+prefixes go through all but attention together. Passes of few tokens are one call of compiled code
+(`native`); without a compiler, for one token, what lies between the attention of two layers is
+traced. The results are those of the modules, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 import itertools
 from typing import NamedTuple, Protocol
+import warnings
 
 import torch
 from torch import nn
@@ -36,12 +38,26 @@ from transformers.activations import ACT2FN
 
 from .engine import batched_position_ids
 from .families import LLAMA_LIKE, ModelFamily
+from .native.decoder import MOST, NativeDecoder, NativeLinear, Shape, Token
+from .native.library import CompilerError
 from .quantised import Joined, joined, QuantisedLinear, stored
 from .tracing import traced
+from ..config.nodes import DecoderBackendName
+
+# How far native code may be from torch, of the length of hidden states. Where inputs are rounded,
+# what differs in its last bit may be rounded the other way.
+MAX_DIFFERENCE, MAX_ROUNDED = {torch.float32: 1e-3, torch.bfloat16: 0.05}, 0.05
 
 
 class KeysAndValues(Protocol):
     """Those of one prefix."""
+
+    @property
+    def buffers(self) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of layers, each 1 x heads x capacity x dim; of none before the first."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of tokens before the present forward pass."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor,
                layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,13 +86,23 @@ class Layer(NamedTuple):
     gate_up: Joined
     down: Joined
 
+    @property
+    def norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights of the norms."""
+        return self.before.weight, self.after.weight
+
+    @property
+    def products(self) -> tuple[Joined, Joined, Joined, Joined]:
+        """Return the products, in order."""
+        return self.qkv, self.out, self.gate_up, self.down
+
 
 class PlainDecoder:
     """Computes the layers of a decoder whose make `supports` knows."""
 
-    def __init__(self, family: ModelFamily) -> None:
+    def __init__(self, family: ModelFamily, backend: DecoderBackendName = 'auto') -> None:
         """Join weights; each stays what it was, as a part of them."""
-        self._decoder = family.decoder
+        self._decoder, self._lm_head = family.decoder, family.lm_head
         self._layers = [
             Layer(layer.input_layernorm, layer.post_attention_layernorm,
                   joined(getattr(layer.self_attn, f'{n}_proj') for n in 'qkv'),
@@ -88,6 +114,30 @@ class PlainDecoder:
         self._dim, self._scaling = attention.head_dim, attention.scaling
         self._heads = attention.q_proj.out_features // self._dim
         self._pairs = attention.k_proj.out_features // self._dim
+        self._native: NativeDecoder | None = None
+        self._head: NativeLinear | None = None
+        self._native_checked = False
+        if backend != 'torch':
+            self._use_native(Shape(self._heads, self._pairs, self._dim, self._scaling,
+                                   family.decoder.norm.variance_epsilon))
+
+    def _use_native(self, shape: Shape) -> None:
+        """Have passes of few tokens computed by compiled code, where that can be."""
+        if not NativeDecoder.fits(self._layers, shape):
+            return
+        try:
+            self._native = NativeDecoder(self._layers, self._decoder.norm.weight, shape)
+        except CompilerError:   # `spotvlm check` says why
+            return
+        if isinstance(self._lm_head, QuantisedLinear) or type(self._lm_head) is nn.Linear:
+            weight = stored(self._lm_head)
+            self._head = NativeLinear(weight, self._lm_head.bias) if NativeLinear.fits(
+                weight) else None
+
+    @property
+    def by(self) -> str:
+        """Return what computes passes of few tokens."""
+        return 'torch' if self._native is None else 'native'
 
     @staticmethod
     def supports(family: ModelFamily) -> bool:
@@ -106,6 +156,49 @@ class PlainDecoder:
         ``embeds``: tokens x width, those of each turn after the other's; ``positions``: axes x
         tokens.
         """
+        native = self._native
+        if (native is None or len(embeds) > native.most_rows
+                or any(len(turn.cache.buffers) < len(self._layers) for turn in turns)):
+            return self._by_torch(embeds, positions, turns)
+        if self._native_checked:
+            return self._by_native(native, embeds, positions, turns)
+        wanted = self._by_torch(embeds, positions, turns, traces=False)
+        found, self._native_checked = self._by_native(native, embeds, positions, turns), True
+        difference = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+        rounds = self._layers[0].qkv.weight.rounds
+        if difference <= (MAX_ROUNDED if rounds else MAX_DIFFERENCE[embeds.dtype]):
+            return found
+        warnings.warn(f'compiled code for passes of few tokens is {difference:.1%} off on this '
+                      'processor: they are slower without it; report it, with what cc --version '
+                      "says, and set decoder_backend to 'torch'", stacklevel=2)
+        self._native = self._head = None
+        return self._by_torch(embeds, positions, turns)   # whose keys and values stay
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of hidden states, rows x vocabulary, in 32 bits."""
+        if self._head is not None and len(hidden) <= MOST[self._head.kind]:
+            return self._head(hidden)
+        logits: torch.Tensor = self._lm_head(hidden)
+        return logits.float()
+
+    def _by_native(self, native: NativeDecoder, embeds: torch.Tensor, positions: torch.Tensor,
+                   turns: Sequence[Turn]) -> torch.Tensor:
+        """Return what `__call__` does, by compiled code."""
+        cos, sin = self._decoder.rotary_emb(embeds[None], batched_position_ids(positions))
+        tokens = list[Token]()
+        for cache, mask, count, _ in turns:
+            end = cache.get_seq_length() + count
+            for i in range(count):
+                slot = end - count + i
+                tokens.append(Token(cache.buffers, slot, slot + 1, None) if mask is None else
+                              Token(cache.buffers, slot, end, mask[0, 0, i]))
+        x = native(embeds, cos[0], sin[0], tokens)
+        rows = last_rows([t.tokens for t in turns], [t.wanted for t in turns])
+        return (x if len(rows) == len(x) else x[rows]).to(embeds.dtype)
+
+    def _by_torch(self, embeds: torch.Tensor, positions: torch.Tensor, turns: Sequence[Turn],
+                  traces: bool = True) -> torch.Tensor:
+        """Return what `__call__` does, by torch; with ``traces`` one token by them."""
         cos, sin = (part[0, :, None] for part in self._decoder.rotary_emb(
             embeds[None], batched_position_ids(positions)))
         half = self._dim // 2
@@ -113,7 +206,7 @@ class PlainDecoder:
         x, seen, last = embeds, embeds, len(self._layers)
         for index in range(last + 1):
             given = x, seen, cos, sin
-            step = self._traced(index, given) if len(embeds) == 1 else None
+            step = self._traced(index, given) if traces and len(embeds) == 1 else None
             x, *states = self._step(index, *given) if step is None else step(*given)
             if index == last:
                 break

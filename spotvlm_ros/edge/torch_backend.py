@@ -30,7 +30,7 @@ from .engine import batched_position_ids, Bias, PrefixState, Prompt, Step
 from .families import BoolArray, DecoderMask, ImageFeatures, ModelFamily, Tensors
 from .grammar import DraftTree, Logits
 from .plain_decoder import last_rows, PlainDecoder, Turn
-from ..config.nodes import VisionBackend
+from ..config.nodes import DecoderBackendName, VisionBackend
 
 MAX_IMAGES = 8        # whose features are kept; passes about one frame share most of them
 CAPACITY_STEP = 256   # KV caches are made in multiples of this [tokens]
@@ -45,6 +45,11 @@ class KVCache(Cache):
         self.capacity = 0
         self._begin = self._end = 0   # slots that the present forward pass writes
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def buffers(self) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the keys and values of layers; of none before the first pass writes them."""
+        return self._buffers
 
     def reserve(self, tokens: int) -> bool:
         """Make the buffers hold that many tokens; return False if that loses what they held."""
@@ -133,7 +138,8 @@ class TorchBackend:
 
     joins = True
 
-    def __init__(self, family: ModelFamily, vision: VisionBackend = 'auto') -> None:
+    def __init__(self, family: ModelFamily, vision: VisionBackend = 'auto',
+                 decoder: DecoderBackendName = 'auto') -> None:
         """Wrap the parts of a model; on a CPU its vision tower is traced, or compiled."""
         self.family = family
         weight = family.embed_tokens.weight
@@ -141,7 +147,7 @@ class TorchBackend:
         self._min = np.float32(torch.finfo(weight.dtype).min)
         self._encode = (TracedVisionTower(family, vision) if weight.device.type == 'cpu'
                         else family.encode_images)
-        self._plain = (PlainDecoder(family) if weight.device.type == 'cpu'
+        self._plain = (PlainDecoder(family, decoder) if weight.device.type == 'cpu'
                        and PlainDecoder.supports(family) else None)
         self._features: OrderedDict[Hashable, ImageFeatures] = OrderedDict()
         self._caches: WeakKeyDictionary[PrefixState, KVCache] = WeakKeyDictionary()
@@ -173,6 +179,11 @@ class TorchBackend:
     def vision_by(self) -> str:
         """Return what runs the vision tower."""
         return getattr(self._encode, 'by', 'torch')
+
+    @property
+    def decoder_by(self) -> str:
+        """Return what runs passes of few tokens."""
+        return 'torch' if self._plain is None else self._plain.by
 
     def fit_draft(self, draft: DraftTree) -> DraftTree:
         """Return the draft: a forward pass takes any number of tokens."""
@@ -210,8 +221,8 @@ class TorchBackend:
         lengths = [len(step.ids) for _, step in turns]
         counts = [1 + len(step.draft.tokens) for _, step in turns]
         if self._plain is not None:
-            hidden = self._plain(embeds[0], positions,
-                                 list(map(Turn, caches, masks, lengths, counts)))
+            logits = self._plain.logits(self._plain(
+                embeds[0], positions, list(map(Turn, caches, masks, lengths, counts))))
         else:
             hidden = family.forward(
                 embeds, features, slots, use_cache=True,
@@ -219,7 +230,7 @@ class TorchBackend:
                 position_ids=batched_position_ids(positions),
                 attention_mask=masks[0] if len(masks) == 1 else join_masks(
                     [mask for mask in masks if mask is not None]))[0, last_rows(lengths, counts)]
-        logits = family.lm_head(hidden).float()
+            logits = family.lm_head(hidden).float()
         return [[Logits(values) for values in part] for part in logits.split(counts)]
 
     def _images(self, turns: Sequence[tuple[PrefixState, Step]]

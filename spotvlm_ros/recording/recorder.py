@@ -72,9 +72,9 @@ def recorded_load(config: EdgeConfig) -> dict[str, JsonValue]:
             'device': config.device, 'threads': config.threads, 'dtype': config.dtype,
             'quantization': config.quantization, 'vision_dtype': config.vision_dtype,
             'vision_quantization': config.vision_quantization, 'view_size': config.view_size,
-            'vision_backend': config.vision_backend, 'decoding': config.decoding,
-            'engine': config.engine, 'odds': config.guard_odds, 'calibrate': config.calibrate,
-            'calibrate_share': config.calibrate_share}
+            'vision_backend': config.vision_backend, 'decoder_backend': config.decoder_backend,
+            'decoding': config.decoding, 'engine': config.engine, 'odds': config.guard_odds,
+            'calibrate': config.calibrate, 'calibrate_share': config.calibrate_share}
 
 
 class Recorder:

@@ -1,0 +1,378 @@
+/*
+ * Copyright 2026 spotvlm maintainers
+ *
+ * Licensed under the Apache License, Version 2.0 (the "License");
+ * you may not use this file except in compliance with the License.
+ * You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ */
+
+/*
+ * One forward pass of few tokens through a decoder of the usual make, without anything between its
+ * products. `native/__init__.py` compiles this file for the processor it runs on; `Product`,
+ * `Layer`, `Cache`, `Decoder` and `Row` have their twins there.
+ *
+ * Loops are plain: the compiler makes dot products of 8 bits of them where the processor has some.
+ * Products go by four rows of the weight at a time, and ask for the next four in advance: a single
+ * stream of one row does not keep the memory busy.
+ */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Kinds of numbers: 8 bits alone, and with inputs that are rounded to 8 bits, too. */
+enum { F32, BF16, I8, I8_I8 };
+enum { BLOCK = 4 };       /* rows of a weight at a time */
+#define SHIFT 128         /* inputs of 8 bits are stored as 1 to 255 */
+#define LINE 64           /* bytes of a cache line */
+
+typedef struct {
+  const void * weight;    /* n_out x n_in, of `kind` */
+  const float * scales;   /* 8 bits: of each row of the weight */
+  const int32_t * sums;   /* I8_I8: SHIFT times the sum of each row of the weight */
+  const float * bias;     /* of each output, or NULL */
+  int64_t n_out, n_in, kind;
+} Product;
+
+typedef struct {
+  const float * before, * after;   /* weights of the norms */
+  Product qkv, out, gate_up, down;
+} Layer;
+
+typedef struct {
+  void * keys, * values;   /* pairs x capacity x dim, of the decoder's cache_kind */
+} Cache;
+
+typedef struct {
+  int64_t n_layers, width, heads, pairs, dim, inner, cache_kind;
+  double scaling, epsilon;
+  const Layer * layers;
+  const float * norm;   /* weight of the last norm */
+} Decoder;
+
+typedef struct {
+  const Cache * caches;     /* of each layer, of the prefix of this token */
+  const float * mask;       /* added to the attention to each slot, or NULL */
+  int64_t capacity;         /* slots of the caches */
+  int64_t slot, n_slots;    /* where this token goes, and how many it may attend to */
+} Row;
+
+static inline float widened(uint16_t number)
+{
+  union { uint32_t bits; float number; } as = {(uint32_t)number << 16};
+  return as.number;
+}
+
+static inline uint16_t narrowed(float number)   /* to the nearest, ties to even */
+{
+  union { float number; uint32_t bits; } as = {number};
+  return (uint16_t)((as.bits + 0x7fff + ((as.bits >> 16) & 1)) >> 16);
+}
+
+/* e^x up to 2e-7 of it, 0 below -87; a loop over it can be made of vectors. */
+static inline float exponential(float x)
+{
+  float whole, part;
+  union { uint32_t bits; float number; } power;
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  whole = rintf(x * 1.44269504f);
+  part = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  power.bits = (uint32_t)((int32_t)whole + 127) << 23;
+  return power.number * (1.0f + part * (1.0f + part * (0.5f + part * (
+    1.66666655e-1f + part * (4.16657962e-2f + part * (8.33345205e-3f + part * 1.3981999e-3f))))));
+}
+
+/* Round one row to 8 bits; return its scale. */
+static float rounded(const float * x, int64_t n, uint8_t * numbers)
+{
+  float most = 0.0f;
+  for (int64_t j = 0; j < n; j++) {
+    most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+  }
+  const float scale = most / 127.0f > 1e-12f ? most / 127.0f : 1e-12f;
+  for (int64_t j = 0; j < n; j++) {
+    numbers[j] = (uint8_t)((int32_t)rintf(x[j] / scale) + SHIFT);
+  }
+  return scale;
+}
+
+static void normed(const float * x, const float * weight, int64_t n, double epsilon, float * y)
+{
+  float sum = 0.0f;
+  for (int64_t j = 0; j < n; j++) {
+    sum += x[j] * x[j];
+  }
+  const float scale = 1.0f / sqrtf(sum / (float)n + (float)epsilon);
+  for (int64_t j = 0; j < n; j++) {
+    y[j] = x[j] * scale * weight[j];
+  }
+}
+
+/* Four rows of a weight times one row of inputs; the next four are asked for. */
+#define DEFINE_FOUR(NAME, WEIGHT, INPUT, SUM, TERM) \
+  static inline void NAME( \
+    const WEIGHT * restrict w, const INPUT * restrict x, int64_t n, SUM * restrict y) \
+  { \
+    const WEIGHT * restrict w1 = w + n, * restrict w2 = w1 + n, * restrict w3 = w2 + n; \
+    SUM a = 0, b = 0, c = 0, d = 0; \
+    for (int64_t k = 0; k < BLOCK * n * (int64_t)sizeof(WEIGHT); k += LINE) { \
+      __builtin_prefetch((const char *)(w + BLOCK * n) + k); \
+    } \
+    for (int64_t j = 0; j < n; j++) { \
+      a += TERM(x[j], w[j]); b += TERM(x[j], w1[j]); \
+      c += TERM(x[j], w2[j]); d += TERM(x[j], w3[j]); \
+    } \
+    y[0] = a; y[1] = b; y[2] = c; y[3] = d; \
+  }
+#define BOTH_OF_8_BITS(x, w) ((int32_t)(x) * (int32_t)(w))
+#define OF_8_BITS(x, w) ((x) * (float)(w))
+#define OF_16_BITS(x, w) ((x) * widened(w))
+#define OF_32_BITS(x, w) ((x) * (w))
+DEFINE_FOUR(four_by_8, int8_t, uint8_t, int32_t, BOTH_OF_8_BITS)
+DEFINE_FOUR(four_of_8, int8_t, float, float, OF_8_BITS)
+DEFINE_FOUR(four_of_16, uint16_t, float, float, OF_16_BITS)
+DEFINE_FOUR(four_of_32, float, float, float, OF_32_BITS)
+
+/* Inputs of a product: plain, and where its weight has 8 bits rounded. */
+typedef struct {
+  const float * plain;       /* rows x n_in */
+  uint8_t * numbers;         /* rows x n_in */
+  float * scales;            /* rows */
+} Inputs;
+
+static void prepare(const Product * by, Inputs * inputs, int64_t rows)
+{
+  for (int64_t r = 0; by->kind == I8_I8 && r < rows; r++) {
+    inputs->scales[r] = rounded(inputs->plain + r * by->n_in, by->n_in,
+                                inputs->numbers + r * by->n_in);
+  }
+}
+
+/* Outputs `first` to `first` + 3 of one row. */
+static inline void block(
+  const Product * by, const Inputs * inputs, int64_t row, int64_t first, float * y)
+{
+  const int64_t n = by->n_in;
+  switch (by->kind) {
+    case I8_I8: {
+      int32_t sums[BLOCK];
+      four_by_8((const int8_t *)by->weight + first * n, inputs->numbers + row * n, n, sums);
+      for (int k = 0; k < BLOCK; k++) {
+        y[k] = (float)(sums[k] - by->sums[first + k]) * inputs->scales[row]
+          * by->scales[first + k];
+      }
+      break;
+    }
+    case I8:
+      four_of_8((const int8_t *)by->weight + first * n, inputs->plain + row * n, n, y);
+      for (int k = 0; k < BLOCK; k++) {
+        y[k] *= by->scales[first + k];
+      }
+      break;
+    case BF16:
+      four_of_16((const uint16_t *)by->weight + first * n, inputs->plain + row * n, n, y);
+      break;
+    default:
+      four_of_32((const float *)by->weight + first * n, inputs->plain + row * n, n, y);
+  }
+  for (int k = 0; by->bias && k < BLOCK; k++) {
+    y[k] += by->bias[first + k];
+  }
+}
+
+/* The first output of a thread's share, in blocks. */
+static int64_t share(int64_t n, int64_t thread, int64_t threads)
+{
+  return n / BLOCK * thread / threads * BLOCK;
+}
+
+/* y, rows x n_out, of x, rows x n_in; `numbers` (rows x n_in) and `scales` (rows): room. */
+void multiply(
+  const Product * by, int64_t rows, const float * x, float * y, uint8_t * numbers, float * scales,
+  int64_t n_threads)
+{
+  Inputs inputs = {x, numbers, scales};
+  prepare(by, &inputs, rows);
+  #pragma omp parallel num_threads(n_threads)
+  {
+    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t end = share(by->n_out, thread + 1, threads);
+    for (int64_t i = share(by->n_out, thread, threads); i < end; i += BLOCK) {
+      for (int64_t r = 0; r < rows; r++) {
+        block(by, &inputs, r, i, y + r * by->n_out + i);
+      }
+    }
+  }
+}
+
+/* Turn the queries and keys of a token to its position; write its keys and values. */
+static void turn(
+  const Decoder * d, const Row * row, int64_t layer, int64_t head, float * qkv, const float * cos,
+  const float * sin)
+{
+  float * x = qkv + head * d->dim, turned[d->dim];
+  const int64_t half = d->dim / 2, pair = (head - d->heads) % d->pairs;
+  const Cache * cache = row->caches + layer;
+  if (head < d->heads + d->pairs) {
+    for (int64_t i = 0; i < half; i++) {
+      turned[i] = x[i] * cos[i] - x[i + half] * sin[i];
+      turned[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+    }
+    memcpy(x, turned, sizeof(turned));
+  }
+  if (head < d->heads) {
+    return;
+  }
+  void * into = head < d->heads + d->pairs ? cache->keys : cache->values;
+  const int64_t at = (pair * row->capacity + row->slot) * d->dim;
+  for (int64_t i = 0; i < d->dim; i++) {
+    if (d->cache_kind == BF16) {
+      ((uint16_t *)into)[at + i] = narrowed(x[i]);
+    } else {
+      ((float *)into)[at + i] = x[i];
+    }
+  }
+}
+
+/* What one head of a token sees; `scores`: room for a number of each slot. */
+#define DEFINE_LOOK(NAME, NUMBER, WIDE) \
+  static void NAME( \
+    const Decoder * d, const Row * row, int64_t layer, int64_t head, const float * restrict query, \
+    float * restrict scores, float * restrict seen) \
+  { \
+    const int64_t from = head / (d->heads / d->pairs) * row->capacity * d->dim, dim = d->dim; \
+    const NUMBER * restrict keys = (const NUMBER *)row->caches[layer].keys + from; \
+    const NUMBER * restrict values = (const NUMBER *)row->caches[layer].values + from; \
+    float most = -INFINITY, total = 0.0f; \
+    for (int64_t s = 0; s < row->n_slots; s++) { \
+      float sum = 0.0f; \
+      for (int64_t i = 0; i < dim; i++) { \
+        sum += query[i] * WIDE(keys[s * dim + i]); \
+      } \
+      scores[s] = sum * (float)d->scaling + (row->mask ? row->mask[s] : 0.0f); \
+    } \
+    for (int64_t s = 0; s < row->n_slots; s++) { \
+      most = scores[s] > most ? scores[s] : most; \
+    } \
+    for (int64_t s = 0; s < row->n_slots; s++) { \
+      scores[s] = exponential(scores[s] - most); \
+      total += scores[s]; \
+    } \
+    memset(seen, 0, dim * sizeof(float)); \
+    for (int64_t s = 0; s < row->n_slots; s++) { \
+      const float part = scores[s] / total; \
+      for (int64_t i = 0; i < dim; i++) { \
+        seen[i] += part * WIDE(values[s * dim + i]); \
+      } \
+    } \
+  }
+#define AS_IT_IS(x) (x)
+DEFINE_LOOK(look_16, uint16_t, widened)
+DEFINE_LOOK(look_32, float, AS_IT_IS)
+
+/*
+ * Replace x, rows x width, the embeddings of some tokens, by their last hidden states.
+ *
+ * `cos`, `sin`: rows x dim. `shared` has room for rows x (qkv + heads x dim + inner) numbers,
+ * `own` for each thread rows x widest numbers, as many bytes, a scale of each row, and the most
+ * slots; `widest` is the most of width, heads x dim and inner.
+ */
+void decode(
+  const Decoder * d, int64_t rows, const Row * row, float * x, const float * cos,
+  const float * sin, float * shared, float * own, int64_t own_size, int64_t widest,
+  int64_t n_threads)
+{
+  const int64_t all = d->heads + 2 * d->pairs, looks = d->heads * d->dim;
+  float * qkv = shared, * seen = qkv + rows * all * d->dim, * inner = seen + rows * looks;
+  #pragma omp parallel num_threads(n_threads)
+  {
+    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    float * normal = own + thread * own_size, y[BLOCK], gate[BLOCK];
+    Inputs plain = {normal, (uint8_t *)(normal + rows * widest), NULL}, given = plain;
+    plain.scales = given.scales = (float *)(normal + 2 * rows * widest);
+    float * scores = plain.scales + rows;
+    for (int64_t l = 0; l < d->n_layers; l++) {
+      const Layer * layer = d->layers + l;
+      for (int64_t r = 0; r < rows; r++) {
+        normed(x + r * d->width, layer->before, d->width, d->epsilon, normal + r * d->width);
+      }
+      prepare(&layer->qkv, &plain, rows);
+      for (int64_t i = share(layer->qkv.n_out, thread, threads),
+        end = share(layer->qkv.n_out, thread + 1, threads); i < end; i += BLOCK)
+      {
+        for (int64_t r = 0; r < rows; r++) {
+          block(&layer->qkv, &plain, r, i, qkv + r * all * d->dim + i);
+        }
+      }
+      #pragma omp barrier
+      #pragma omp for schedule(static)
+      for (int64_t k = 0; k < rows * all; k++) {
+        turn(d, row + k / all, l, k % all, qkv + k / all * all * d->dim,
+          cos + k / all * d->dim, sin + k / all * d->dim);
+      }
+      #pragma omp for schedule(static)
+      for (int64_t k = 0; k < rows * d->heads; k++) {
+        const int64_t r = k / d->heads, head = k % d->heads;
+        (d->cache_kind == BF16 ? look_16 : look_32)(
+          d, row + r, l, head, qkv + (r * all + head) * d->dim, scores, seen + k * d->dim);
+      }
+      given.plain = seen;
+      prepare(&layer->out, &given, rows);
+      for (int64_t i = share(d->width, thread, threads),
+        end = share(d->width, thread + 1, threads); i < end; i += BLOCK)
+      {
+        for (int64_t r = 0; r < rows; r++) {
+          block(&layer->out, &given, r, i, y);
+          for (int k = 0; k < BLOCK; k++) {
+            x[r * d->width + i + k] += y[k];
+          }
+        }
+      }
+      #pragma omp barrier
+      for (int64_t r = 0; r < rows; r++) {
+        normed(x + r * d->width, layer->after, d->width, d->epsilon, normal + r * d->width);
+      }
+      prepare(&layer->gate_up, &plain, rows);
+      for (int64_t i = share(d->inner, thread, threads),
+        end = share(d->inner, thread + 1, threads); i < end; i += BLOCK)
+      {
+        for (int64_t r = 0; r < rows; r++) {
+          block(&layer->gate_up, &plain, r, i, gate);
+          block(&layer->gate_up, &plain, r, i + d->inner, y);
+          for (int k = 0; k < BLOCK; k++) {
+            inner[r * d->inner + i + k] = y[k] * gate[k] / (1.0f + exponential(-gate[k]));
+          }
+        }
+      }
+      #pragma omp barrier
+      given.plain = inner;
+      prepare(&layer->down, &given, rows);
+      for (int64_t i = share(d->width, thread, threads),
+        end = share(d->width, thread + 1, threads); i < end; i += BLOCK)
+      {
+        for (int64_t r = 0; r < rows; r++) {
+          block(&layer->down, &given, r, i, y);
+          for (int k = 0; k < BLOCK; k++) {
+            x[r * d->width + i + k] += y[k];
+          }
+        }
+      }
+      #pragma omp barrier
+    }
+    #pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+      normed(x + r * d->width, d->norm, d->width, d->epsilon, x + r * d->width);
+    }
+  }
+}

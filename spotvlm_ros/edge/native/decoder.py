@@ -1,0 +1,213 @@
+# Copyright 2026 spotvlm maintainers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder's passes of few tokens by one call; see decoder.c."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import ctypes
+from typing import NamedTuple, Protocol
+
+import torch
+
+from .library import library
+from ..quantised import Joined, Weight
+
+SHIFT, BLOCK = 128, 4   # as in decoder.c
+F32, BF16, I8, I8_I8 = range(4)
+KINDS = {torch.float32: F32, torch.bfloat16: BF16}
+# The most tokens of a pass: from there on products of matrices take less.
+MOST = {F32: 4, BF16: 4, I8: 4, I8_I8: 16}
+
+
+class Product(ctypes.Structure):
+    """A linear layer."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ('weight', 'scales', 'sums', 'bias')),
+                *((name, ctypes.c_int64) for name in ('n_out', 'n_in', 'kind'))]
+
+
+class Layer(ctypes.Structure):
+    """A layer of the decoder."""
+
+    _fields_ = [('before', ctypes.c_void_p), ('after', ctypes.c_void_p), ('qkv', Product),
+                ('out', Product), ('gate_up', Product), ('down', Product)]
+
+
+class Cache(ctypes.Structure):
+    """Keys and values of a layer."""
+
+    _fields_ = [('keys', ctypes.c_void_p), ('values', ctypes.c_void_p)]
+
+
+class Decoder(ctypes.Structure):
+    """All layers."""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in (
+        'n_layers', 'width', 'heads', 'pairs', 'dim', 'inner', 'cache_kind')),
+        ('scaling', ctypes.c_double), ('epsilon', ctypes.c_double),
+        ('layers', ctypes.c_void_p), ('norm', ctypes.c_void_p)]
+
+
+class Row(ctypes.Structure):
+    """A token."""
+
+    _fields_ = [('caches', ctypes.c_void_p), ('mask', ctypes.c_void_p),
+                *((name, ctypes.c_int64) for name in ('capacity', 'slot', 'n_slots'))]
+
+
+class LayerParts(Protocol):
+    """The weights of one layer; `plain_decoder.Layer` is one."""
+
+    @property
+    def norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights of the norms before attention and before the MLP."""
+
+    @property
+    def products(self) -> tuple[Joined, Joined, Joined, Joined]:
+        """Return queries, keys and values; the output of attention; gate and up; down."""
+
+
+class Shape(NamedTuple):
+    """What a decoder is like."""
+
+    heads: int
+    pairs: int        # heads of keys and values
+    dim: int          # of a head
+    scaling: float    # of the attention
+    epsilon: float    # of the norms
+
+
+class Token(NamedTuple):
+    """A token of a pass."""
+
+    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]]   # of layers, 1 x pairs x capacity x dim
+    slot: int                     # where its keys and values go
+    n_slots: int                  # that it attends to
+    mask: torch.Tensor | None     # n_slots, added to the attention
+
+
+class NativeLinear:
+    """A linear layer for few rows."""
+
+    def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
+        """Take a weight that `fits`; what is kept of it is no copy."""
+        kept = self._kept = [weight.values]
+        scales = sums = None
+        if weight.scales is not None:
+            scales = weight.scales.float().contiguous()
+            kept.append(scales)
+        if weight.rounds:
+            sums = (weight.values.sum(1, dtype=torch.int32) * SHIFT).contiguous()
+            kept.append(sums)
+        if bias is not None:
+            bias = bias.detach().float().contiguous()
+            kept.append(bias)
+        n_out, n_in = weight.values.shape
+        self.kind = kind_of(weight)
+        self.product = Product(*(None if part is None else part.data_ptr() for part in (
+            weight.values, scales, sums, bias)), n_out, n_in, self.kind)
+        self._library = library()
+
+    @staticmethod
+    def fits(weight: Weight) -> bool:
+        """Return whether a weight is of a kind that can be multiplied here."""
+        return (weight.values.device.type == 'cpu' and weight.values.is_contiguous()
+                and len(weight.values) % BLOCK == 0
+                and weight.values.dtype in (*KINDS, torch.int8))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product of each row of ``x``, in 32 bits."""
+        x = x.float().contiguous()
+        y = x.new_empty(len(x), self.product.n_out)
+        room = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x))
+        self._library.multiply(
+            ctypes.byref(self.product), ctypes.c_int64(len(x)),
+            *(ctypes.c_void_p(part.data_ptr()) for part in (x, y, *room)),
+            ctypes.c_int64(torch.get_num_threads()))
+        return y
+
+
+def kind_of(weight: Weight) -> int:
+    """Return how numbers of a weight, and its inputs, are stored."""
+    if weight.values.dtype == torch.int8:
+        return I8_I8 if weight.rounds else I8
+    return KINDS[weight.values.dtype]
+
+
+class NativeDecoder:
+    """Computes passes of few tokens."""
+
+    def __init__(self, layers: Sequence[LayerParts], norm: torch.Tensor, shape: Shape) -> None:
+        """Take the weights of a decoder that `fits`. Raise CompilerError."""
+        self._library, self._shape = library(), shape
+        self._norms = [part.detach().float().contiguous() for layer in layers
+                       for part in layer.norms]
+        self._last = norm.detach().float().contiguous()
+        self._linears = [NativeLinear(part.weight, part.bias) for layer in layers
+                         for part in layer.products]
+        self._layers = (Layer * len(layers))(*(
+            Layer(*(part.data_ptr() for part in self._norms[2 * i:2 * i + 2]),
+                  *(part.product for part in self._linears[4 * i:4 * i + 4]))
+            for i in range(len(layers))))
+        self._inner = int(self._linears[3].product.n_in)
+        self._width = len(self._last)
+        self.most_rows = MOST[self._linears[0].kind]
+
+    @staticmethod
+    def fits(layers: Sequence[LayerParts], shape: Shape) -> bool:
+        """Return whether all weights are of kinds that can be multiplied here."""
+        return shape.dim % 2 == 0 and all(
+            NativeLinear.fits(part.weight) and part.weight.n_in % BLOCK == 0
+            for layer in layers for part in layer.products)
+
+    def __call__(self, embeds: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+                 tokens: Sequence[Token]) -> torch.Tensor:
+        """
+        Return the last hidden states of some tokens, tokens x width, in 32 bits.
+
+        ``cos``, ``sin``: tokens x dim. Keys and values are written to the buffers, which are all
+        of one dtype.
+        """
+        shape, rows = self._shape, len(tokens)
+        x = embeds.float().clone(memory_format=torch.contiguous_format)
+        cos, sin = cos.float().contiguous(), sin.float().contiguous()
+        masks = [None if t.mask is None else t.mask.float().contiguous() for t in tokens]
+        caches = [_pointers(t.buffers) for t in tokens]
+        table = (Row * rows)(*(
+            Row(ctypes.addressof(c), None if m is None else m.data_ptr(), t.buffers[0][0].shape[2],
+                t.slot, t.n_slots) for t, m, c in zip(tokens, masks, caches)))
+        decoder = Decoder(
+            len(self._layers), self._width, shape.heads, shape.pairs, shape.dim, self._inner,
+            KINDS[tokens[0].buffers[0][0].dtype], shape.scaling, shape.epsilon,
+            ctypes.addressof(self._layers), self._last.data_ptr())
+        looks = shape.heads * shape.dim
+        widest = max(self._width, looks, self._inner)
+        threads = torch.get_num_threads()
+        own = 2 * rows * widest + rows + max(t.n_slots for t in tokens)
+        own += -own % 16   # whole cache lines
+        shared = x.new_empty(rows * (2 * looks + 2 * shape.pairs * shape.dim + self._inner))
+        room = x.new_empty(threads * own)
+        self._library.decode(
+            ctypes.byref(decoder), ctypes.c_int64(rows), table,
+            *(ctypes.c_void_p(part.data_ptr()) for part in (x, cos, sin, shared, room)),
+            *map(ctypes.c_int64, (own, widest, threads)))
+        return x
+
+
+def _pointers(buffers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> ctypes.Array[Cache]:
+    """Return where the keys and values of layers are."""
+    return (Cache * len(buffers))(*(Cache(k.data_ptr(), v.data_ptr()) for k, v in buffers))

@@ -147,8 +147,9 @@ def test_the_planner_of_the_readme_goes_and_stops():
                          or said and plan in said[-1] and f"light='{light}'" in said[-1])
             wait_for(lambda: "stop: light=''" in said[-1])
             planner.send_signal(signal.SIGINT)
-            assert planner.wait(10) == 0    # it was a traceback
+            code = planner.wait(10)
             reading.join(5.0)
+            assert code == 0, ''.join(said)    # it was a traceback
             assert not any('Traceback' in line for line in said)
         finally:
             planner.kill()

@@ -18,7 +18,7 @@
 
 /*
  * One forward pass of few tokens through a decoder of the usual make, without anything between its
- * products. `native/__init__.py` compiles this file for the processor it runs on; `Product`,
+ * products; and for many tokens what is between products of 8 bits, which are oneDNN's. `native/__init__.py` compiles this file for the processor it runs on; `Product`,
  * `Layer`, `Cache`, `Decoder` and `Row` have their twins there.
  *
  * Loops are plain: the compiler makes dot products of 8 bits of them where the processor has some.
@@ -94,20 +94,22 @@ static inline float exponential(float x)
 }
 
 /* Round one row to 8 bits; return its scale. */
-static float rounded(const float * x, int64_t n, uint8_t * numbers)
+static float rounded(const float * restrict x, int64_t n, uint8_t * restrict numbers)
 {
-  float most = 0.0f;
+  union { uint32_t bits; float number; } most = {0};   /* their order is that of numbers */
   for (int64_t j = 0; j < n; j++) {
-    most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+    const union { float number; uint32_t bits; } as = {fabsf(x[j])};
+    most.bits = as.bits > most.bits ? as.bits : most.bits;
   }
-  const float scale = most / 127.0f > 1e-12f ? most / 127.0f : 1e-12f;
+  const float scale = most.number / 127.0f > 1e-12f ? most.number / 127.0f : 1e-12f;
   for (int64_t j = 0; j < n; j++) {
     numbers[j] = (uint8_t)((int32_t)rintf(x[j] / scale) + SHIFT);
   }
   return scale;
 }
 
-static void normed(const float * x, const float * weight, int64_t n, double epsilon, float * y)
+static void normed(
+  const float * x, const float * restrict weight, int64_t n, double epsilon, float * y)
 {
   float sum = 0.0f;
   for (int64_t j = 0; j < n; j++) {
@@ -216,20 +218,31 @@ void multiply(
   }
 }
 
-/* Turn the queries and keys of a token to its position; write its keys and values. */
-static void turn(
+/*
+ * Turn one head to a position. `sin` has the sign that its number takes: that of the first half is
+ * turned round.
+ */
+static void turn(float * x, int64_t dim, const float * cos, const float * sin)
+{
+  float turned[dim];
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; i++) {
+    turned[i] = x[i] * cos[i] + x[i + half] * sin[i];
+    turned[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+  }
+  memcpy(x, turned, sizeof(turned));
+}
+
+/* Turn a query or key of a token; write its keys and values. */
+static void place(
   const Decoder * d, const Row * row, int64_t layer, int64_t head, float * qkv, const float * cos,
   const float * sin)
 {
-  float * x = qkv + head * d->dim, turned[d->dim];
-  const int64_t half = d->dim / 2, pair = (head - d->heads) % d->pairs;
+  float * x = qkv + head * d->dim;
+  const int64_t pair = (head - d->heads) % d->pairs;
   const Cache * cache = row->caches + layer;
   if (head < d->heads + d->pairs) {
-    for (int64_t i = 0; i < half; i++) {
-      turned[i] = x[i] * cos[i] - x[i + half] * sin[i];
-      turned[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
-    }
-    memcpy(x, turned, sizeof(turned));
+    turn(x, d->dim, cos, sin);
   }
   if (head < d->heads) {
     return;
@@ -284,7 +297,7 @@ DEFINE_LOOK(look_32, float, AS_IT_IS)
 /*
  * Replace x, rows x width, the embeddings of some tokens, by their last hidden states.
  *
- * `cos`, `sin`: rows x dim. `shared` has room for rows x (qkv + heads x dim + inner) numbers,
+ * `cos`, `sin` (as in `turn`): rows x dim. `shared` has room for rows x (qkv + heads x dim + inner) numbers,
  * `own` for each thread rows x widest numbers, as many bytes, a scale of each row, and the most
  * slots; `widest` is the most of width, heads x dim and inner.
  */
@@ -318,7 +331,7 @@ void decode(
       #pragma omp barrier
       #pragma omp for schedule(static)
       for (int64_t k = 0; k < rows * all; k++) {
-        turn(d, row + k / all, l, k % all, qkv + k / all * all * d->dim,
+        place(d, row + k / all, l, k % all, qkv + k / all * all * d->dim,
           cos + k / all * d->dim, sin + k / all * d->dim);
       }
       #pragma omp for schedule(static)
@@ -373,6 +386,98 @@ void decode(
     #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
       normed(x + r * d->width, d->norm, d->width, d->epsilon, x + r * d->width);
+    }
+  }
+}
+
+/* y, rows x n: rows as a norm makes them. */
+void norm_rows(
+  int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, float * y,
+  int64_t n_threads)
+{
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t r = 0; r < rows; r++) {
+    normed(x + r * n, norm, n, epsilon, y + r * n);
+  }
+}
+
+/* For many tokens: rows x n numbers, normed where `norm` is given, in 8 bits with a scale each. */
+void round_rows(
+  int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, uint8_t * numbers,
+  float * scales, int64_t n_threads)
+{
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t r = 0; r < rows; r++) {
+    float normal[n];
+    if (norm) {
+      normed(x + r * n, norm, n, epsilon, normal);
+    }
+    scales[r] = rounded(norm ? normal : x + r * n, n, numbers + r * n);
+    for (int64_t j = 0; j < n; j++) {
+      numbers[r * n + j] ^= SHIFT;   /* with a sign, as oneDNN takes it */
+    }
+  }
+}
+
+/* n outputs of one row of a product of 8 bits, from `first` on, by their sums. */
+static inline void outputs(
+  const Product * by, int64_t first, int64_t n, const int32_t * restrict sums, float scale,
+  float * restrict y)
+{
+  const float * restrict scales = by->scales + first;
+  for (int64_t i = 0; i < n; i++) {
+    y[i] = (float)sums[first + i] * scale * scales[i];
+  }
+  for (int64_t i = 0; by->bias && i < n; i++) {
+    y[i] += by->bias[first + i];
+  }
+}
+
+/* y, rows x n_out: what a product of 8 bits gives by its sums, added to `base` where given. */
+void scale_rows(
+  const Product * by, int64_t rows, const int32_t * sums, const float * scales, const float * base,
+  float * y, int64_t n_threads)
+{
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t r = 0; r < rows; r++) {
+    float * to = y + r * by->n_out;
+    outputs(by, 0, by->n_out, sums + r * by->n_out, scales[r], to);
+    for (int64_t i = 0; base && i < by->n_out; i++) {
+      to[i] += base[r * by->n_out + i];
+    }
+  }
+}
+
+/* numbers, rows x n_out / 2, in 8 bits: SiLU of the first half of a product, times the second. */
+void gate_rows(
+  const Product * by, int64_t rows, const int32_t * sums, const float * scales, uint8_t * numbers,
+  float * into, int64_t n_threads)
+{
+  const int64_t n = by->n_out / 2;
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t r = 0; r < rows; r++) {
+    float gate[n], up[n];
+    outputs(by, 0, n, sums + 2 * r * n, scales[r], gate);
+    outputs(by, n, n, sums + 2 * r * n, scales[r], up);
+    for (int64_t i = 0; i < n; i++) {
+      up[i] *= gate[i] / (1.0f + exponential(-gate[i]));
+    }
+    into[r] = rounded(up, n, numbers + r * n);
+    for (int64_t i = 0; i < n; i++) {
+      numbers[r * n + i] ^= SHIFT;
+    }
+  }
+}
+
+/* Turn the first `heads` of `all` of each row; `cos`, `sin`: as in `turn`, rows x dim. */
+void turn_rows(
+  int64_t rows, int64_t heads, int64_t all, int64_t dim, float * x, const float * cos,
+  const float * sin, int64_t n_threads)
+{
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t h = 0; h < heads; h++) {
+      turn(x + (r * all + h) * dim, dim, cos + r * dim, sin + r * dim);
     }
   }
 }

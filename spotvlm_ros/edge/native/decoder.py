@@ -13,13 +13,13 @@
 # limitations under the License.
 #
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder's passes of few tokens by one call; see decoder.c."""
+"""A decoder's passes of few tokens by one call, of many by few for a layer; see decoder.c."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import ctypes
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -31,6 +31,9 @@ F32, BF16, I8, I8_I8 = range(4)
 KINDS = {torch.float32: F32, torch.bfloat16: BF16}
 # The most tokens of a pass: from there on products of matrices take less.
 MOST = {F32: 4, BF16: 4, I8: 4, I8_I8: 16}
+
+
+Given: TypeAlias = ctypes.Structure | ctypes.Array['Row'] | torch.Tensor | float | None
 
 
 class Product(ctypes.Structure):
@@ -117,7 +120,7 @@ class NativeLinear:
             bias = bias.detach().float().contiguous()
             kept.append(bias)
         n_out, n_in = weight.values.shape
-        self.kind = kind_of(weight)
+        self.kind, self.values = kind_of(weight), weight.values
         self.product = Product(*(None if part is None else part.data_ptr() for part in (
             weight.values, scales, sums, bias)), n_out, n_in, self.kind)
         self._library = library()
@@ -134,11 +137,18 @@ class NativeLinear:
         x = x.float().contiguous()
         y = x.new_empty(len(x), self.product.n_out)
         room = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x))
-        self._library.multiply(
-            ctypes.byref(self.product), ctypes.c_int64(len(x)),
-            *(ctypes.c_void_p(part.data_ptr()) for part in (x, y, *room)),
-            ctypes.c_int64(torch.get_num_threads()))
+        _call(self._library.multiply, self.product, len(x), x, y, *room)
         return y
+
+
+def _call(function: Callable[..., object], *given: Given) -> None:
+    """Call a function of the library, with as many threads as torch may use."""
+    function(*(
+        ctypes.byref(part) if isinstance(part, (ctypes.Structure, ctypes.Array)) else
+        ctypes.c_double(part) if isinstance(part, float) else
+        ctypes.c_int64(part) if isinstance(part, int) else
+        ctypes.c_void_p(None if part is None else part.data_ptr()) for part in given),
+        ctypes.c_int64(torch.get_num_threads()))
 
 
 def kind_of(weight: Weight) -> int:
@@ -166,6 +176,7 @@ class NativeDecoder:
         self._inner = int(self._linears[3].product.n_in)
         self._width = len(self._last)
         self.most_rows = MOST[self._linears[0].kind]
+        self.steps = all(part.kind == I8_I8 for part in self._linears)   # has `step`
 
     @staticmethod
     def fits(layers: Sequence[LayerParts], shape: Shape) -> bool:
@@ -179,8 +190,8 @@ class NativeDecoder:
         """
         Return the last hidden states of some tokens, tokens x width, in 32 bits.
 
-        ``cos``, ``sin``: tokens x dim. Keys and values are written to the buffers, which are all
-        of one dtype.
+        ``cos``, ``sin``: tokens x dim; ``sin`` is negative in the first half. Keys and values are
+        written to the buffers, which are all of one dtype.
         """
         shape, rows = self._shape, len(tokens)
         x = embeds.float().clone(memory_format=torch.contiguous_format)
@@ -201,11 +212,51 @@ class NativeDecoder:
         own += -own % 16   # whole cache lines
         shared = x.new_empty(rows * (2 * looks + 2 * shape.pairs * shape.dim + self._inner))
         room = x.new_empty(threads * own)
-        self._library.decode(
-            ctypes.byref(decoder), ctypes.c_int64(rows), table,
-            *(ctypes.c_void_p(part.data_ptr()) for part in (x, cos, sin, shared, room)),
-            *map(ctypes.c_int64, (own, widest, threads)))
+        _call(self._library.decode, decoder, rows, table, x, cos, sin, shared, room, own, widest)
         return x
+
+    def step(self, index: int, x: torch.Tensor, seen: torch.Tensor, cos: torch.Tensor,
+             sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Compute what lies between the attention of two layers, for many tokens in 32 bits.
+
+        As `PlainDecoder._step` does, for layers whose inputs are rounded.
+        """
+        shape = self._shape
+        if index > 0:
+            out, gate_up, down = self._linears[4 * index - 3:4 * index]
+            x = self._product(out, *self._rounded(seen.contiguous()), x.contiguous())
+            numbers, given = self._rounded(x, self._norms[2 * index - 1])
+            sums, scales = torch._int_mm(numbers, gate_up.values.t()), x.new_empty(len(x))
+            numbers = torch.empty(len(x), self._inner, dtype=torch.int8)
+            _call(self._library.gate_rows, gate_up.product, len(x), sums, given, numbers, scales)
+            x = self._product(down, numbers, scales, x)
+        if 4 * index == len(self._linears):
+            normal = x.new_empty(x.shape)
+            _call(self._library.norm_rows, *x.shape, x, self._last, shape.epsilon, normal)
+            return (normal,)
+        found = self._product(self._linears[4 * index],
+                              *self._rounded(x, self._norms[2 * index]))
+        turned = shape.heads + shape.pairs
+        _call(self._library.turn_rows, len(x), turned, turned + shape.pairs, shape.dim, found, cos,
+              sin)
+        heads = found.unflatten(1, (-1, shape.dim))
+        return x, heads[:, :shape.heads], heads[:, shape.heads:turned], heads[:, turned:]
+
+    def _rounded(self, x: torch.Tensor, norm: torch.Tensor | None = None
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows, normed where that is asked for, in 8 bits, and the scale of each."""
+        numbers, scales = torch.empty(x.shape, dtype=torch.int8), x.new_empty(len(x))
+        _call(self._library.round_rows, *x.shape, x, norm, self._shape.epsilon, numbers, scales)
+        return numbers, scales
+
+    def _product(self, linear: NativeLinear, numbers: torch.Tensor, scales: torch.Tensor,
+                 base: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what a linear layer makes of rounded rows, added to ``base``."""
+        sums = torch._int_mm(numbers, linear.values.t())
+        y = torch.empty(sums.shape)
+        _call(self._library.scale_rows, linear.product, len(sums), sums, scales, base, y)
+        return y
 
 
 def _pointers(buffers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> ctypes.Array[Cache]:

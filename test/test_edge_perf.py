@@ -15,9 +15,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measuring of the edge engine runs and compares what it should."""
 
+from importlib.util import find_spec
+
 import pytest
 from spotvlm_ros.bench.perf import cameras as cameras_perf, edge_cpu as edge_perf, edge_gpu
 from spotvlm_ros.bench.perf import edge_llama, edge_shape
+from spotvlm_ros.bench.perf.edge_openvino import OpenVinoDecoder
+from spotvlm_ros.config.nodes import EdgeConfig
+from spotvlm_ros.edge.precision import place
 from spotvlm_ros.mini.worlds import make_world, TUNE_SEEDS
 import torch
 from transformers import AutoModelForImageTextToText
@@ -70,6 +75,22 @@ def test_a_decoder_by_llama_cpp_says_what_generate_says(tmp_path):
     edge_llama.write_decoder(model, tmp_path / 'decoder.gguf')
     decoder = edge_llama.LlamaDecoder(tmp_path / 'decoder.gguf', 1, 64)
     ids = list(range(1000, 1040))
+    said = model.generate(input_ids=torch.tensor([ids]), do_sample=False, min_new_tokens=8,
+                          attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                          max_new_tokens=8, pad_token_id=0)[0, len(ids):].tolist()
+    assert decoder.answer(ids, 8) == said == decoder.answer(ids, 8)
+
+
+@pytest.mark.skipif(find_spec('openvino') is None,
+                    reason='OpenVINO, 184 MB, is not installed by make setup; pip install it')
+def test_a_decoder_by_openvino_says_what_generate_says():
+    torch.manual_seed(0)
+    config = edge_gpu.smol(64, 16, 2, (32, 2, 4, 64), (256, 2, 4, 2, 256))
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    model = place(model, EdgeConfig(quantization='int8_dynamic'), 0)
+    ids, decoder = list(range(1000, 1040)), OpenVinoDecoder(model, 1)
     said = model.generate(input_ids=torch.tensor([ids]), do_sample=False, min_new_tokens=8,
                           attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                           max_new_tokens=8, pad_token_id=0)[0, len(ids):].tolist()

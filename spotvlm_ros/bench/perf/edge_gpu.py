@@ -197,7 +197,10 @@ class Case:
         inputs = {k: v.to(self.device) for k, v in self.vision.items()}
         if 'image_grid_thw' in inputs:
             inputs['mm_token_type_ids'] = (ids == self.image[0]).int()
-        options = {'cache_implementation': 'static'} if static else {}
+        options: dict[str, object] = {'cache_implementation': 'static'} if static else {}
+        if compiled and self.device == 'cpu':   # where transformers does not compile by itself
+            how = options['compile_config'] = hf.CompileConfig(dynamic=False, mode='default')
+            how._compile_all_devices = True
         out = self.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
             min_new_tokens=ANSWER, max_new_tokens=ANSWER, pad_token_id=0,

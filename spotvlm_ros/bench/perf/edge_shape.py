@@ -20,7 +20,7 @@ What is said is of no meaning; what it costs is. Each way answers the same promp
 views whose pixels were never seen, 128 tokens of history that changed, 64 of question, 16 of
 answer. The base is `generate` on the model as a checkpoint in 32 bits is loaded. Ways whose name
 begins with `text_` know the views already, as in the guard's second pass: their base is `generate`
-without pictures, and llama.cpp is one of them.
+without pictures, and decoders of OpenVINO and llama.cpp are among them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 
 from .edge_gpu import ANSWER, Case, Chip, HISTORY, SHAPES
 from .edge_llama import llama_cpp_is_there, LlamaDecoder, write_decoder
+from .edge_openvino import OpenVinoDecoder
 from .result import PerfResult
 from ...config.nodes import EdgeConfig
 from ...edge.cpu import replace_gelu_tanh
@@ -52,9 +53,11 @@ from ...system.machine import machine
 FP32, BF16 = EdgeConfig(dtype='fp32'), EdgeConfig(dtype='bf16')
 BYTES = replace(FP32, quantization='int8_dynamic', vision_dtype='bf16',
                 vision_quantization='int8_dynamic')
+HALF_BYTES = replace(BYTES, dtype='bf16')
 WAYS: Mapping[str, EdgeConfig] = {
     'generate': replace(FP32, engine='generate'),
     'generate_static': replace(FP32, engine='generate'),
+    'generate_static_compiled': replace(FP32, engine='generate'),
     'generate_bf16': replace(BF16, engine='generate'),
     'engine_fp32': replace(FP32, vision_backend='torch'),
     'engine_fp32_openvino': replace(FP32, vision_backend='openvino'),
@@ -63,11 +66,14 @@ WAYS: Mapping[str, EdgeConfig] = {
     'engine_bf16_int8_openvino': replace(BF16, quantization='int8', vision_backend='openvino'),
     'engine_int8_dynamic': replace(BYTES, vision_backend='torch'),
     'engine_int8_dynamic_openvino': replace(BYTES, vision_backend='openvino'),
+    'engine_bf16_int8_dynamic_openvino': replace(HALF_BYTES, vision_backend='openvino'),
     'text_generate': replace(FP32, engine='generate'),
     'text_engine_fp32': replace(FP32, vision_backend='torch'),
     'text_engine_int8_dynamic': replace(BYTES, vision_backend='torch'),
+    'text_engine_bf16_int8_dynamic': replace(HALF_BYTES, vision_backend='torch'),
+    'text_openvino_int8': BYTES,
     'text_llama_cpp_q8_0': FP32}
-LLAMA_CPP = 'text_llama_cpp_q8_0'
+LLAMA_CPP, OPENVINO = 'text_llama_cpp_q8_0', 'text_openvino_int8'
 
 
 @lru_cache(1)
@@ -134,7 +140,8 @@ class CpuCase(Case):
         if self.config.engine == 'fast':
             self.free('changed', history, [])
         else:
-            self.generate(history, self.way == 'generate_static')
+            self.generate(history, self.way.startswith('generate_static'),
+                          self.way.endswith('compiled'))
 
     @property
     def there(self) -> bool:
@@ -143,14 +150,18 @@ class CpuCase(Case):
                 or self.backend.vision_by == 'openvino')
 
 
-class LlamaCase:
-    """The text decoder of a shape by llama.cpp."""
+class PeerCase:
+    """The text decoder of a shape by another engine."""
 
     there = True
 
-    def __init__(self, name: str, view: int, threads: int) -> None:
-        """Write its file and load that."""
-        self._like = CpuCase(name, view, 'text_generate')   # for its prompts
+    def __init__(self, name: str, view: int, way: str, threads: int) -> None:
+        """Make it of the weights of the shape."""
+        self._like = CpuCase(name, view, 'text_generate' if way == LLAMA_CPP else way)
+        self._decoder: LlamaDecoder | OpenVinoDecoder
+        if way == OPENVINO:
+            self._decoder = OpenVinoDecoder(self._like.model, threads)
+            return
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / 'decoder.gguf'
             write_decoder(self._like.model, file)
@@ -167,7 +178,8 @@ class LlamaCase:
 def _can_run(way: str) -> bool:
     if way == LLAMA_CPP:
         return llama_cpp_is_there()
-    return find_spec('openvino') is not None or WAYS[way].vision_backend != 'openvino'
+    return find_spec('openvino') is not None or (
+        way != OPENVINO and WAYS[way].vision_backend != 'openvino')
 
 
 @torch.inference_mode()
@@ -176,8 +188,8 @@ def shape_rows(name: str, view: int, threads: int, limit_s: float = 200.0,
     """Return what each way takes, in turns; no turn begins after ``limit_s``."""
     torch.set_num_threads(threads)
     begin, times = time.perf_counter(), dict[str, list[float]]()
-    cases = {way: LlamaCase(name, view, threads) if way == LLAMA_CPP else CpuCase(name, view, way)
-             for way in WAYS if _can_run(way)}
+    cases = {way: PeerCase(name, view, way, threads) if way in (LLAMA_CPP, OPENVINO) else
+             CpuCase(name, view, way) for way in WAYS if _can_run(way)}
     for turn in range(rounds + 1):
         if turn > 1 and time.perf_counter() - begin > limit_s:
             print(f'{limit_s:g} s are over: {turn - 1} turns', flush=True)

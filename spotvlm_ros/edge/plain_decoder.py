@@ -38,8 +38,9 @@ from transformers.activations import ACT2FN
 
 from .engine import batched_position_ids
 from .families import LLAMA_LIKE, ModelFamily
-from .native.decoder import I8_I8, MOST, NativeDecoder, NativeLinear, Shape, Token
+from .native.decoder import NativeDecoder, Shape, Token
 from .native.library import CompilerError
+from .native.linear import I8_I8, MOST, NativeLinear
 from .quantised import Joined, joined, QuantisedLinear, stored
 from .tracing import traced
 from ..config.nodes import DecoderBackendName

@@ -30,11 +30,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+import itertools
 from typing import NamedTuple, TypeVar
+import warnings
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from .native.library import why_not
+from .native.linear import linear_of, MOST, NativeLinear
 
 GROUP = 32           # weights of 4 bits that share a scale
 WORDS = GROUP // 8   # that hold them, int32
@@ -69,12 +75,18 @@ class Weight(NamedTuple):
         """Return the weight written out, n_out x n_in."""
         if self.scales is None:
             return self.values
+        native = _native(self)
+        if native is not None:   # on a CPU: the same numbers, in less time
+            return native.write_out(self.scales.dtype)
+        return self._plain_by_torch(self.scales)
+
+    def _plain_by_torch(self, scales: torch.Tensor) -> torch.Tensor:
         if self.bits == 8:
-            return self.values.to(self.scales.dtype) * self.scales[:, None]
+            return self.values.to(scales.dtype) * scales[:, None]
         order = torch.arange(8, device=self.values.device, dtype=torch.int32)
         words = self.values.unflatten(1, (-1, WORDS, 1))
         numbers = ((words >> _shift(order)) & 15) - MIDDLE   # n_out x groups x WORDS x 8
-        groups = numbers.flatten(2).to(self.scales.dtype) * self.scales[..., None]
+        groups = numbers.flatten(2).to(scales.dtype) * scales[..., None]
         return groups.flatten(1)
 
 
@@ -149,6 +161,11 @@ def product(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch
         return functional.linear(x, weight.plain(), bias)
     if weight.rounds and weight.scales is not None:
         return _of_8_bits(x, weight.values, weight.scales, bias)
+    native = _native(weight)
+    if native is not None and x.shape[:-1].numel() <= MOST[native.kind]:
+        found = native(x.reshape(-1, x.shape[-1])).to(x.dtype).view(
+            *x.shape[:-1], len(weight.values))
+        return found if bias is None else found + bias
     few = FEW if x.dtype == torch.float32 else FEW_OF_16
     if x.is_cuda or weight.bits != 8 or weight.scales is None or x.shape[:-1].numel() > few:
         return _plain_product(x, weight.plain(), bias)
@@ -182,6 +199,35 @@ def _of_8_bits(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor,
     if bias is not None:
         found += bias
     return found.to(x.dtype).view(*x.shape[:-1], len(values))
+
+
+def _native(weight: Weight) -> NativeLinear | None:
+    """Return what multiplies by a weight on a CPU, or writes it out; None where torch does."""
+    if _written_out or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return None   # torch sees its own functions only
+    return linear_of(weight) if weight.values.device.type == 'cpu' and _native_works() else None
+
+
+@lru_cache(1)
+def _native_works() -> bool:
+    """Return whether compiled code gives what torch gives on this processor; warn if not."""
+    if why_not():
+        return False
+    numbers = torch.Generator().manual_seed(0)
+    full, x = (torch.randn(n, 96, generator=numbers) for n in (8, 2))
+    for bits, dtype in itertools.product((8, 4), (torch.float32, torch.bfloat16)):
+        weight = rounded(full.to(dtype), bits)
+        native = linear_of(weight)
+        assert native is not None and weight.scales is not None
+        plain = weight._plain_by_torch(weight.scales)
+        wanted = functional.linear(x, weight._plain_by_torch(weight.scales.float()))
+        if not (torch.equal(native.write_out(dtype), plain)
+                and float((native(x) - wanted).norm()) <= 1e-5 * float(wanted.norm())):
+            warnings.warn(f'compiled code for weights of {bits} bits gives other numbers than '
+                          'torch on this processor: answers are slower without it; report it, '
+                          'with what cc --version says', stacklevel=2)
+            return False
+    return True
 
 
 _written_out = False

@@ -31,18 +31,19 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Kinds of numbers: 8 bits alone, and with inputs that are rounded to 8 bits, too. */
-enum { F32, BF16, I8, I8_I8 };
+/* Kinds of numbers: 8 bits alone, and with inputs that are rounded to 8 bits, too; 4 bits. */
+enum { F32, BF16, I8, I8_I8, I4 };
 enum { BLOCK = 4 };       /* rows of a weight at a time */
+enum { GROUP = 32, MIDDLE = 8 };   /* of 4 bits: numbers that share a scale; what stands for 0 */
 #define SHIFT 128         /* inputs of 8 bits are stored as 1 to 255 */
 #define LINE 64           /* bytes of a cache line */
 
 typedef struct {
   const void * weight;    /* n_out x n_in, of `kind` */
-  const float * scales;   /* 8 bits: of each row of the weight */
+  const void * scales;    /* 8 bits: of each row, F32; 4 bits: of each group, of `scale_kind` */
   const int32_t * sums;   /* I8_I8: SHIFT times the sum of each row of the weight */
   const float * bias;     /* of each output, or NULL */
-  int64_t n_out, n_in, kind;
+  int64_t n_out, n_in, kind, scale_kind;
 } Product;
 
 typedef struct {
@@ -146,18 +147,78 @@ DEFINE_FOUR(four_of_8, int8_t, float, float, OF_8_BITS)
 DEFINE_FOUR(four_of_16, uint16_t, float, float, OF_16_BITS)
 DEFINE_FOUR(four_of_32, float, float, float, OF_32_BITS)
 
-/* Inputs of a product: plain, and where its weight has 8 bits rounded. */
+/*
+ * Numbers of 4 bits. Of the 16 bytes of a group the low halves are its numbers 0 to 3, 8 to 11, 16
+ * to 19 and 24 to 27, and the high halves those between (`quantised.Weight`).
+ */
+typedef uint8_t Bytes __attribute__((vector_size(GROUP / 2)));
+typedef int32_t Ints __attribute__((vector_size(2 * GROUP)));
+typedef float Floats __attribute__((vector_size(2 * GROUP)));
+
+static inline Floats numbers_of(Bytes halves)
+{
+  return __builtin_convertvector(__builtin_convertvector(halves, Ints) - MIDDLE, Floats);
+}
+
+static inline float group_scale(const Product * by, int64_t group)
+{
+  return by->scale_kind == BF16 ? widened(((const uint16_t *)by->scales)[group]) :
+         ((const float *)by->scales)[group];
+}
+
+/* Inputs in the order of the halves: 16 for the low ones of a group, 16 for the high ones. */
+static void sorted(const float * restrict x, int64_t n, float * restrict y)
+{
+  for (int64_t j = 0; j < n; j += 8) {
+    float * low = y + j / GROUP * GROUP + j % GROUP / 2;
+    memcpy(low, x + j, 4 * sizeof(float));
+    memcpy(low + GROUP / 2, x + j + 4, 4 * sizeof(float));
+  }
+}
+
+/* Four rows of a weight of 4 bits, from `first` on, times one row of sorted inputs. */
+static inline void four_of_4(const Product * by, int64_t first, const float * x, float * y)
+{
+  const int64_t groups = by->n_in / GROUP, bytes = by->n_in / 2;
+  const uint8_t * w = (const uint8_t *)by->weight + first * bytes;
+  Floats sums[BLOCK] = {{0}};
+  for (int64_t k = 0; k < BLOCK * bytes; k += LINE) {
+    __builtin_prefetch(w + BLOCK * bytes + k);
+  }
+  for (int64_t g = 0; g < groups; g++) {
+    Floats low, high;
+    memcpy(&low, x + g * GROUP, sizeof(low));
+    memcpy(&high, x + g * GROUP + GROUP / 2, sizeof(high));
+    for (int k = 0; k < BLOCK; k++) {
+      Bytes both;
+      memcpy(&both, w + k * bytes + g * sizeof(both), sizeof(both));
+      sums[k] += (low * numbers_of(both & 15) + high * numbers_of(both >> 4))
+        * group_scale(by, (first + k) * groups + g);
+    }
+  }
+  for (int k = 0; k < BLOCK; k++) {
+    y[k] = 0.0f;
+    for (int i = 0; i < GROUP / 2; i++) {
+      y[k] += sums[k][i];
+    }
+  }
+}
+
+/* Inputs of a product: plain, and as its weight wants them. */
 typedef struct {
   const float * plain;       /* rows x n_in */
-  uint8_t * numbers;         /* rows x n_in */
+  void * numbers;            /* rows x n_in: bytes, or sorted floats */
   float * scales;            /* rows */
 } Inputs;
 
 static void prepare(const Product * by, Inputs * inputs, int64_t rows)
 {
+  const int64_t n = by->n_in;
   for (int64_t r = 0; by->kind == I8_I8 && r < rows; r++) {
-    inputs->scales[r] = rounded(inputs->plain + r * by->n_in, by->n_in,
-                                inputs->numbers + r * by->n_in);
+    inputs->scales[r] = rounded(inputs->plain + r * n, n, (uint8_t *)inputs->numbers + r * n);
+  }
+  for (int64_t r = 0; by->kind == I4 && r < rows; r++) {
+    sorted(inputs->plain + r * n, n, (float *)inputs->numbers + r * n);
   }
 }
 
@@ -166,21 +227,26 @@ static inline void block(
   const Product * by, const Inputs * inputs, int64_t row, int64_t first, float * y)
 {
   const int64_t n = by->n_in;
+  const float * scales = by->scales;
   switch (by->kind) {
     case I8_I8: {
       int32_t sums[BLOCK];
-      four_by_8((const int8_t *)by->weight + first * n, inputs->numbers + row * n, n, sums);
+      four_by_8((const int8_t *)by->weight + first * n,
+                (const uint8_t *)inputs->numbers + row * n, n, sums);
       for (int k = 0; k < BLOCK; k++) {
         y[k] = (float)(sums[k] - by->sums[first + k]) * inputs->scales[row]
-          * by->scales[first + k];
+          * scales[first + k];
       }
       break;
     }
     case I8:
       four_of_8((const int8_t *)by->weight + first * n, inputs->plain + row * n, n, y);
       for (int k = 0; k < BLOCK; k++) {
-        y[k] *= by->scales[first + k];
+        y[k] *= scales[first + k];
       }
+      break;
+    case I4:
+      four_of_4(by, first, (const float *)inputs->numbers + row * n, y);
       break;
     case BF16:
       four_of_16((const uint16_t *)by->weight + first * n, inputs->plain + row * n, n, y);
@@ -199,9 +265,9 @@ static int64_t share(int64_t n, int64_t thread, int64_t threads)
   return n / BLOCK * thread / threads * BLOCK;
 }
 
-/* y, rows x n_out, of x, rows x n_in; `numbers` (rows x n_in) and `scales` (rows): room. */
+/* y, rows x n_out, of x, rows x n_in; `numbers` (rows x n_in floats) and `scales`: room. */
 void multiply(
-  const Product * by, int64_t rows, const float * x, float * y, uint8_t * numbers, float * scales,
+  const Product * by, int64_t rows, const float * x, float * y, float * numbers, float * scales,
   int64_t n_threads)
 {
   Inputs inputs = {x, numbers, scales};
@@ -298,8 +364,7 @@ DEFINE_LOOK(look_32, float, AS_IT_IS)
  * Replace x, rows x width, the embeddings of some tokens, by their last hidden states.
  *
  * `cos`, `sin` (as in `turn`): rows x dim. `shared` has room for rows x (qkv + heads x dim + inner) numbers,
- * `own` for each thread rows x widest numbers, as many bytes, a scale of each row, and the most
- * slots; `widest` is the most of width, heads x dim and inner.
+ * `own` for each thread twice rows x widest numbers, a scale of each row, and the most slots; `widest` is the most of width, heads x dim and inner.
  */
 void decode(
   const Decoder * d, int64_t rows, const Row * row, float * x, const float * cos,
@@ -312,7 +377,7 @@ void decode(
   {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     float * normal = own + thread * own_size, y[BLOCK], gate[BLOCK];
-    Inputs plain = {normal, (uint8_t *)(normal + rows * widest), NULL}, given = plain;
+    Inputs plain = {normal, normal + rows * widest, NULL}, given = plain;
     plain.scales = given.scales = (float *)(normal + 2 * rows * widest);
     float * scores = plain.scales + rows;
     for (int64_t l = 0; l < d->n_layers; l++) {
@@ -424,7 +489,7 @@ static inline void outputs(
   const Product * by, int64_t first, int64_t n, const int32_t * restrict sums, float scale,
   float * restrict y)
 {
-  const float * restrict scales = by->scales + first;
+  const float * restrict scales = (const float *)by->scales + first;
   for (int64_t i = 0; i < n; i++) {
     y[i] = (float)sums[first + i] * scale * scales[i];
   }
@@ -478,6 +543,44 @@ void turn_rows(
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t h = 0; h < heads; h++) {
       turn(x + (r * all + h) * dim, dim, cos + r * dim, sin + r * dim);
+    }
+  }
+}
+
+static inline void put(void * y, int64_t at, int64_t kind, float number)
+{
+  if (kind == BF16) {
+    ((uint16_t *)y)[at] = narrowed(number);
+  } else {
+    ((float *)y)[at] = number;
+  }
+}
+
+/* y, n_out x n_in, of `kind`: a weight of 8 or 4 bits written out. */
+void write_out(const Product * by, int64_t kind, void * y, int64_t n_threads)
+{
+  const int64_t n = by->n_in;
+  #pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int64_t i = 0; i < by->n_out; i++) {
+    if (by->kind != I4) {
+      const int8_t * w = (const int8_t *)by->weight + i * n;
+      const float scale = ((const float *)by->scales)[i];
+      for (int64_t j = 0; j < n; j++) {
+        put(y, i * n + j, kind, (float)w[j] * scale);
+      }
+      continue;
+    }
+    const uint8_t * w = (const uint8_t *)by->weight + i * (n / 2);
+    for (int64_t g = 0; g < n / GROUP; g++) {
+      Bytes both;
+      memcpy(&both, w + g * sizeof(both), sizeof(both));
+      const float scale = group_scale(by, i * (n / GROUP) + g);
+      const Floats low = numbers_of(both & 15) * scale, high = numbers_of(both >> 4) * scale;
+      for (int j = 0; j < GROUP / 2; j++) {   /* 4 low ones, then 4 high ones */
+        const int64_t at = i * n + g * GROUP + j / 4 * 8 + j % 4;
+        put(y, at, kind, low[j]);
+        put(y, at + 4, kind, high[j]);
+      }
     }
   }
 }

@@ -17,31 +17,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import ctypes
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import torch
 
 from .library import library
-from ..quantised import Joined, Weight
-
-SHIFT, BLOCK = 128, 4   # as in decoder.c
-F32, BF16, I8, I8_I8 = range(4)
-KINDS = {torch.float32: F32, torch.bfloat16: BF16}
-# The most tokens of a pass: with more, products of matrices take less (SmolVLM-256M's shape, two
-# cores of an Intel Xeon with AMX; without AMX they do so later).
-MOST = {F32: 12, BF16: 6, I8: 8, I8_I8: 16}
-
-
-Given: TypeAlias = ctypes.Structure | ctypes.Array['Row'] | torch.Tensor | float | None
-
-
-class Product(ctypes.Structure):
-    """A linear layer."""
-
-    _fields_ = [*((name, ctypes.c_void_p) for name in ('weight', 'scales', 'sums', 'bias')),
-                *((name, ctypes.c_int64) for name in ('n_out', 'n_in', 'kind'))]
+from .linear import BLOCK, call, I8_I8, KINDS, MOST, NativeLinear, Product, StoredWeight
 
 
 class Layer(ctypes.Structure):
@@ -73,6 +56,18 @@ class Row(ctypes.Structure):
                 *((name, ctypes.c_int64) for name in ('capacity', 'slot', 'n_slots'))]
 
 
+class LinearParts(Protocol):
+    """A linear layer, or several as one; `quantised.Joined` is one."""
+
+    @property
+    def weight(self) -> StoredWeight:
+        """Return the weight."""
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Return the bias, n_out."""
+
+
 class LayerParts(Protocol):
     """The weights of one layer; `plain_decoder.Layer` is one."""
 
@@ -81,7 +76,7 @@ class LayerParts(Protocol):
         """Return the weights of the norms before attention and before the MLP."""
 
     @property
-    def products(self) -> tuple[Joined, Joined, Joined, Joined]:
+    def products(self) -> Sequence[LinearParts]:
         """Return queries, keys and values; the output of attention; gate and up; down."""
 
 
@@ -102,61 +97,6 @@ class Token(NamedTuple):
     slot: int                     # where its keys and values go
     n_slots: int                  # that it attends to
     mask: torch.Tensor | None     # n_slots, added to the attention
-
-
-class NativeLinear:
-    """A linear layer for few rows."""
-
-    def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
-        """Take a weight that `fits`; what is kept of it is no copy."""
-        kept = self._kept = [weight.values]
-        scales = sums = None
-        if weight.scales is not None:
-            scales = weight.scales.float().contiguous()
-            kept.append(scales)
-        if weight.rounds:
-            sums = (weight.values.sum(1, dtype=torch.int32) * SHIFT).contiguous()
-            kept.append(sums)
-        if bias is not None:
-            bias = bias.detach().float().contiguous()
-            kept.append(bias)
-        n_out, n_in = weight.values.shape
-        self.kind, self.values = kind_of(weight), weight.values
-        self.product = Product(*(None if part is None else part.data_ptr() for part in (
-            weight.values, scales, sums, bias)), n_out, n_in, self.kind)
-        self._library = library()
-
-    @staticmethod
-    def fits(weight: Weight) -> bool:
-        """Return whether a weight is of a kind that can be multiplied here."""
-        return (weight.values.device.type == 'cpu' and weight.values.is_contiguous()
-                and len(weight.values) % BLOCK == 0
-                and weight.values.dtype in (*KINDS, torch.int8))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the product of each row of ``x``, in 32 bits."""
-        x = x.float().contiguous()
-        y = x.new_empty(len(x), self.product.n_out)
-        room = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x))
-        _call(self._library.multiply, self.product, len(x), x, y, *room)
-        return y
-
-
-def _call(function: Callable[..., object], *given: Given) -> None:
-    """Call a function of the library, with as many threads as torch may use."""
-    function(*(
-        ctypes.byref(part) if isinstance(part, (ctypes.Structure, ctypes.Array)) else
-        ctypes.c_double(part) if isinstance(part, float) else
-        ctypes.c_int64(part) if isinstance(part, int) else
-        ctypes.c_void_p(None if part is None else part.data_ptr()) for part in given),
-        ctypes.c_int64(torch.get_num_threads()))
-
-
-def kind_of(weight: Weight) -> int:
-    """Return how numbers of a weight, and its inputs, are stored."""
-    if weight.values.dtype == torch.int8:
-        return I8_I8 if weight.rounds else I8
-    return KINDS[weight.values.dtype]
 
 
 class NativeDecoder:
@@ -183,7 +123,7 @@ class NativeDecoder:
     def fits(layers: Sequence[LayerParts], shape: Shape) -> bool:
         """Return whether all weights are of kinds that can be multiplied here."""
         return shape.dim % 2 == 0 and all(
-            NativeLinear.fits(part.weight) and part.weight.n_in % BLOCK == 0
+            NativeLinear.fits(part.weight) and part.weight.values.shape[1] % BLOCK == 0
             for layer in layers for part in layer.products)
 
     def __call__(self, embeds: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
@@ -213,7 +153,8 @@ class NativeDecoder:
         own += -own % 16   # whole cache lines
         shared = x.new_empty(rows * (2 * looks + 2 * shape.pairs * shape.dim + self._inner))
         room = x.new_empty(threads * own)
-        _call(self._library.decode, decoder, rows, table, x, cos, sin, shared, room, own, widest)
+        call(self._library.decode, decoder, rows, ctypes.addressof(table), x, cos, sin, shared,
+             room, own, widest)
         return x
 
     def step(self, index: int, x: torch.Tensor, seen: torch.Tensor, cos: torch.Tensor,
@@ -230,17 +171,17 @@ class NativeDecoder:
             numbers, given = self._rounded(x, self._norms[2 * index - 1])
             sums, scales = torch._int_mm(numbers, gate_up.values.t()), x.new_empty(len(x))
             numbers = torch.empty(len(x), self._inner, dtype=torch.int8)
-            _call(self._library.gate_rows, gate_up.product, len(x), sums, given, numbers, scales)
+            call(self._library.gate_rows, gate_up.product, len(x), sums, given, numbers, scales)
             x = self._product(down, numbers, scales, x)
         if 4 * index == len(self._linears):
             normal = x.new_empty(x.shape)
-            _call(self._library.norm_rows, *x.shape, x, self._last, shape.epsilon, normal)
+            call(self._library.norm_rows, *x.shape, x, self._last, shape.epsilon, normal)
             return (normal,)
         found = self._product(self._linears[4 * index],
                               *self._rounded(x, self._norms[2 * index]))
         turned = shape.heads + shape.pairs
-        _call(self._library.turn_rows, len(x), turned, turned + shape.pairs, shape.dim, found, cos,
-              sin)
+        call(self._library.turn_rows, len(x), turned, turned + shape.pairs, shape.dim, found, cos,
+             sin)
         heads = found.unflatten(1, (-1, shape.dim))
         return x, heads[:, :shape.heads], heads[:, shape.heads:turned], heads[:, turned:]
 
@@ -248,7 +189,7 @@ class NativeDecoder:
                  ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows, normed where that is asked for, in 8 bits, and the scale of each."""
         numbers, scales = torch.empty(x.shape, dtype=torch.int8), x.new_empty(len(x))
-        _call(self._library.round_rows, *x.shape, x, norm, self._shape.epsilon, numbers, scales)
+        call(self._library.round_rows, *x.shape, x, norm, self._shape.epsilon, numbers, scales)
         return numbers, scales
 
     def _product(self, linear: NativeLinear, numbers: torch.Tensor, scales: torch.Tensor,
@@ -256,7 +197,7 @@ class NativeDecoder:
         """Return what a linear layer makes of rounded rows, added to ``base``."""
         sums = torch._int_mm(numbers, linear.values.t())
         y = torch.empty(sums.shape)
-        _call(self._library.scale_rows, linear.product, len(sums), sums, scales, base, y)
+        call(self._library.scale_rows, linear.product, len(sums), sums, scales, base, y)
         return y
 
 

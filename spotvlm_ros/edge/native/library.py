@@ -43,13 +43,34 @@ class CompilerError(RuntimeError):
     """There is no compiler here, or it failed; the text says which and what to do."""
 
 
-@lru_cache(1)
 def library() -> ctypes.CDLL:
     """
     Return the compiled library; the first call on a machine takes some seconds.
 
     It is kept in ``$XDG_CACHE_HOME/spotvlm`` (``~/.cache/spotvlm``). Raise CompilerError.
     """
+    made = _made()
+    if isinstance(made, CompilerError):
+        raise made
+    return made
+
+
+def why_not() -> str:
+    """Return why there is no library here, '' where there is."""
+    made = _made()
+    return str(made) if isinstance(made, CompilerError) else ''
+
+
+@lru_cache(1)
+def _made() -> ctypes.CDLL | CompilerError:
+    """Return the library, or why there is none: it is tried once in a process."""
+    try:
+        return _make()
+    except CompilerError as error:
+        return error
+
+
+def _make() -> ctypes.CDLL:
     wide = [WIDE] if platform.machine() in ('x86_64', 'AMD64') else []
     command = [*_compiler(), *FLAGS, *wide]
     folder = _folder()
@@ -57,15 +78,6 @@ def library() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix='spotvlm-') as name:
             return _loaded(_compiled(command, Path(name)))
     return _loaded(_compiled(command, folder))
-
-
-def why_not() -> str:
-    """Return why there is no library here, '' where there is."""
-    try:
-        library()
-    except CompilerError as error:
-        return str(error)
-    return ''
 
 
 def _compiler() -> list[str]:

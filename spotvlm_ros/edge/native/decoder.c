@@ -35,13 +35,21 @@
 enum { F32, BF16, I8, I8_I8, I4 };
 enum { BLOCK = 4 };       /* rows of a weight at a time */
 enum { GROUP = 32, MIDDLE = 8 };   /* of 4 bits: numbers that share a scale; what stands for 0 */
-#define SHIFT 128         /* inputs of 8 bits are stored as 1 to 255 */
-#define LINE 64           /* bytes of a cache line */
+enum { LINE = 64 };       /* bytes of a cache line */
+
+/* Inputs of 8 bits are stored as 1 to 255, as x86 multiplies them by weights; ARM has signs. */
+#ifdef __aarch64__
+typedef int8_t Number;
+enum { SHIFT = 0 };
+#else
+typedef uint8_t Number;
+enum { SHIFT = 128 };
+#endif
 
 typedef struct {
   const void * weight;    /* n_out x n_in, of `kind` */
   const void * scales;    /* 8 bits: of each row, F32; 4 bits: of each group, of `scale_kind` */
-  const int32_t * sums;   /* I8_I8: SHIFT times the sum of each row of the weight */
+  const int32_t * sums;   /* I8_I8: the sum of each row of the weight */
   const float * bias;     /* of each output, or NULL */
   int64_t n_out, n_in, kind, scale_kind;
 } Product;
@@ -95,7 +103,7 @@ static inline float exponential(float x)
 }
 
 /* Round one row to 8 bits; return its scale. */
-static float rounded(const float * restrict x, int64_t n, uint8_t * restrict numbers)
+static float rounded(const float * restrict x, int64_t n, Number * restrict numbers)
 {
   union { uint32_t bits; float number; } most = {0};   /* their order is that of numbers */
   for (int64_t j = 0; j < n; j++) {
@@ -104,7 +112,7 @@ static float rounded(const float * restrict x, int64_t n, uint8_t * restrict num
   }
   const float scale = most.number / 127.0f > 1e-12f ? most.number / 127.0f : 1e-12f;
   for (int64_t j = 0; j < n; j++) {
-    numbers[j] = (uint8_t)((int32_t)rintf(x[j] / scale) + SHIFT);
+    numbers[j] = (Number)((int32_t)rintf(x[j] / scale) + SHIFT);
   }
   return scale;
 }
@@ -142,7 +150,7 @@ static void normed(
 #define OF_8_BITS(x, w) ((x) * (float)(w))
 #define OF_16_BITS(x, w) ((x) * widened(w))
 #define OF_32_BITS(x, w) ((x) * (w))
-DEFINE_FOUR(four_by_8, int8_t, uint8_t, int32_t, BOTH_OF_8_BITS)
+DEFINE_FOUR(four_by_8, int8_t, Number, int32_t, BOTH_OF_8_BITS)
 DEFINE_FOUR(four_of_8, int8_t, float, float, OF_8_BITS)
 DEFINE_FOUR(four_of_16, uint16_t, float, float, OF_16_BITS)
 DEFINE_FOUR(four_of_32, float, float, float, OF_32_BITS)
@@ -215,7 +223,7 @@ static void prepare(const Product * by, Inputs * inputs, int64_t rows)
 {
   const int64_t n = by->n_in;
   for (int64_t r = 0; by->kind == I8_I8 && r < rows; r++) {
-    inputs->scales[r] = rounded(inputs->plain + r * n, n, (uint8_t *)inputs->numbers + r * n);
+    inputs->scales[r] = rounded(inputs->plain + r * n, n, (Number *)inputs->numbers + r * n);
   }
   for (int64_t r = 0; by->kind == I4 && r < rows; r++) {
     sorted(inputs->plain + r * n, n, (float *)inputs->numbers + r * n);
@@ -232,9 +240,9 @@ static inline void block(
     case I8_I8: {
       int32_t sums[BLOCK];
       four_by_8((const int8_t *)by->weight + first * n,
-                (const uint8_t *)inputs->numbers + row * n, n, sums);
+                (const Number *)inputs->numbers + row * n, n, sums);
       for (int k = 0; k < BLOCK; k++) {
-        y[k] = (float)(sums[k] - by->sums[first + k]) * inputs->scales[row]
+        y[k] = (float)(sums[k] - SHIFT * by->sums[first + k]) * inputs->scales[row]
           * scales[first + k];
       }
       break;
@@ -468,7 +476,7 @@ void norm_rows(
 
 /* For many tokens: rows x n numbers, normed where `norm` is given, in 8 bits with a scale each. */
 void round_rows(
-  int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, uint8_t * numbers,
+  int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, Number * numbers,
   float * scales, int64_t n_threads)
 {
   #pragma omp parallel for schedule(static) num_threads(n_threads)
@@ -515,7 +523,7 @@ void scale_rows(
 
 /* numbers, rows x n_out / 2, in 8 bits: SiLU of the first half of a product, times the second. */
 void gate_rows(
-  const Product * by, int64_t rows, const int32_t * sums, const float * scales, uint8_t * numbers,
+  const Product * by, int64_t rows, const int32_t * sums, const float * scales, Number * numbers,
   float * into, int64_t n_threads)
 {
   const int64_t n = by->n_out / 2;

@@ -45,7 +45,7 @@ class CompilerError(RuntimeError):
 
 def library() -> ctypes.CDLL:
     """
-    Return the compiled library; the first call on a machine takes some seconds.
+    Return the compiled library; the first call on a machine takes a second or two.
 
     It is kept in ``$XDG_CACHE_HOME/spotvlm`` (``~/.cache/spotvlm``). Raise CompilerError.
     """

@@ -25,7 +25,7 @@ import torch
 
 from .library import library, why_not
 
-SHIFT, BLOCK, GROUP = 128, 4, 32   # as in decoder.c
+BLOCK = 4   # as in decoder.c
 F32, BF16, I8, I8_I8, I4 = range(5)
 KINDS = {torch.float32: F32, torch.bfloat16: BF16}
 # The most rows: with more, products of matrices take less (SmolVLM-256M's shape, two cores of an
@@ -80,7 +80,7 @@ class NativeLinear:
         if scales is not None:
             scales = (scales if self.kind == I4 else scales.float()).contiguous()
         if weight.rounds:
-            sums = (weight.values.sum(1, dtype=torch.int32) * SHIFT).contiguous()
+            sums = weight.values.sum(1, dtype=torch.int32)
         if bias is not None:
             bias = bias.detach().float().contiguous()
         self._kept = scales, sums, bias

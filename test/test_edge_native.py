@@ -182,6 +182,28 @@ def test_products_of_8_bits_are_exact_at_any_size(n_in, n_out, rounds):
 
 @compiles
 @torch.inference_mode()
+def test_a_model_that_is_converted_later_leaves_what_is_computed():
+    known, _, decoder = decoders('smolvlm', NATIVE)
+    passes = Passes(known, decoder)
+    passes((0, 0, 29, None))
+    before = passes((0, 29, 1, None))[0]
+    for weight in known.decoder.parameters():
+        weight.data = torch.full_like(weight, float('nan'))
+    junk = [torch.full((256, 64), float('nan')) for _ in range(64)]   # where weights were
+    found = decoder._by_native(decoder._native, *given_of(known, passes, 29))
+    assert torch.equal(found, before) and junk
+
+
+def given_of(known, passes, slot):
+    """Return the embeddings, positions and turns of one token as `Passes` gives them."""
+    numbers = torch.Generator().manual_seed(slot)
+    embeds = torch.randn(1, known.embed_tokens.weight.shape[1], generator=numbers)
+    passes.caches[0].set_slots(slot, slot + 1)
+    return embeds, torch.tensor([[slot]]), [Turn(passes.caches[0], None, 1, 1)]
+
+
+@compiles
+@torch.inference_mode()
 def test_what_differs_is_not_used(monkeypatch):
     known, *found = decoders('smolvlm', NATIVE)
     right, found[1]._native_checked = NativeDecoder.__call__, False

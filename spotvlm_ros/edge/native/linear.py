@@ -75,10 +75,11 @@ class NativeLinear:
     def __init__(self, weight: StoredWeight, bias: torch.Tensor | None = None) -> None:
         """Take a weight that `fits`; what is kept of it is no copy. Raise CompilerError."""
         self._library = library()
-        self.kind, self.values = kind_of(weight), weight.values
+        # Detached: where a model is converted later, these numbers stay where they are.
+        self.kind, self.values = kind_of(weight), weight.values.detach()
         scales, sums = weight.scales, None
         if scales is not None:
-            scales = (scales if self.kind == I4 else scales.float()).contiguous()
+            scales = (scales if self.kind == I4 else scales.float()).detach().contiguous()
         if weight.rounds:
             sums = weight.values.sum(1, dtype=torch.int32)
         if bias is not None:
@@ -87,7 +88,7 @@ class NativeLinear:
         n_out, n_in = weight.values.shape
         self.product = Product(
             *(None if part is None else part.data_ptr() for part in (
-                weight.values, scales, sums, bias)), n_out, n_in * (8 if self.kind == I4 else 1),
+                self.values, scales, sums, bias)), n_out, n_in * (8 if self.kind == I4 else 1),
             self.kind, F32 if scales is None else KINDS[scales.dtype])
 
     @staticmethod

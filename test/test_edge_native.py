@@ -142,7 +142,7 @@ class Counted:
 def test_weights_are_written_out_as_torch_does(bits, dtype):
     torch.manual_seed(0)
     weight = rounded(torch.randn(12, 352).to(dtype), bits)
-    found = linear_of(weight).write_out(dtype)
+    found = linear_of(weight).dequantize(dtype)
     assert torch.equal(found, weight._plain_by_torch(weight.scales))
     assert torch.equal(found, weight.plain()) and found.dtype == dtype
     for rows in (1, 3, 40):
@@ -154,8 +154,8 @@ def test_weights_are_written_out_as_torch_does(bits, dtype):
 
 @compiles
 def test_what_differs_in_a_weight_is_not_used(monkeypatch):
-    right = NativeLinear.write_out
-    monkeypatch.setattr(NativeLinear, 'write_out', lambda self, dtype: right(self, dtype) * 2)
+    right = NativeLinear.dequantize
+    monkeypatch.setattr(NativeLinear, 'dequantize', lambda self, dtype: right(self, dtype) * 2)
     quantised._native_works.cache_clear()
     weight = rounded(torch.randn(12, 96), 8)
     try:
@@ -255,7 +255,7 @@ def saved(family, folder):
 
 @pytest.mark.parametrize('compiler, why', [
     ('no-such-compiler', "there is no C compiler 'no-such-compiler'; apt install gcc"),
-    ('false', 'false failed: ')])
+    ('false', 'false failed: '), ('cc "', 'CC is')])
 def test_without_a_compiler_torch_computes(compiler, why, fresh, tmp_path, monkeypatch):
     monkeypatch.setenv('CC', compiler)
     checkpoint = saved('smolvlm', tmp_path / 'model')

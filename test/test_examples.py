@@ -149,11 +149,8 @@ def test_the_planner_of_the_readme_goes_and_stops():
             planner.send_signal(signal.SIGINT)
             code = planner.wait(10)
             reading.join(5.0)
-            # It was a traceback. One is left that is rclpy's own: its context may be gone just as
-            # it begins to wait (ros2/rclpy issue 398).
-            in_rclpy = 'RCLError' in said[-1] and 'context' in said[-1]
-            assert in_rclpy or (code == 0 and not any('Traceback' in line for line in said)), (
-                ''.join(said))
+            assert code == 0, ''.join(said)    # it was a traceback
+            assert not any('Traceback' in line for line in said)
         finally:
             planner.kill()
             planner.wait()

@@ -17,6 +17,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from . import openvino_tower
@@ -58,7 +60,7 @@ def make_engine(model: PreTrainedModel, config: EdgeConfig) -> Engine | None:
     backend = TorchBackend(family, config.vision_backend, config.decoder_backend)
     if config.decoder_backend == 'native' and backend.decoder_by != 'native':
         raise UnusableError(f"decoder_backend is 'native', which knows the layers of Llama and "
-                            f'its like in 32 or 16 bits (bfloat16) or in 8, and this is a '
+                            f'its like in 32, 16 (bfloat16), 8 or 4 bits, and this is a '
                             f'{model.config.model_type} decoder in {Formats.of_model(model)}; '
                             "use 'auto'")
     return Engine(backend)
@@ -66,8 +68,6 @@ def make_engine(model: PreTrainedModel, config: EdgeConfig) -> Engine | None:
 
 def computed_by(model: PreTrainedModel, engine: Engine | None) -> str:
     """Return how numbers of a model are stored, and what computes where it is not torch."""
-    formats = Formats.of_model(model)
-    decoder, vision = ('' if by == 'torch' else f' by {by}' for by in (
-        getattr(engine.backend, name, 'torch') if engine is not None else 'torch'
-        for name in ('decoder_by', 'vision_by')))
-    return f'decoder {formats.decoder}{decoder}, vision {formats.vision}{vision}'
+    formats, backend = Formats.of_model(model), engine.backend if engine is not None else None
+    return str(Formats(replace(formats.decoder, by=getattr(backend, 'decoder_by', 'torch')),
+                       replace(formats.vision, by=getattr(backend, 'vision_by', 'torch'))))

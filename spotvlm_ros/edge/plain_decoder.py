@@ -40,7 +40,7 @@ from .engine import batched_position_ids
 from .families import LLAMA_LIKE, ModelFamily
 from .native.decoder import NativeDecoder, Shape, Token
 from .native.library import CompilerError
-from .native.linear import I8_I8, MOST, NativeLinear
+from .native.linear import NativeLinear
 from .quantised import Joined, joined, QuantisedLinear, stored
 from .tracing import traced
 from ..config.nodes import DecoderBackendName
@@ -184,7 +184,7 @@ class PlainDecoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of hidden states, rows x vocabulary, in 32 bits."""
-        if self._head is not None and len(hidden) <= MOST[self._head.kind]:
+        if self._head is not None and len(hidden) <= self._head.most_rows:
             return self._head(hidden)
         logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
@@ -192,7 +192,7 @@ class PlainDecoder:
     def _by_native(self, native: NativeDecoder, embeds: torch.Tensor, positions: torch.Tensor,
                    turns: Sequence[Turn]) -> torch.Tensor:
         """Return what `__call__` does, by compiled code."""
-        cos, sin = self._turns(embeds, positions)
+        cos, sin = self._rope(embeds, positions)
         tokens = list[Token]()
         for cache, mask, count, _ in turns:
             end = cache.get_seq_length() + count
@@ -207,11 +207,12 @@ class PlainDecoder:
     def _by_torch(self, embeds: torch.Tensor, positions: torch.Tensor, turns: Sequence[Turn],
                   traces: bool = True) -> torch.Tensor:
         """Return what `__call__` does, by torch; with ``traces`` one token by them."""
-        cos, sin = self._turns(embeds, positions)
-        many = self._native is not None and self._native.steps and len(embeds) > MOST[I8_I8]
-        compute = self._native_step if many else self._step
-        x = embeds.float() if many else embeds   # in 32 bits between the products
-        seen, last = x, len(self._layers)
+        cos, sin = self._rope(embeds, positions)
+        x, compute, last, native = embeds, self._step, len(self._layers), self._native
+        if native is not None and native.steps and len(embeds) > native.most_rows:
+            compute = self._native_step   # in 32 bits between the products
+            x, cos, sin = embeds.float(), cos.float().contiguous(), sin.float().contiguous()
+        seen = x
         for index in range(last + 1):
             given = x, seen, cos, sin
             step = self._traced(index, given) if traces and len(embeds) == 1 else None
@@ -224,25 +225,20 @@ class PlainDecoder:
                                    index == last - 1)
         return x.to(embeds.dtype)
 
-    def _turns(self, embeds: torch.Tensor, positions: torch.Tensor
-               ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Return cosines and sines of positions, tokens x dim.
-
-        Sines have the sign that their number takes: those of the first half are turned round.
-        """
+    def _rope(self, embeds: torch.Tensor, positions: torch.Tensor
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and `signed_sines` of positions, tokens x dim."""
         cos, sin = self._decoder.rotary_emb(embeds[None], batched_position_ids(positions))
-        half = self._dim // 2
-        return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        return cos[0], signed_sines(sin[0])
 
     def _native_step(self, index: int, x: torch.Tensor, seen: torch.Tensor, cos: torch.Tensor,
                      sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute what `_step` does, by compiled code."""
         native = self._native
-        if native is None or len(x) <= MOST[I8_I8]:   # of the last layer, what is wanted
+        if native is None or len(x) <= native.most_rows:   # of the last layer, what is wanted
             return self._step(index, x, seen, cos, sin)
         seen = seen.to(x.dtype)
-        found = native.step(index, x, seen, *(part.float().contiguous() for part in (cos, sin)))
+        found = native.step(index, x, seen, cos, sin)
         if not self._steps_checked:
             self._steps_checked = index == 1   # the first that has all there is
             wanted = self._step(index, x, seen, cos, sin)
@@ -305,6 +301,12 @@ class PlainDecoder:
             parts.append(seen.transpose(0, 1).flatten(1))
             begin = end
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def signed_sines(sin: torch.Tensor) -> torch.Tensor:
+    """Return sines, ... x dim, with the sign that RoPE gives them: the first half negative."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat([-first, second], -1)
 
 
 def last_rows(lengths: Iterable[int], counts: Iterable[int]) -> list[int]:

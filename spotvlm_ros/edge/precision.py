@@ -58,11 +58,12 @@ class Format:
     dtype: torch.dtype
     bits: int = 0        # of the weights of linear layers; 0: as the others
     rounds: bool = False   # inputs of linear layers to 8 bits, too
+    by: str = 'torch'      # what computes it
 
     def __str__(self) -> str:
-        """Return it in words, as bfloat16 with int4 weights."""
+        """Return it in words, as bfloat16 with int4 weights; torch is not named."""
         weights = f' with int{self.bits} weights' if self.bits else ''
-        weights += ' and inputs' * self.rounds
+        weights += ' and inputs' * self.rounds + f' by {self.by}' * (self.by != 'torch')
         return str(self.dtype).removeprefix('torch.') + weights
 
 

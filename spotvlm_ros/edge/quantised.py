@@ -40,7 +40,7 @@ from torch import nn
 from torch.nn import functional
 
 from .native.library import why_not
-from .native.linear import linear_of, MOST, NativeLinear
+from .native.linear import linear_of, NativeLinear
 
 GROUP = 32           # weights of 4 bits that share a scale
 WORDS = GROUP // 8   # that hold them, int32
@@ -77,7 +77,7 @@ class Weight(NamedTuple):
             return self.values
         native = _native(self)
         if native is not None:   # on a CPU: the same numbers, in less time
-            return native.write_out(self.scales.dtype)
+            return native.dequantize(self.scales.dtype)
         return self._plain_by_torch(self.scales)
 
     def _plain_by_torch(self, scales: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def product(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch
     if weight.rounds and weight.scales is not None:
         return _of_8_bits(x, weight.values, weight.scales, bias)
     native = _native(weight)
-    if native is not None and x.shape[:-1].numel() <= MOST[native.kind]:
+    if native is not None and x.shape[:-1].numel() <= native.most_rows:
         found = native(x.reshape(-1, x.shape[-1])).to(x.dtype).view(
             *x.shape[:-1], len(weight.values))
         return found if bias is None else found + bias
@@ -221,7 +221,7 @@ def _native_works() -> bool:
         assert native is not None and weight.scales is not None
         plain = weight._plain_by_torch(weight.scales)
         wanted = functional.linear(x, weight._plain_by_torch(weight.scales.float()))
-        if not (torch.equal(native.write_out(dtype), plain)
+        if not (torch.equal(native.dequantize(dtype), plain)
                 and float((native(x) - wanted).norm()) <= 1e-5 * float(wanted.norm())):
             warnings.warn(f'compiled code for weights of {bits} bits gives other numbers than '
                           'torch on this processor: answers are slower without it; report it, '

@@ -32,6 +32,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ...edge.families import model_family
+from ...edge.plain_decoder import signed_sines
 from ...edge.quantised import written_out
 
 
@@ -102,9 +103,8 @@ class OpenVinoDecoder:
         x = decoder.embed_tokens(torch.tensor([list(ids)]))
         cos, sin = (part[:, None] for part in decoder.rotary_emb(
             x, torch.arange(before, before + n)[None]))
-        half = sin.shape[-1] // 2
         mask = torch.full((1, 1, n, before + n), torch.finfo(x.dtype).min).triu(before + 1)
-        return x, cos, torch.cat([-sin[..., :half], sin[..., half:]], -1), mask
+        return x, cos, signed_sines(sin), mask
 
     def answer(self, ids: Sequence[int], count: int) -> list[int]:
         """Return so many tokens after a prompt, of which nothing is known from before."""

@@ -17,9 +17,10 @@
  */
 
 /*
- * One forward pass of few tokens through a decoder of the usual make, without anything between its
- * products; and for many tokens what is between products of 8 bits, which are oneDNN's. `native/__init__.py` compiles this file for the processor it runs on; `Product`,
- * `Layer`, `Cache`, `Decoder` and `Row` have their twins there.
+ * One forward pass of few tokens through a decoder like that of Llama, without anything between
+ * its products; and for many tokens what is between products of 8 bits, which are oneDNN's.
+ * `library.py` compiles this file for the processor it runs on. `Product` has its twin in
+ * `linear.py`; `Layer`, `Cache`, `Decoder` and `Row` have theirs in `decoder.py`.
  *
  * Loops are plain: the compiler makes dot products of 8 bits of them where the processor has some.
  * Products go by four rows of the weight at a time, and ask for the next four in advance: a single
@@ -31,7 +32,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Kinds of numbers: 8 bits alone, and with inputs that are rounded to 8 bits, too; 4 bits. */
+/* Kinds of numbers: 8 bits alone, and with inputs that are quantize to 8 bits, too; 4 bits. */
 enum { F32, BF16, I8, I8_I8, I4 };
 enum { BLOCK = 4 };       /* rows of a weight at a time */
 enum { GROUP = 32, MIDDLE = 8 };   /* of 4 bits: numbers that share a scale; what stands for 0 */
@@ -60,11 +61,11 @@ typedef struct {
 } Layer;
 
 typedef struct {
-  void * keys, * values;   /* pairs x capacity x dim, of the decoder's cache_kind */
+  void * keys, * values;   /* kv_heads x capacity x dim, of the decoder's cache_kind */
 } Cache;
 
 typedef struct {
-  int64_t n_layers, width, heads, pairs, dim, inner, cache_kind;
+  int64_t n_layers, width, heads, kv_heads, dim, inner, cache_kind;
   double scaling, epsilon;
   const Layer * layers;
   const float * norm;   /* weight of the last norm */
@@ -103,7 +104,7 @@ static inline float exponential(float x)
 }
 
 /* Round one row to 8 bits; return its scale. */
-static float rounded(const float * restrict x, int64_t n, Number * restrict numbers)
+static float quantize(const float * restrict x, int64_t n, Number * restrict numbers)
 {
   union { uint32_t bits; float number; } most = {0};   /* their order is that of numbers */
   for (int64_t j = 0; j < n; j++) {
@@ -117,7 +118,7 @@ static float rounded(const float * restrict x, int64_t n, Number * restrict numb
   return scale;
 }
 
-static void normed(
+static void rms_norm(
   const float * x, const float * restrict weight, int64_t n, double epsilon, float * y)
 {
   float sum = 0.0f;
@@ -223,7 +224,7 @@ static void prepare(const Product * by, Inputs * inputs, int64_t rows)
 {
   const int64_t n = by->n_in;
   for (int64_t r = 0; by->kind == I8_I8 && r < rows; r++) {
-    inputs->scales[r] = rounded(inputs->plain + r * n, n, (Number *)inputs->numbers + r * n);
+    inputs->scales[r] = quantize(inputs->plain + r * n, n, (Number *)inputs->numbers + r * n);
   }
   for (int64_t r = 0; by->kind == I4 && r < rows; r++) {
     sorted(inputs->plain + r * n, n, (float *)inputs->numbers + r * n);
@@ -273,56 +274,68 @@ static int64_t share(int64_t n, int64_t thread, int64_t threads)
   return n / BLOCK * thread / threads * BLOCK;
 }
 
+/*
+ * A thread's share of the outputs of a product, rows x n_out: written to `y`, or with `add` added
+ * to what is there.
+ */
+static void linear_share(
+  const Product * by, const Inputs * inputs, int64_t rows, int64_t thread, int64_t threads,
+  int add, float * y)
+{
+  const int64_t end = share(by->n_out, thread + 1, threads);
+  for (int64_t i = share(by->n_out, thread, threads); i < end; i += BLOCK) {
+    for (int64_t r = 0; r < rows; r++) {
+      float found[BLOCK], * to = y + r * by->n_out + i;
+      block(by, inputs, r, i, found);
+      for (int k = 0; k < BLOCK; k++) {
+        to[k] = add ? to[k] + found[k] : found[k];
+      }
+    }
+  }
+}
+
 /* y, rows x n_out, of x, rows x n_in; `numbers` (rows x n_in floats) and `scales`: room. */
-void multiply(
+void linear(
   const Product * by, int64_t rows, const float * x, float * y, float * numbers, float * scales,
   int64_t n_threads)
 {
   Inputs inputs = {x, numbers, scales};
   prepare(by, &inputs, rows);
   #pragma omp parallel num_threads(n_threads)
-  {
-    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t end = share(by->n_out, thread + 1, threads);
-    for (int64_t i = share(by->n_out, thread, threads); i < end; i += BLOCK) {
-      for (int64_t r = 0; r < rows; r++) {
-        block(by, &inputs, r, i, y + r * by->n_out + i);
-      }
-    }
-  }
+  linear_share(by, &inputs, rows, omp_get_thread_num(), omp_get_num_threads(), 0, y);
 }
 
 /*
- * Turn one head to a position. `sin` has the sign that its number takes: that of the first half is
- * turned round.
+ * Rotate one head by its position (RoPE). `sin` has the sign that its number takes: the first half
+ * is negative.
  */
-static void turn(float * x, int64_t dim, const float * cos, const float * sin)
+static void rope(float * x, int64_t dim, const float * cos, const float * sin)
 {
-  float turned[dim];
+  float rotated[dim];
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; i++) {
-    turned[i] = x[i] * cos[i] + x[i + half] * sin[i];
-    turned[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+    rotated[i] = x[i] * cos[i] + x[i + half] * sin[i];
+    rotated[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
   }
-  memcpy(x, turned, sizeof(turned));
+  memcpy(x, rotated, sizeof(rotated));
 }
 
-/* Turn a query or key of a token; write its keys and values. */
-static void place(
+/* Rotate a query or key of a token; write its keys and values to the cache. */
+static void rope_and_store(
   const Decoder * d, const Row * row, int64_t layer, int64_t head, float * qkv, const float * cos,
   const float * sin)
 {
   float * x = qkv + head * d->dim;
-  const int64_t pair = (head - d->heads) % d->pairs;
+  const int64_t kv_head = (head - d->heads) % d->kv_heads;
   const Cache * cache = row->caches + layer;
-  if (head < d->heads + d->pairs) {
-    turn(x, d->dim, cos, sin);
+  if (head < d->heads + d->kv_heads) {
+    rope(x, d->dim, cos, sin);
   }
   if (head < d->heads) {
     return;
   }
-  void * into = head < d->heads + d->pairs ? cache->keys : cache->values;
-  const int64_t at = (pair * row->capacity + row->slot) * d->dim;
+  void * into = head < d->heads + d->kv_heads ? cache->keys : cache->values;
+  const int64_t at = (kv_head * row->capacity + row->slot) * d->dim;
   for (int64_t i = 0; i < d->dim; i++) {
     if (d->cache_kind == BF16) {
       ((uint16_t *)into)[at + i] = narrowed(x[i]);
@@ -333,12 +346,12 @@ static void place(
 }
 
 /* What one head of a token sees; `scores`: room for a number of each slot. */
-#define DEFINE_LOOK(NAME, NUMBER, WIDE) \
+#define DEFINE_ATTEND(NAME, NUMBER, WIDE) \
   static void NAME( \
-    const Decoder * d, const Row * row, int64_t layer, int64_t head, const float * restrict query, \
-    float * restrict scores, float * restrict seen) \
+    const Decoder * d, const Row * row, int64_t layer, int64_t head, \
+    const float * restrict query, float * restrict scores, float * restrict seen) \
   { \
-    const int64_t from = head / (d->heads / d->pairs) * row->capacity * d->dim, dim = d->dim; \
+    const int64_t from = head / (d->heads / d->kv_heads) * row->capacity * d->dim, dim = d->dim; \
     const NUMBER * restrict keys = (const NUMBER *)row->caches[layer].keys + from; \
     const NUMBER * restrict values = (const NUMBER *)row->caches[layer].values + from; \
     float most = -INFINITY, total = 0.0f; \
@@ -365,69 +378,55 @@ static void place(
     } \
   }
 #define AS_IT_IS(x) (x)
-DEFINE_LOOK(look_16, uint16_t, widened)
-DEFINE_LOOK(look_32, float, AS_IT_IS)
+DEFINE_ATTEND(attend_16, uint16_t, widened)
+DEFINE_ATTEND(attend_32, float, AS_IT_IS)
 
 /*
  * Replace x, rows x width, the embeddings of some tokens, by their last hidden states.
  *
- * `cos`, `sin` (as in `turn`): rows x dim. `shared` has room for rows x (qkv + heads x dim + inner) numbers,
- * `own` for each thread twice rows x widest numbers, a scale of each row, and the most slots; `widest` is the most of width, heads x dim and inner.
+ * `cos`, `sin` (as in `rope`): rows x dim. `shared` has room for rows x (qkv + heads x dim +
+ * inner) numbers, `own` for each thread twice rows x widest numbers, a scale of each row, and the
+ * most slots; `widest` is the most of width, heads x dim and inner.
  */
 void decode(
   const Decoder * d, int64_t rows, const Row * row, float * x, const float * cos,
   const float * sin, float * shared, float * own, int64_t own_size, int64_t widest,
   int64_t n_threads)
 {
-  const int64_t all = d->heads + 2 * d->pairs, looks = d->heads * d->dim;
-  float * qkv = shared, * seen = qkv + rows * all * d->dim, * inner = seen + rows * looks;
+  const int64_t all = d->heads + 2 * d->kv_heads, attended = d->heads * d->dim;
+  float * qkv = shared, * seen = qkv + rows * all * d->dim, * inner = seen + rows * attended;
   #pragma omp parallel num_threads(n_threads)
   {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    float * normal = own + thread * own_size, y[BLOCK], gate[BLOCK];
+    float * normal = own + thread * own_size, up[BLOCK], gate[BLOCK];
     Inputs plain = {normal, normal + rows * widest, NULL}, given = plain;
     plain.scales = given.scales = (float *)(normal + 2 * rows * widest);
     float * scores = plain.scales + rows;
     for (int64_t l = 0; l < d->n_layers; l++) {
       const Layer * layer = d->layers + l;
       for (int64_t r = 0; r < rows; r++) {
-        normed(x + r * d->width, layer->before, d->width, d->epsilon, normal + r * d->width);
+        rms_norm(x + r * d->width, layer->before, d->width, d->epsilon, normal + r * d->width);
       }
       prepare(&layer->qkv, &plain, rows);
-      for (int64_t i = share(layer->qkv.n_out, thread, threads),
-        end = share(layer->qkv.n_out, thread + 1, threads); i < end; i += BLOCK)
-      {
-        for (int64_t r = 0; r < rows; r++) {
-          block(&layer->qkv, &plain, r, i, qkv + r * all * d->dim + i);
-        }
-      }
+      linear_share(&layer->qkv, &plain, rows, thread, threads, 0, qkv);
       #pragma omp barrier
       #pragma omp for schedule(static)
       for (int64_t k = 0; k < rows * all; k++) {
-        place(d, row + k / all, l, k % all, qkv + k / all * all * d->dim,
+        rope_and_store(d, row + k / all, l, k % all, qkv + k / all * all * d->dim,
           cos + k / all * d->dim, sin + k / all * d->dim);
       }
       #pragma omp for schedule(static)
       for (int64_t k = 0; k < rows * d->heads; k++) {
         const int64_t r = k / d->heads, head = k % d->heads;
-        (d->cache_kind == BF16 ? look_16 : look_32)(
+        (d->cache_kind == BF16 ? attend_16 : attend_32)(
           d, row + r, l, head, qkv + (r * all + head) * d->dim, scores, seen + k * d->dim);
       }
       given.plain = seen;
       prepare(&layer->out, &given, rows);
-      for (int64_t i = share(d->width, thread, threads),
-        end = share(d->width, thread + 1, threads); i < end; i += BLOCK)
-      {
-        for (int64_t r = 0; r < rows; r++) {
-          block(&layer->out, &given, r, i, y);
-          for (int k = 0; k < BLOCK; k++) {
-            x[r * d->width + i + k] += y[k];
-          }
-        }
-      }
+      linear_share(&layer->out, &given, rows, thread, threads, 1, x);
       #pragma omp barrier
       for (int64_t r = 0; r < rows; r++) {
-        normed(x + r * d->width, layer->after, d->width, d->epsilon, normal + r * d->width);
+        rms_norm(x + r * d->width, layer->after, d->width, d->epsilon, normal + r * d->width);
       }
       prepare(&layer->gate_up, &plain, rows);
       for (int64_t i = share(d->inner, thread, threads),
@@ -435,47 +434,48 @@ void decode(
       {
         for (int64_t r = 0; r < rows; r++) {
           block(&layer->gate_up, &plain, r, i, gate);
-          block(&layer->gate_up, &plain, r, i + d->inner, y);
+          block(&layer->gate_up, &plain, r, i + d->inner, up);
           for (int k = 0; k < BLOCK; k++) {
-            inner[r * d->inner + i + k] = y[k] * gate[k] / (1.0f + exponential(-gate[k]));
+            inner[r * d->inner + i + k] = up[k] * gate[k] / (1.0f + exponential(-gate[k]));
           }
         }
       }
       #pragma omp barrier
       given.plain = inner;
       prepare(&layer->down, &given, rows);
-      for (int64_t i = share(d->width, thread, threads),
-        end = share(d->width, thread + 1, threads); i < end; i += BLOCK)
-      {
-        for (int64_t r = 0; r < rows; r++) {
-          block(&layer->down, &given, r, i, y);
-          for (int k = 0; k < BLOCK; k++) {
-            x[r * d->width + i + k] += y[k];
-          }
-        }
-      }
+      linear_share(&layer->down, &given, rows, thread, threads, 1, x);
       #pragma omp barrier
     }
     #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-      normed(x + r * d->width, d->norm, d->width, d->epsilon, x + r * d->width);
+      rms_norm(x + r * d->width, d->norm, d->width, d->epsilon, x + r * d->width);
     }
   }
 }
 
 /* y, rows x n: rows as a norm makes them. */
-void norm_rows(
+void rms_norm_rows(
   int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, float * y,
   int64_t n_threads)
 {
   #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (int64_t r = 0; r < rows; r++) {
-    normed(x + r * n, norm, n, epsilon, y + r * n);
+    rms_norm(x + r * n, norm, n, epsilon, y + r * n);
   }
 }
 
-/* For many tokens: rows x n numbers, normed where `norm` is given, in 8 bits with a scale each. */
-void round_rows(
+/* As `quantize`, with signs as oneDNN takes them. */
+static float quantize_signed(const float * x, int64_t n, Number * numbers)
+{
+  const float scale = quantize(x, n, numbers);
+  for (int64_t j = 0; j < n; j++) {
+    numbers[j] ^= SHIFT;
+  }
+  return scale;
+}
+
+/* Rows x n numbers, RMS-normed where `norm` is given, in 8 bits with a scale for each row. */
+void quantize_rows(
   int64_t rows, int64_t n, const float * x, const float * norm, double epsilon, Number * numbers,
   float * scales, int64_t n_threads)
 {
@@ -483,12 +483,9 @@ void round_rows(
   for (int64_t r = 0; r < rows; r++) {
     float normal[n];
     if (norm) {
-      normed(x + r * n, norm, n, epsilon, normal);
+      rms_norm(x + r * n, norm, n, epsilon, normal);
     }
-    scales[r] = rounded(norm ? normal : x + r * n, n, numbers + r * n);
-    for (int64_t j = 0; j < n; j++) {
-      numbers[r * n + j] ^= SHIFT;   /* with a sign, as oneDNN takes it */
-    }
+    scales[r] = quantize_signed(norm ? normal : x + r * n, n, numbers + r * n);
   }
 }
 
@@ -507,7 +504,7 @@ static inline void outputs(
 }
 
 /* y, rows x n_out: what a product of 8 bits gives by its sums, added to `base` where given. */
-void scale_rows(
+void dequantize_rows(
   const Product * by, int64_t rows, const int32_t * sums, const float * scales, const float * base,
   float * y, int64_t n_threads)
 {
@@ -522,7 +519,7 @@ void scale_rows(
 }
 
 /* numbers, rows x n_out / 2, in 8 bits: SiLU of the first half of a product, times the second. */
-void gate_rows(
+void silu_and_mul_rows(
   const Product * by, int64_t rows, const int32_t * sums, const float * scales, Number * numbers,
   float * into, int64_t n_threads)
 {
@@ -535,22 +532,19 @@ void gate_rows(
     for (int64_t i = 0; i < n; i++) {
       up[i] *= gate[i] / (1.0f + exponential(-gate[i]));
     }
-    into[r] = rounded(up, n, numbers + r * n);
-    for (int64_t i = 0; i < n; i++) {
-      numbers[r * n + i] ^= SHIFT;
-    }
+    into[r] = quantize_signed(up, n, numbers + r * n);
   }
 }
 
-/* Turn the first `heads` of `all` of each row; `cos`, `sin`: as in `turn`, rows x dim. */
-void turn_rows(
+/* Rotate the first `heads` of `all` of each row; `cos`, `sin`: as in `rope`, rows x dim. */
+void rope_rows(
   int64_t rows, int64_t heads, int64_t all, int64_t dim, float * x, const float * cos,
   const float * sin, int64_t n_threads)
 {
   #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t h = 0; h < heads; h++) {
-      turn(x + (r * all + h) * dim, dim, cos + r * dim, sin + r * dim);
+      rope(x + (r * all + h) * dim, dim, cos + r * dim, sin + r * dim);
     }
   }
 }
@@ -565,7 +559,7 @@ static inline void put(void * y, int64_t at, int64_t kind, float number)
 }
 
 /* y, n_out x n_in, of `kind`: a weight of 8 or 4 bits written out. */
-void write_out(const Product * by, int64_t kind, void * y, int64_t n_threads)
+void dequantize_weight(const Product * by, int64_t kind, void * y, int64_t n_threads)
 {
   const int64_t n = by->n_in;
   #pragma omp parallel for schedule(static) num_threads(n_threads)

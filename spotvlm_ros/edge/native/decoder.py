@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from .library import library
-from .linear import BLOCK, call, I8_I8, KINDS, MOST, NativeLinear, Product, StoredWeight
+from .linear import BLOCK, call, I8_I8, KINDS, NativeLinear, Product, StoredWeight
 
 
 class Layer(ctypes.Structure):
@@ -44,7 +44,7 @@ class Decoder(ctypes.Structure):
     """All layers."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in (
-        'n_layers', 'width', 'heads', 'pairs', 'dim', 'inner', 'cache_kind')),
+        'n_layers', 'width', 'heads', 'kv_heads', 'dim', 'inner', 'cache_kind')),
         ('scaling', ctypes.c_double), ('epsilon', ctypes.c_double),
         ('layers', ctypes.c_void_p), ('norm', ctypes.c_void_p)]
 
@@ -84,7 +84,7 @@ class Shape(NamedTuple):
     """What a decoder is like."""
 
     heads: int
-    pairs: int        # heads of keys and values
+    kv_heads: int        # heads of keys and values
     dim: int          # of a head
     scaling: float    # of the attention
     epsilon: float    # of the norms
@@ -93,7 +93,8 @@ class Shape(NamedTuple):
 class Token(NamedTuple):
     """A token of a pass."""
 
-    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]]   # of layers, 1 x pairs x capacity x dim
+    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    """Keys and values of layers, each 1 x kv_heads x capacity x dim."""
     slot: int                     # where its keys and values go
     n_slots: int                  # that it attends to
     mask: torch.Tensor | None     # n_slots, added to the attention
@@ -116,7 +117,7 @@ class NativeDecoder:
             for i in range(len(layers))))
         self._inner = int(self._linears[3].product.n_in)
         self._width = len(self._last)
-        self.most_rows = MOST[self._linears[0].kind]
+        self.most_rows = self._linears[0].most_rows
         self.steps = all(part.kind == I8_I8 for part in self._linears)   # has `step`
 
     @staticmethod
@@ -138,20 +139,21 @@ class NativeDecoder:
         x = embeds.float().clone(memory_format=torch.contiguous_format)
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
         masks = [None if t.mask is None else t.mask.float().contiguous() for t in tokens]
-        caches = [_pointers(t.buffers) for t in tokens]
+        buffers = {id(t.buffers): t.buffers for t in tokens}   # most tokens share theirs
+        caches = {key: _pointers(found) for key, found in buffers.items()}
         table = (Row * rows)(*(
-            Row(ctypes.addressof(c), None if m is None else m.data_ptr(), t.buffers[0][0].shape[2],
-                t.slot, t.n_slots) for t, m, c in zip(tokens, masks, caches)))
+            Row(ctypes.addressof(caches[id(t.buffers)]), None if m is None else m.data_ptr(),
+                t.buffers[0][0].shape[2], t.slot, t.n_slots) for t, m in zip(tokens, masks)))
         decoder = Decoder(
-            len(self._layers), self._width, shape.heads, shape.pairs, shape.dim, self._inner,
+            len(self._layers), self._width, shape.heads, shape.kv_heads, shape.dim, self._inner,
             KINDS[tokens[0].buffers[0][0].dtype], shape.scaling, shape.epsilon,
             ctypes.addressof(self._layers), self._last.data_ptr())
-        looks = shape.heads * shape.dim
-        widest = max(self._width, looks, self._inner)
+        attended = shape.heads * shape.dim
+        widest = max(self._width, attended, self._inner)
         threads = torch.get_num_threads()
         own = 2 * rows * widest + rows + max(t.n_slots for t in tokens)
         own += -own % 16   # whole cache lines
-        shared = x.new_empty(rows * (2 * looks + 2 * shape.pairs * shape.dim + self._inner))
+        shared = x.new_empty(rows * (2 * attended + 2 * shape.kv_heads * shape.dim + self._inner))
         room = x.new_empty(threads * own)
         call(self._library.decode, decoder, rows, ctypes.addressof(table), x, cos, sin, shared,
              room, own, widest)
@@ -167,29 +169,30 @@ class NativeDecoder:
         shape = self._shape
         if index > 0:
             out, gate_up, down = self._linears[4 * index - 3:4 * index]
-            x = self._product(out, *self._rounded(seen.contiguous()), x.contiguous())
-            numbers, given = self._rounded(x, self._norms[2 * index - 1])
+            x = self._product(out, *self._quantize(seen.contiguous()), x.contiguous())
+            numbers, given = self._quantize(x, self._norms[2 * index - 1])
             sums, scales = torch._int_mm(numbers, gate_up.values.t()), x.new_empty(len(x))
             numbers = torch.empty(len(x), self._inner, dtype=torch.int8)
-            call(self._library.gate_rows, gate_up.product, len(x), sums, given, numbers, scales)
+            call(self._library.silu_and_mul_rows, gate_up.product, len(x), sums, given, numbers,
+                 scales)
             x = self._product(down, numbers, scales, x)
         if 4 * index == len(self._linears):
             normal = x.new_empty(x.shape)
-            call(self._library.norm_rows, *x.shape, x, self._last, shape.epsilon, normal)
+            call(self._library.rms_norm_rows, *x.shape, x, self._last, shape.epsilon, normal)
             return (normal,)
         found = self._product(self._linears[4 * index],
-                              *self._rounded(x, self._norms[2 * index]))
-        turned = shape.heads + shape.pairs
-        call(self._library.turn_rows, len(x), turned, turned + shape.pairs, shape.dim, found, cos,
-             sin)
+                              *self._quantize(x, self._norms[2 * index]))
+        rotated = shape.heads + shape.kv_heads
+        call(self._library.rope_rows, len(x), rotated, rotated + shape.kv_heads, shape.dim, found,
+             cos, sin)
         heads = found.unflatten(1, (-1, shape.dim))
-        return x, heads[:, :shape.heads], heads[:, shape.heads:turned], heads[:, turned:]
+        return x, heads[:, :shape.heads], heads[:, shape.heads:rotated], heads[:, rotated:]
 
-    def _rounded(self, x: torch.Tensor, norm: torch.Tensor | None = None
-                 ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, x: torch.Tensor, norm: torch.Tensor | None = None
+                  ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows, normed where that is asked for, in 8 bits, and the scale of each."""
         numbers, scales = torch.empty(x.shape, dtype=torch.int8), x.new_empty(len(x))
-        call(self._library.round_rows, *x.shape, x, norm, self._shape.epsilon, numbers, scales)
+        call(self._library.quantize_rows, *x.shape, x, norm, self._shape.epsilon, numbers, scales)
         return numbers, scales
 
     def _product(self, linear: NativeLinear, numbers: torch.Tensor, scales: torch.Tensor,
@@ -197,7 +200,7 @@ class NativeDecoder:
         """Return what a linear layer makes of rounded rows, added to ``base``."""
         sums = torch._int_mm(numbers, linear.values.t())
         y = torch.empty(sums.shape)
-        call(self._library.scale_rows, linear.product, len(sums), sums, scales, base, y)
+        call(self._library.dequantize_rows, linear.product, len(sums), sums, scales, base, y)
         return y
 
 

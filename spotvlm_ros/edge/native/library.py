@@ -82,12 +82,16 @@ def _make() -> ctypes.CDLL:
 
 def _compiler() -> list[str]:
     """Return the command of the C compiler."""
-    words = shlex.split(os.environ.get('CC', '')) or ['cc']
-    for name in ([words[0]] if os.environ.get('CC') else ['cc', 'gcc', 'clang']):
+    asked = os.environ.get('CC', '')
+    try:
+        first, *options = shlex.split(asked) or ['']
+    except ValueError as error:
+        raise CompilerError(f'CC is {asked!r}: {error}; name a C compiler, or unset it') from error
+    for name in [first] if first else ['cc', 'gcc', 'clang']:
         found = shutil.which(name)
         if found is not None:
-            return [found, *words[1:]]
-    raise CompilerError(f'there is no C compiler {words[0]!r}; apt install gcc')
+            return [found, *options]
+    raise CompilerError(f"there is no C compiler {first or 'cc'!r}; apt install gcc")
 
 
 def _folder() -> Path | None:

@@ -91,6 +91,11 @@ class NativeLinear:
                 self.values, scales, sums, bias)), n_out, n_in * (8 if self.kind == I4 else 1),
             self.kind, F32 if scales is None else KINDS[scales.dtype])
 
+    @property
+    def most_rows(self) -> int:
+        """Return the most rows that it multiplies in less time than torch."""
+        return MOST[self.kind]
+
     @staticmethod
     def fits(weight: StoredWeight) -> bool:
         """Return whether a weight is of a kind that can be multiplied here."""
@@ -104,14 +109,14 @@ class NativeLinear:
         """Return the product of each row of ``x``, in 32 bits."""
         x = x.float().contiguous()
         y = x.new_empty(len(x), self.product.n_out)
-        call(self._library.multiply, self.product, len(x), x, y, torch.empty_like(x),
+        call(self._library.linear, self.product, len(x), x, y, torch.empty_like(x),
              x.new_empty(len(x)))
         return y
 
-    def write_out(self, dtype: torch.dtype) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return a weight of 8 or 4 bits, n_out x n_in."""
         y = torch.empty(self.product.n_out, self.product.n_in, dtype=dtype)
-        call(self._library.write_out, self.product, KINDS[dtype], y)
+        call(self._library.dequantize_weight, self.product, KINDS[dtype], y)
         return y
 
 
